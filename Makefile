@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+#
+# make             builds build/wspush, and never installs anything
+# make run         builds it, serves on loopback, says how to push
+# make test        runs everything; make help lists the rest
+#
+# For a packager: CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS are yours, what we
+# need stands in variables of our own.  BEARSSL=DIR takes BearSSL from a
+# directory with include/ or inc/ and lib/ or build/; BEARSSL_LIBS overrides
+# how it is linked.  PREFIX and DESTDIR as everywhere.
+
+CFLAGS ?= -O2 -g
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 20
+
+WARNINGS = -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes \
+	-Wpointer-arith -Wcast-qual -Wwrite-strings -Wconversion \
+	-Wno-sign-conversion -Wformat=2 -Wundef $(if $(CI),-Werror)
+WSP_CFLAGS = -std=c11 $(WARNINGS)
+SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all \
+	-fno-omit-frame-pointer
+
+# The static library where there is one: a router has no use for a shared one.
+ifdef BEARSSL
+WSP_CPPFLAGS = -isystem $(firstword \
+	$(wildcard $(BEARSSL)/include $(BEARSSL)/inc) $(BEARSSL)/include)
+BEARSSL_LIBS ?= $(firstword $(wildcard $(BEARSSL)/lib/libbearssl.a \
+	$(BEARSSL)/build/libbearssl.a) -L$(BEARSSL)/lib -lbearssl)
+else
+BEARSSL_LIBS ?= $(or $(filter /%, \
+	$(shell $(CC) -print-file-name=libbearssl.a 2>/dev/null)),-lbearssl)
+endif
+
+# The day of the build in seconds: a clock that shows less is wrong.
+BUILD_DATE ?= $(or $(SOURCE_DATE_EPOCH),$(shell \
+	git log -1 --format=%ct 2>/dev/null || date -r wspush.c +%s))
+
+PROGRAM = -DWSP_PAGE='"build/page.h"' -DWSP_BUILD_DATE=$(BUILD_DATE)
+COMPILE = $(CC) $(WSP_CPPFLAGS) $(CPPFLAGS) $(WSP_CFLAGS) $(CFLAGS)
+LINK = $(LDFLAGS) $(BEARSSL_LIBS) $(LDLIBS)
+
+all: build/wspush ## build/wspush (the default)
+
+build/wspush: wspush.c wspush.h build/page.h Makefile
+	@$(need_bearssl)
+	$(COMPILE) $(PROGRAM) -o $@ wspush.c $(LINK)
+
+# The test page as a list of numbers, without its indentation.
+build/page.h: tools/page.html Makefile
+	@mkdir -p build
+	sed 's/^	*//' tools/page.html | od -An -v -tu1 | \
+	    sed 's/[0-9][0-9]*/&,/g' >$@.new
+	@mv $@.new $@
+
+need_bearssl = echo '\#include <bearssl.h>' | \
+	$(CC) $(WSP_CPPFLAGS) $(CPPFLAGS) $(CFLAGS) -E - >/dev/null 2>&1 || { \
+	echo '$(firstword $(CC)) does not find bearssl.h. On Debian: apt-get' \
+	    'install gcc libc6-dev libbearssl-dev. Elsewhere: make' \
+	    'BEARSSL=DIRECTORY.' >&2; exit 1; }
+
+run: ## build, then serve the test page on https://localhost:8443
+	@tools/packages build
+	@$(MAKE) --no-print-directory all
+	@tools/run
+
+install: all ## install into $(DESTDIR)$(PREFIX)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include
+	install -m 755 build/wspush $(DESTDIR)$(PREFIX)/bin/wspush
+	install -m 644 wspush.h $(DESTDIR)$(PREFIX)/include/wspush.h
+
+uninstall: ## remove what install put there
+	rm -f $(DESTDIR)$(PREFIX)/bin/wspush
+	rm -f $(DESTDIR)$(PREFIX)/include/wspush.h
+
+clean: ## remove build/
+	rm -rf build
+
+# ----- tests: tools/test-run builds these and runs them
+
+test: ## every test there is; installs what they need
+	@rm -f build/verdict
+	@tools/packages build test
+	@/usr/bin/python3 tools/test-run
+
+fuzz: ## each fuzzer for FUZZ_SECONDS (20)
+	@tools/packages build test
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) /usr/bin/python3 tools/test-run fuzz
+
+test-arm: ## the unit tests on 32-bit ARM, under qemu
+	@tools/packages build test arm
+	@/usr/bin/python3 tools/test-run arm
+
+TEST_DEPENDS = wspush.c wspush.h Makefile $(wildcard test/*.h)
+
+# A test of the lower half renames main() before it includes wspush.c; every
+# other test has the upper half alone.
+TEST_CFLAGS = $(WSP_CFLAGS) -Wno-unused-function \
+	$(shell grep -q '^.define main ' $< || echo -DWSP_PURE_ONLY)
+
+build/unit/%: test/%.c $(TEST_DEPENDS)
+	@mkdir -p $(@D)
+	gcc $(TEST_CFLAGS) -O2 -g -o $@ $< -lcmocka $(BEARSSL_LIBS)
+
+build/asan/%: test/%.c $(TEST_DEPENDS)
+	@mkdir -p $(@D)
+	gcc $(TEST_CFLAGS) -O1 -g $(SANITIZE) -o $@ $< -lcmocka $(BEARSSL_LIBS)
+
+build/arm/%: test/%.c $(TEST_DEPENDS)
+	@mkdir -p $(@D)
+	arm-linux-gnueabihf-gcc $(TEST_CFLAGS) -O2 -g -o $@ $< \
+	    -lcmocka -lbearssl
+
+build/fuzz/%: test/%.c $(TEST_DEPENDS)
+	@mkdir -p $(@D)
+	clang $(TEST_CFLAGS) -O1 -g -fsanitize=fuzzer $(SANITIZE) -o $@ $< \
+	    $(BEARSSL_LIBS)
+
+build/asan/wspush: wspush.c wspush.h build/page.h Makefile
+	@mkdir -p $(@D)
+	gcc $(WSP_CFLAGS) -O1 -g $(SANITIZE) $(PROGRAM) -o $@ wspush.c \
+	    $(BEARSSL_LIBS)
+
+# Both compilers, at the levels that see different things, must be silent.
+SILENT = $(addprefix build/silent/,gcc-O0 gcc-O2 gcc-Os clang-O0 clang-O2)
+
+build/silent/%: wspush.c wspush.h build/page.h Makefile
+	@mkdir -p $(@D)
+	$(subst -, -,$*) $(WSP_CFLAGS) -Werror $(PROGRAM) -c -o $@.o wspush.c
+	$(subst -, -,$*) $(WSP_CFLAGS) -Werror -Wno-unused-function \
+	    -DWSP_PURE_ONLY -c -o $@.pure.o wspush.c
+	@touch $@
+
+# Every function of the upper half, also those that nobody calls, may ask the
+# linker only for memory, strings and BearSSL.
+build/pure: wspush.c wspush.h Makefile
+	@mkdir -p $(@D)
+	gcc $(WSP_CFLAGS) -Wno-unused-function -DWSP_PURE_ONLY -O1 \
+	    -fkeep-static-functions -c -o $@.o wspush.c
+	! nm -u $@.o | grep -Evw \
+	    '(mem|str)[a-z]*|br_[a-z0-9_]*|__assert_fail|__stack_chk_fail|__[a-z]*_chk|_GLOBAL_OFFSET_TABLE_'
+	@touch $@
+
+# What the README promises: one file, one command.
+build/alone: wspush.c wspush.h Makefile
+	@mkdir -p $(@D)
+	cc wspush.c -lbearssl -o $@
+
+silent-checks:
+	@echo $(SILENT)
+
+# ----- opinions
+
+fmt: ## format wspush.c and wspush.h
+	@tools/packages lint
+	clang-format --style=file:tools/clang-format -i wspush.c wspush.h
+
+lint: ## what clang-tidy and shellcheck think
+	@tools/packages lint
+	clang-tidy --quiet --config-file=tools/clang-tidy wspush.c -- \
+	    $(WSP_CPPFLAGS) $(WSP_CFLAGS)
+	shellcheck tools/packages tools/run .ci/run
+
+rooms: ## the rooms of wspush.c: lines, functions, calls upward
+	@tools/packages lint
+	@/usr/bin/python3 tools/rooms wspush.c
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 12
+
+.PHONY: all run install uninstall clean test fuzz test-arm silent-checks \
+	fmt lint rooms help
+.DELETE_ON_ERROR:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""After `ready` the server allocates nothing.
+
+Two witnesses: an interposer that counts the calls of the C library, and the
+kernel's map of the process, which also shows what goes around the library."""
+import os
+import pathlib
+import signal
+import struct
+import subprocess
+
+import pytest
+
+import wsp
+from wsp import MAIN, request
+
+NAMES = "malloc calloc realloc memalign mmap mremap brk".split()
+
+
+def sanitized(path):
+    return b"__asan_init" in pathlib.Path(path).read_bytes()
+
+
+# A sanitizer has an allocator of its own: the release build speaks for both.
+BINARY = wsp.BINARY
+if os.path.exists(BINARY) and sanitized(BINARY):
+    BINARY = os.environ.get("WSPUSH_RELEASE", BINARY)
+
+
+@pytest.fixture(scope="session")
+def interposer():
+    if sanitized(BINARY):
+        pytest.skip("a sanitizer has an allocator of its own")
+    program = subprocess.run(["readelf", "-l", BINARY], capture_output=True,
+                             check=True, timeout=60).stdout
+    if b"INTERP" not in program:
+        pytest.skip("a static binary cannot be interposed")
+    library = wsp.ARTEFACTS / "count_alloc.so"
+    source = pathlib.Path(__file__).with_name("count_alloc.c")
+    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1",
+                    "-Wall", "-Wextra", "-o", library, source, "-ldl"],
+                   check=True, timeout=120)
+    return library
+
+
+@pytest.fixture
+def counted(serve, interposer, tmp_path):
+    """A server whose allocations are counted, and the count."""
+    file = tmp_path / "counters"
+    file.write_bytes(bytes(8 * len(NAMES)))
+    server = serve("--service", MAIN, "--service", "echo=echo",
+                   binary=BINARY, env={"LD_PRELOAD": str(interposer),
+                        "COUNT_ALLOC": str(file)})
+
+    def read():
+        return dict(zip(NAMES, struct.unpack(f"={len(NAMES)}Q",
+                                             file.read_bytes())))
+    assert read()["mmap"] > 1, "the interposer does not count"
+    return server, read
+
+
+def maps(server):
+    """The process's mappings, the stack apart, which the kernel grows."""
+    text = pathlib.Path(f"/proc/{server.pid}/maps").read_text()
+    return {line.split()[0] for line in text.splitlines()
+            if "[stack]" not in line}
+
+
+def use(server, tls):
+    """A bit of everything: connect, talk, push, list, close, refusals."""
+    for data in (request("/", upgrade=False), request("/nothing"),
+                 request("/healthz", upgrade=False), b"\0\r\n\r\n",
+                 request(f"/services/{MAIN}", "POST")):
+        server.ask(data, tls)
+    raw = server.open("id:1::g:2", tls=tls)
+    old = server.open("id:1::g:2", tls=tls)
+    assert raw.closed()[0] == 4001
+    raw = old
+    volatile = [server.open(tls=tls) for _ in range(20)]
+    echo = server.open(service="echo", tls=tls)
+    echo.text("x" * 16_000)
+    assert echo.read_text() == "x" * 16_000
+    echo.send(wsp.frame(3))
+    assert echo.closed()[0] == 1002
+    raw.heartbeat()
+    for kind, body in (("text", "x" * 65536), ("json", '{"a":1}'),
+                       ("json", "a string"), ("binary", b"\xff")):
+        assert server.ok(f"send kind={kind} *", body).count == 21
+    server.refused("bad-target", "send $", "x")
+    server.refused("unknown-socket", f"send /services/{MAIN}-s-absent", "x")
+    server.rows("$g:[1,2]")
+    server.stats()
+    for got in server.fence(raw, *volatile):
+        assert len(got) in (3, 4)
+    assert server.ok("abort /services/echo").count in (0, 1)
+    away = server.away("away")
+    for _ in range(100):
+        server.ok(f"send {away}", "overflows")
+    for each in volatile[:10]:
+        each.say_close()
+    volatile[10].reset()
+    assert server.ok("close *").count >= 3
+    for each in server.opened:
+        each.close_socket()
+    server.opened.clear()
+    wsp.until(lambda: not server.rows(), "all to be gone")
+
+
+def test_nothing_is_allocated_after_ready(counted, tls):
+    server, read = counted
+    before, mapped = read(), maps(server)
+    for _ in range(3):
+        use(server, tls)
+    assert read() == before
+    assert maps(server) == mapped
+
+
+def test_nothing_is_allocated_at_reload_and_stop(counted):
+    server, read = counted
+    raw = server.open(tls=True)
+    before = read()
+    for _ in range(3):
+        log = len(server.log)
+        server.kick(signal.SIGHUP)
+        server.wait_log("(?i)reload|read again|sighup", after=log)
+    raw.heartbeat()
+    assert read() == before
+    server.kick(signal.SIGTERM)
+    assert raw.closed()[0] == 1001
+    assert read() == before
+
+
+def test_memory_does_not_grow_with_use(serve):
+    """Also for binaries that cannot be interposed."""
+    if sanitized(BINARY):
+        pytest.skip("a sanitizer maps what it likes")
+    server = serve("--service", MAIN, "--service", "echo=echo", binary=BINARY)
+    mapped = maps(server)
+    for tls in (False, True):
+        use(server, tls)
+    assert maps(server) == mapped

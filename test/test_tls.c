@@ -1,0 +1,1284 @@
+/*
+ * SPDX-License-Identifier: MIT
+ *
+ * Room 15: certificates and keys in every state that people bring them in,
+ * certificates of our own, and whole handshakes with BearSSL as the client.
+ */
+#define main wspush_main
+#include "../wspush.c"
+#undef main
+
+#include <setjmp.h>
+
+#include <cmocka.h>
+
+#define PEM "test/corpus/pem/"
+
+static char dir[] = "/tmp/wspush-tls-XXXXXX";
+static char why[512];
+
+/* A file in the test's directory, from a string or bytes. */
+static const char *
+put_file(const char *name, const void *p, size_t n)
+{
+	static char paths[4][256];
+	static int turn;
+	char *path = paths[turn++ % 4];
+
+	snprintf(path, sizeof paths[0], "%s/%s", dir, name);
+	assert_int_equal(sys_write_file(path, p, n, 0600), 0);
+	return path;
+}
+
+/* A file of the corpus, terminated; never two at a time in one buffer. */
+static char *
+get_file(const char *name, size_t *n)
+{
+	static char texts[4][16384];
+	static int turn;
+	char *text = texts[turn++ % 4], path[300];
+	ssize_t r;
+
+	snprintf(path, sizeof path, "%s%s", *name == '/' ? "" : PEM, name);
+	r = sys_read_file(path, text, sizeof texts[0] - 1);
+	if (r <= 0)
+		fail_msg("cannot read %s: run this in the top directory", path);
+	text[r] = '\0';
+	if (n)
+		*n = (size_t)r;
+	return text;
+}
+
+/* Several files of the corpus as one. */
+static const char *
+join_files(const char *name, const char *const *parts, size_t count)
+{
+	static char text[65536];
+	size_t n = 0;
+
+	for (size_t i = 0; i < count; i++)
+		n += (size_t)snprintf(text + n, sizeof text - n, "%s",
+		    get_file(parts[i], NULL));
+	return put_file(name, text, n);
+}
+
+static int
+load(const char *cert, const char *key)
+{
+	char paths[2][300];
+
+	snprintf(paths[0], 300, "%s%s", *cert == '/' ? "" : PEM, cert);
+	snprintf(paths[1], 300, "%s%s", *key == '/' ? "" : PEM, key);
+	why[0] = '\0';
+	return tls_load(paths[0], paths[1], why, sizeof why);
+}
+
+static void
+assert_loads(const char *cert, const char *key)
+{
+	if (load(cert, key) != 0)
+		fail_msg("%s with %s: %s", cert, key, why);
+}
+
+/* Refused, with words of the reason. */
+static void
+assert_refused(const char *cert, const char *key, const char *words)
+{
+	int before = certs.in_use;
+
+	assert_int_equal(load(cert, key), -1);
+	if (!strstr(why, words))
+		fail_msg("\"%s\" does not say \"%s\"", why, words);
+	assert_int_equal(certs.in_use, before);
+}
+
+static void
+every_kind_of_key_loads_with_its_certificate(void **state)
+{
+	(void)state;
+	assert_loads("ec.crt", "ec.key");
+	assert_loads("rsa2048.crt", "rsa2048-pkcs1.key");
+	assert_loads("rsa4096.crt", "rsa4096.key");
+	assert_loads("p384.crt", "p384.key");
+	assert_loads("p521.crt", "p521.key");
+	assert_true(tls_cert_days() > 36000);
+}
+
+static void
+ec_parameters_before_the_key_are_skipped(void **state)
+{
+	(void)state;
+	assert_loads("ec.crt", "ec-parameters-first.key");
+}
+
+/* What editors and mail do to a file. */
+static const char *
+spoil(const char *name, const char *as, bool bom, bool crlf, bool no_end)
+{
+	char text[16384];
+	size_t n = 0;
+
+	if (bom)
+		n = (size_t)snprintf(text, sizeof text, "\xef\xbb\xbf");
+	for (const char *p = get_file(name, NULL); *p; p++) {
+		if (*p == '\n' && p[1] == '\0' && no_end)
+			break;
+		if (*p == '\n' && crlf)
+			text[n++] = '\r';
+		text[n++] = *p;
+	}
+	return put_file(as, text, n);
+}
+
+static void
+crlf_a_byte_order_mark_and_no_final_newline_do_no_harm(void **state)
+{
+	(void)state;
+	for (int i = 1; i < 8; i++) {
+		const char *cert = spoil("rsa2048.crt", "spoilt.crt", i & 1,
+		    i & 2, i & 4);
+		const char *key = spoil("rsa2048-pkcs1.key", "spoilt.key",
+		    i & 1, i & 2, i & 4);
+
+		assert_loads(cert, key);
+	}
+}
+
+static void
+one_file_may_hold_both_and_comments(void **state)
+{
+	static const char *const parts[] = { "ec-parameters-first.key",
+		"ec.crt" };
+	char text[8192] = "Bag Attributes\n    friendlyName: me\n";
+	const char *both = join_files("both.pem", parts, 2);
+
+	(void)state;
+	assert_loads(both, both);
+	strcat(text, get_file(both, NULL));
+	both = put_file("both.pem", text, strlen(text));
+	assert_loads(both, both);
+}
+
+/* The first object of a PEM file of the corpus, in DER. */
+static size_t
+get_der(const char *name, u8 der[4096])
+{
+	struct pem m;
+	size_t n;
+
+	m.file.p = (const u8 *)get_file(name, &n);
+	m.file.n = n;
+	br_pem_decoder_init(&m.decoder);
+	assert_non_null(pem_next(&m, der, 4096));
+	assert_false(m.full);
+	return m.to_n;
+}
+
+static void
+der_loads_like_pem(void **state)
+{
+	u8 cert[4096], key[4096];
+	size_t cert_n, key_n;
+	static const char *const pairs[][2] = {
+		{ "ec.crt", "ec.key" }, { "rsa2048.crt", "rsa2048-pkcs1.key" },
+		{ "rsa4096.crt", "rsa4096.key" }, { "p384.crt", "p384.key" }
+	};
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(pairs); i++) {
+		cert_n = get_der(pairs[i][0], cert);
+		key_n = get_der(pairs[i][1], key);
+		assert_loads(put_file("cert.der", cert, cert_n),
+		    put_file("key.der", key, key_n));
+	}
+	assert_refused(put_file("cert.der", cert, cert_n - 1), "p384.key",
+	    "damaged or cut short");
+	assert_refused("p384.crt", put_file("key.der", key, key_n - 1),
+	    "damaged");
+	memset(key, 0, sizeof key);
+	key[0] = 0x30;
+	assert_refused("p384.crt", put_file("key.der", key, 2401),
+	    "larger than RSA-4096");
+}
+
+static void
+a_chain_loads_in_pem_and_in_der(void **state)
+{
+	static const char *const parts[] = { "chain-leaf.crt",
+		"chain-intermediate.crt", "chain-root.crt" };
+	u8 der[4096];
+	size_t n = 0;
+
+	(void)state;
+	assert_loads(join_files("chain.crt", parts, 2), "chain-leaf.key");
+	assert_int_equal(certs.place[certs.in_use].count, 2);
+	assert_loads(join_files("chain.crt", parts, 3), "chain-leaf.key");
+	assert_int_equal(certs.place[certs.in_use].count, 3);
+	for (int i = 0; i < 3; i++) {
+		u8 one[4096];
+		size_t one_n = get_der(parts[i], one);
+
+		memcpy(der + n, one, one_n);
+		n += one_n;
+	}
+	assert_loads(put_file("chain.der", der, n), "chain-leaf.key");
+	assert_int_equal(certs.place[certs.in_use].count, 3);
+}
+
+static void
+a_chain_in_the_wrong_order_is_named(void **state)
+{
+	static const char *const root_first[] = { "chain-root.crt",
+		"chain-intermediate.crt", "chain-leaf.crt" };
+	static const char *const swapped[] = { "chain-leaf.crt",
+		"chain-root.crt", "chain-intermediate.crt" };
+
+	(void)state;
+	assert_refused(join_files("chain.crt", root_first, 3),
+	    "chain-leaf.key", "wrong order: number 3 fits the key");
+	assert_refused(join_files("chain.crt", swapped, 3), "chain-leaf.key",
+	    "wrong order: number 2 did not sign number 1");
+}
+
+static void
+a_chain_has_at_most_eight_certificates_and_as_many_bytes_as_fit(void **state)
+{
+	const char *parts[9] = { "chain-leaf.crt", "chain-intermediate.crt" };
+
+	(void)state;
+	for (int i = 2; i < 9; i++)
+		parts[i] = "chain-root.crt";
+	assert_loads(join_files("chain.crt", parts, 8), "chain-leaf.key");
+	assert_refused(join_files("chain.crt", parts, 9), "chain-leaf.key",
+	    "more than 8 certificates");
+	for (int i = 0; i < 8; i++)
+		parts[i] = "rsa4096.crt"; /* 1,300 bytes each */
+	assert_refused(join_files("chain.crt", parts, 8), "rsa4096.key",
+	    "larger than 8192 bytes");
+}
+
+static void
+an_encrypted_key_gets_a_message_of_its_own(void **state)
+{
+	(void)state;
+	assert_refused("ec.crt", "encrypted-pkcs8.key", "openssl pkey -in");
+	assert_refused("ec.crt", "encrypted-old.key", "openssl pkey -in");
+}
+
+static void
+a_key_that_is_not_the_certificates_is_refused(void **state)
+{
+	(void)state;
+	assert_refused("ec.crt", "rsa2048-pkcs1.key", "is RSA but");
+	assert_refused("rsa2048.crt", "ec.key", "for a key that is RSA");
+	assert_refused("p384.crt", "ec.key", "for a key that is P-384");
+	assert_refused("ec.crt", "chain-leaf.key", "is not the key of");
+	assert_refused("rsa2048.crt", "rsa4096.key", "is not the key of");
+	assert_refused("rsa4096.crt", "rsa2048-pkcs1.key",
+	    "is not the key of");
+}
+
+static void
+keys_that_cannot_be_used_are_named(void **state)
+{
+	(void)state;
+	assert_refused("ec.crt", "ed25519.key", "neither RSA nor EC");
+	assert_refused("ec.crt", "k256.key", "neither RSA nor EC");
+	assert_refused("rsa2048.crt", "rsa1024.key", "has 1024 bits");
+	assert_refused("ed25519.crt", "ec.key", "neither RSA nor EC");
+}
+
+static void
+files_that_hold_something_else_are_named(void **state)
+{
+	(void)state;
+	assert_refused("ec.key", "ec.crt", "--cert and --key swapped");
+	assert_refused("ec.crt", "ec.crt", "--cert and --key swapped");
+	assert_refused("none.crt", "ec.key", "No such file");
+	assert_refused("ec.crt", "none.key", "No such file");
+	assert_refused(put_file("empty", "", 0), "ec.key", "is empty");
+	assert_refused(put_file("text", "hello\n", 6), "ec.key",
+	    "holds no certificate");
+	assert_refused("ec.crt", put_file("text", "hello\n", 6),
+	    "holds no private key");
+	assert_refused(put_file("der", "\x30\x03zzz", 5), "ec.key", "damaged");
+}
+
+static void
+a_file_of_the_largest_size_is_read_and_one_byte_more_is_not(void **state)
+{
+	char *text = malloc(WSP_TLS_FILE);
+	size_t n;
+	const char *cert = get_file("ec.crt", &n);
+
+	(void)state;
+	assert_non_null(text);
+	memset(text, '\n', WSP_TLS_FILE);
+	memcpy(text, cert, n);
+	assert_loads(put_file("large", text, WSP_TLS_FILE - 1), "ec.key");
+	assert_refused(put_file("large", text, WSP_TLS_FILE), "ec.key",
+	    "larger than");
+	free(text);
+}
+
+static void
+a_file_cut_anywhere_is_refused(void **state)
+{
+	size_t n;
+	char *text = get_file("ec.crt", &n);
+
+	(void)state;
+	n = (size_t)(strstr(text, "-----END") - text);
+	for (size_t cut = 0; cut < n; cut++)
+		assert_int_equal(load(put_file("cut", text, cut), "ec.key"),
+		    -1);
+	text = get_file("ec.key", &n);
+	n = (size_t)(strstr(text, "-----END") - text);
+	for (size_t cut = 0; cut < n; cut++)
+		assert_int_equal(load("ec.crt", put_file("cut", text, cut)),
+		    -1);
+}
+
+static void
+a_reload_that_fails_keeps_what_is_in_use(void **state)
+{
+	size_t n;
+	char *text = get_file("ec.crt", &n);
+	const char *cert = put_file("now.crt", text, n);
+	int place;
+
+	(void)state;
+	assert_loads(cert, "ec.key");
+	place = certs.in_use;
+	put_file("now.crt", text, n / 2);
+	assert_int_equal(tls_reload(why, sizeof why), -1);
+	assert_non_null(strstr(why, "now.crt"));
+	assert_int_equal(certs.in_use, place);
+	assert_true(tls_cert_days() > 36000);
+	put_file("now.crt", text, n);
+	assert_int_equal(tls_reload(why, sizeof why), 0);
+	assert_int_equal(certs.in_use, !place);
+}
+
+/* ----- certificates of our own */
+
+static void
+dates_go_there_and_back(void **state)
+{
+	struct date d = { 1970, 1, 1, 0, 0, 0 };
+
+	(void)state;
+	assert_true(date_to_seconds(d) == 0);
+	d = (struct date){ 2000, 2, 29, 12, 34, 56 };
+	assert_true(date_to_seconds(d) == 951827696);
+	d = (struct date){ 2050, 1, 1, 0, 0, 0 };
+	assert_true(date_to_seconds(d) == 2524608000);
+	for (int64_t day = 0; day < 400 * 366; day++) {
+		struct date e = date_of_seconds(day * DAY + 86399);
+
+		assert_true(date_to_seconds(e) == day * DAY + 86399);
+		assert_true(e.month >= 1 && e.month <= 12 && e.day >= 1 &&
+		    e.day <= 31 && e.second == 59);
+	}
+}
+
+static int64_t
+read_date(const char *text, int tag)
+{
+	u8 der[32] = { (u8)tag, (u8)strlen(text) };
+	struct der d = { der, 2 + strlen(text) };
+	int64_t seconds;
+
+	memcpy(der + 2, text, strlen(text));
+	return der_take_date(&d, &seconds) ? seconds : -1;
+}
+
+static void
+certificate_dates_have_two_forms_and_no_other(void **state)
+{
+	(void)state;
+	assert_true(read_date("700101000000Z", 0x17) == 0);
+	assert_true(read_date("491231235959Z", 0x17) == 2524607999);
+	assert_true(read_date("500101000000Z", 0x17) < 0);
+	assert_true(read_date("20500101000000Z", 0x18) == 2524608000);
+	assert_true(read_date("20500101000000Z", 0x17) == -1);
+	assert_true(read_date("700101000000Z", 0x18) == -1);
+	assert_true(read_date("7001010000Z", 0x17) == -1);
+	assert_true(read_date("70010100000xZ", 0x17) == -1);
+	assert_true(read_date("700001000000Z", 0x17) == -1);
+	assert_true(read_date("701301000000Z", 0x17) == -1);
+	assert_true(read_date("700101000000+", 0x17) == -1);
+}
+
+static void
+names_are_host_names_wildcards_and_addresses(void **state)
+{
+	static const char *const good[] = { "a", "box.lan", "*.lan", "my_box",
+		"192.0.2.1", "::1", "2001:db8::1", "A-1.b" };
+	static const char *const bad[] = { "", ".", "a..b", ".a", "a.", "-a",
+		"a b", "a,b", "*", "*.", "a.*", "[::1]", "1::2::3", "a/b",
+		"\xc3\xa4" };
+	char label[66];
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(good); i++)
+		assert_true(cert_name_ok(good[i]));
+	for (size_t i = 0; i < COUNT(bad); i++)
+		assert_false(cert_name_ok(bad[i]));
+	memset(label, 'a', sizeof label);
+	label[64] = '\0';
+	assert_false(cert_name_ok(label));
+	label[63] = '\0';
+	assert_true(cert_name_ok(label));
+}
+
+/* A new directory below the test's. */
+static const char *
+state_dir(const char *name)
+{
+	static char path[256];
+
+	snprintf(path, sizeof path, "%s/%s", dir, name);
+	return path;
+}
+
+static const char *
+state_file(const char *state, const char *name)
+{
+	static char paths[2][300];
+	static int turn;
+	char *path = paths[turn++ % 2];
+
+	snprintf(path, sizeof paths[0], "%s/%s", state, name);
+	return path;
+}
+
+static bool
+names_have(struct der names, int tag, const void *p, size_t n)
+{
+	struct der name;
+	int t;
+
+	while ((t = der_take(&names, &name)) >= 0)
+		if (t == tag && name.n == n && memcmp(name.p, p, n) == 0)
+			return true;
+	return false;
+}
+
+/* The facts of the certificate in use. */
+static struct cert_facts
+facts_in_use(void)
+{
+	struct cert_facts f;
+
+	assert_true(cert_read_facts(&f,
+	    cert_der(&certs.place[certs.in_use], 0)));
+	return f;
+}
+
+static void
+a_certificate_of_our_own_has_the_names_that_were_asked_for(void **state)
+{
+	static const char *const names[] = { "box.lan", "192.0.2.7", "::1",
+		"*.x.lan" };
+	const char *d = state_dir("a/b/c");
+	struct cert_facts f;
+	u8 ip6[16] = { [15] = 1 };
+	struct stat st;
+
+	(void)state;
+	assert_int_equal(tls_make_certificate(d, names, COUNT(names), 825,
+	    false, why, sizeof why), 0);
+	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
+	f = facts_in_use();
+	assert_true(der_same(f.issuer, f.subject));
+	assert_true(f.not_after - f.not_before == (int64_t)825 * DAY);
+	assert_int_equal(tls_cert_days(), 824); /* and 23 hours */
+	assert_true(names_have(f.names, 0x82, "box.lan", 7));
+	assert_true(names_have(f.names, 0x82, "*.x.lan", 7));
+	assert_true(names_have(f.names, 0x87, "\xc0\x00\x02\x07", 4));
+	assert_true(names_have(f.names, 0x87, ip6, 16));
+	assert_int_equal(stat(state_file(d, "key.pem"), &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0600);
+}
+
+static void
+without_names_it_has_those_of_this_machine(void **state)
+{
+	const char *d = state_dir("own");
+	struct cert_facts f;
+
+	(void)state;
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
+	f = facts_in_use();
+	assert_true(names_have(f.names, 0x82, "localhost", 9));
+	assert_true(names_have(f.names, 0x87, "\x7f\x00\x00\x01", 4));
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 0);
+}
+
+static void
+what_is_there_is_not_replaced_without_force(void **state)
+{
+	const char *d = state_dir("force");
+	char before[4096];
+
+	(void)state;
+	assert_int_equal(tls_make_certificate(d, NULL, 0, 825, false, why,
+	    sizeof why), 0);
+	strcpy(before, get_file(state_file(d, "cert.pem"), NULL));
+	assert_int_equal(tls_make_certificate(d, NULL, 0, 825, false, why,
+	    sizeof why), -1);
+	assert_string_equal(get_file(state_file(d, "cert.pem"), NULL), before);
+	assert_int_equal(tls_make_certificate(d, NULL, 0, 825, true, why,
+	    sizeof why), 0);
+	assert_string_not_equal(get_file(state_file(d, "cert.pem"), NULL),
+	    before);
+}
+
+static void
+too_many_names_are_refused_and_nothing_is_written(void **state)
+{
+	static char room[CERT_NAMES][64];
+	const char *names[CERT_NAMES];
+	const char *d = state_dir("many");
+
+	(void)state;
+	for (size_t i = 0; i < CERT_NAMES; i++) {
+		snprintf(room[i], sizeof room[i], "%060zu", i);
+		names[i] = room[i];
+	}
+	assert_int_equal(tls_make_certificate(d, names, CERT_NAMES, 825, false,
+	    why, sizeof why), -1);
+	assert_true(cert_is_missing(state_file(d, "key.pem")));
+	assert_int_equal(tls_make_certificate(d, names, 50, 825, false, why,
+	    sizeof why), 0);
+	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
+}
+
+static void
+ours_is_renewed_below_thirty_days_and_not_before(void **state)
+{
+	const char *d = state_dir("renew");
+
+	(void)state;
+	assert_int_equal(tls_make_certificate(d, NULL, 0, 31, true, why,
+	    sizeof why), 0);
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 0);
+	assert_int_equal(tls_make_certificate(d, NULL, 0, 30, true, why,
+	    sizeof why), 0);
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
+	assert_true(tls_cert_days() > 800);
+}
+
+static void
+an_expired_certificate_is_used_and_its_days_are_negative(void **state)
+{
+	const char *d = state_dir("expired");
+
+	(void)state;
+	assert_int_equal(tls_make_certificate(d, NULL, 0, -10, true, why,
+	    sizeof why), 0);
+	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
+	assert_int_equal(tls_cert_days(), -11);
+}
+
+static void
+a_pair_of_ours_that_a_power_cut_split_is_made_anew(void **state)
+{
+	const char *d = state_dir("split");
+	char cert[4096];
+
+	(void)state;
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	strcpy(cert, get_file(state_file(d, "cert.pem"), NULL));
+	assert_int_equal(tls_make_certificate(d, NULL, 0, 825, true, why,
+	    sizeof why), 0);
+	assert_int_equal(sys_write_file(state_file(d, "cert.pem"), cert,
+	    strlen(cert), 0644), 0);
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(unlink(state_file(d, "key.pem")), 0);
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
+}
+
+static void
+somebody_elses_broken_pair_is_not_touched(void **state)
+{
+	const char *d = state_dir("foreign");
+	size_t n;
+	char *text = get_file("chain-leaf.crt", &n);
+
+	(void)state;
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(sys_write_file(state_file(d, "cert.pem"), text, n,
+	    0644), 0);
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), -1);
+	assert_string_equal(get_file(state_file(d, "cert.pem"), NULL), text);
+	assert_int_equal(sys_write_file(state_file(d, "cert.pem"), "x", 1,
+	    0644), 0);
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), -1);
+}
+
+/* The verb, its words kept from the test's own output. */
+static int
+run_cert(const char *const *words, size_t count)
+{
+	char room[8][300], *argv[9] = { NULL };
+	int out = dup(1), err = dup(2), null = open("/dev/null", O_WRONLY), r;
+
+	for (size_t i = 0; i < count; i++)
+		argv[i] = strcpy(room[i], words[i]);
+	fflush(stdout);
+	dup2(null, 1);
+	dup2(null, 2);
+	r = tls_cert_command((int)count, argv);
+	fflush(stdout);
+	dup2(out, 1);
+	dup2(err, 2);
+	close(out);
+	close(err);
+	close(null);
+	return r;
+}
+
+static void
+the_verb_makes_shows_and_refuses(void **state)
+{
+	const char *d = state_dir("verb");
+
+	(void)state;
+	assert_int_equal(run_cert((const char *[]){ "cert", "-d", "90",
+	    "--state", d, "box.lan", "192.0.2.9" }, 7), 0);
+	assert_int_equal(run_cert((const char *[]){ "cert", "--state", d }, 3),
+	    0);
+	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
+	assert_int_equal(tls_cert_days(), 89);
+	assert_true(names_have(facts_in_use().names, 0x82, "box.lan", 7));
+	assert_int_equal(run_cert((const char *[]){ "cert", "--state", d,
+	    "x.lan" }, 4), 1);
+	assert_int_equal(run_cert((const char *[]){ "cert", "-f", "--state",
+	    d, "x.lan" }, 5), 0);
+	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
+	assert_true(names_have(facts_in_use().names, 0x82, "x.lan", 5));
+	assert_int_equal(run_cert((const char *[]){ "cert", "--state" }, 2),
+	    2);
+	assert_int_equal(run_cert((const char *[]){ "cert", "-d", "0" }, 3),
+	    2);
+	assert_int_equal(run_cert((const char *[]){ "cert", "-d", "3651" }, 3),
+	    2);
+	assert_int_equal(run_cert((const char *[]){ "cert", "-x" }, 2), 2);
+	assert_int_equal(run_cert((const char *[]){ "cert", "a b" }, 2), 2);
+	assert_int_equal(run_cert((const char *[]){ "cert", "--state",
+	    "/proc/none/such" }, 3), 1);
+}
+
+/* ----- handshakes */
+
+#define SLOTS 2
+#define ROWS  4
+
+/* A client that takes the key in the certificate at its word. */
+struct client {
+	br_ssl_client_context ssl;
+	br_x509_minimal_context ignored;
+	br_x509_knownkey_context trust;
+	br_x509_decoder_context decoder;
+	u8 buffer[BR_SSL_BUFSIZE_BIDI];
+	size_t burst; /* bytes it hands over at once */
+	int fd, server_fd, slot;
+	struct record_keys keys;
+	enum tls_progress progress;
+};
+
+static void *memory;
+
+static void
+set_up_tls(const char *cert, const char *key)
+{
+	size_t n = tls_memory(SLOTS, ROWS);
+
+	memset(&tls, 0, sizeof tls);
+	free(memory);
+	memory = aligned_alloc(64, (n + 63) & ~(size_t)63);
+	assert_non_null(memory);
+	memset(memory, 0, n);
+	assert_int_equal(tls_start(why, sizeof why), 0);
+	tls_place(memory, SLOTS, ROWS);
+	assert_loads(cert, key);
+}
+
+/* Connects, not yet shaking hands. */
+static void
+client_open(struct client *c, const br_ssl_session_parameters *session)
+{
+	static const u16 both[] = {
+		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+	};
+	const struct cert *cert = &certs.place[certs.in_use];
+	const br_x509_pkey *key;
+	br_ssl_engine_context *e = &c->ssl.eng;
+	int fds[2];
+
+	memset(c, 0, sizeof *c);
+	c->burst = sizeof c->buffer;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0,
+	    fds), 0);
+	c->fd = fds[0];
+	c->server_fd = fds[1];
+	br_ssl_client_init_full(&c->ssl, &c->ignored, NULL, 0);
+	br_ssl_engine_set_suites(e, both, COUNT(both));
+	key = cert_public_key(cert, 0, &c->decoder);
+	if (key->key_type == BR_KEYTYPE_RSA)
+		br_x509_knownkey_init_rsa(&c->trust, &key->key.rsa,
+		    BR_KEYTYPE_SIGN);
+	else
+		br_x509_knownkey_init_ec(&c->trust, &key->key.ec,
+		    BR_KEYTYPE_SIGN);
+	br_ssl_engine_set_x509(e, &c->trust.vtable);
+	br_ssl_engine_set_buffer(e, c->buffer, sizeof c->buffer, 1);
+	if (session)
+		br_ssl_engine_set_session_parameters(e, session);
+	assert_true(br_ssl_client_reset(&c->ssl, NULL, session != NULL));
+	c->slot = tls_take();
+}
+
+static void
+client_close(struct client *c)
+{
+	if (c->slot >= 0)
+		tls_give(c->slot);
+	close(c->fd);
+	close(c->server_fd);
+}
+
+/* One move of the client: true if it did something. */
+static bool
+client_move(struct client *c)
+{
+	br_ssl_engine_context *e = &c->ssl.eng;
+	unsigned state = br_ssl_engine_current_state(e);
+	size_t n;
+	u8 *p;
+	ssize_t r;
+
+	if (state & BR_SSL_SENDREC) {
+		p = br_ssl_engine_sendrec_buf(e, &n);
+		r = sys_send(c->fd, p, min_size(n, c->burst), 0);
+		assert_true(r > 0);
+		br_ssl_engine_sendrec_ack(e, (size_t)r);
+		return true;
+	}
+	if (!(state & BR_SSL_RECVREC))
+		return false;
+	p = br_ssl_engine_recvrec_buf(e, &n);
+	r = sys_recv(c->fd, p, n, 0);
+	if (r > 0)
+		br_ssl_engine_recvrec_ack(e, (size_t)r);
+	return r > 0;
+}
+
+/* Both sides in turn until the server is done or failed. */
+static void
+shake_hands(struct client *c)
+{
+	assert_true(c->slot >= 0);
+	for (int i = 0; i < 5000; i++) {
+		client_move(c);
+		c->progress = tls_step(c->slot, c->server_fd, &c->keys);
+		if (c->progress == TLS_DONE || c->progress == TLS_FAILED)
+			break;
+	}
+	while (client_move(c))
+		continue;
+}
+
+/* The client says a word and the server's keys read it, and back. */
+static void
+exchange(struct client *c)
+{
+	br_ssl_engine_context *e = &c->ssl.eng;
+	u8 record[RECORD_MAX];
+	struct record r;
+	size_t n;
+	ssize_t got;
+
+	assert_true(br_ssl_engine_current_state(e) & BR_SSL_SENDAPP);
+	memcpy(br_ssl_engine_sendapp_buf(e, &n), "hello", 5);
+	br_ssl_engine_sendapp_ack(e, 5);
+	br_ssl_engine_flush(e, 0);
+	while (client_move(c))
+		continue;
+	got = sys_recv(c->server_fd, record, sizeof record, 0);
+	assert_true(got > 0);
+	assert_int_equal(record_open(tls_aead(), &c->keys, record,
+	    (size_t)got, &r), got);
+	assert_int_equal(r.n, 5);
+	assert_memory_equal(r.p, "hello", 5);
+	memcpy(record + record_head(c->keys.suite), "welcome", 7);
+	n = record_seal(tls_aead(), &c->keys, c->keys.out_seq++, RECORD_DATA,
+	    record, 7);
+	assert_int_equal(sys_send(c->server_fd, record, n, 0), n);
+	while (client_move(c))
+		continue;
+	assert_true(br_ssl_engine_current_state(e) & BR_SSL_RECVAPP);
+	assert_memory_equal(br_ssl_engine_recvapp_buf(e, &n), "welcome", 7);
+	assert_int_equal(n, 7);
+	br_ssl_engine_recvapp_ack(e, n);
+}
+
+static void
+assert_shakes(struct client *c, u8 suite, bool resumed)
+{
+	shake_hands(c);
+	if (c->progress != TLS_DONE)
+		fail_msg("%s", tls_why(c->slot));
+	assert_int_equal(c->keys.suite, suite);
+	assert_true(c->keys.in_seq == 1 && c->keys.out_seq == 1);
+	assert_int_equal(tls_resumed(c->slot), resumed);
+	exchange(c);
+}
+
+/* The suites stand in our order, whatever the client prefers. */
+static void
+prefer(u8 suite)
+{
+	static const u16 gcm[] = { BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 };
+	static const u16 chacha20[] = {
+		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 };
+
+	tls.suites = suite == RECORD_CHACHA20 ? chacha20 : gcm;
+}
+
+static void
+both_suites_work_with_ec_and_rsa(void **state)
+{
+	static const char *const pairs[][2] = {
+		{ "ec.crt", "ec.key" }, { "rsa2048.crt", "rsa2048-pkcs1.key" },
+		{ "p384.crt", "p384.key" }
+	};
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(pairs); i++)
+		for (u8 suite = 1; suite <= 2; suite++) {
+			struct client c;
+
+			set_up_tls(pairs[i][0], pairs[i][1]);
+			prefer(suite);
+			client_open(&c, NULL);
+			assert_shakes(&c, suite, false);
+			client_close(&c);
+		}
+}
+
+static void
+a_second_connection_resumes(void **state)
+{
+	(void)state;
+	for (u8 suite = 1; suite <= 2; suite++) {
+		struct client c;
+		br_ssl_session_parameters session;
+
+		set_up_tls("ec.crt", "ec.key");
+		prefer(suite);
+		client_open(&c, NULL);
+		assert_shakes(&c, suite, false);
+		br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
+		client_close(&c);
+		client_open(&c, &session);
+		assert_shakes(&c, suite, true);
+		client_close(&c);
+		tls_cache_reset();
+		client_open(&c, &session);
+		assert_shakes(&c, suite, false);
+		client_close(&c);
+	}
+}
+
+static void
+sessions_are_forgotten_daily_and_with_a_new_certificate(void **state)
+{
+	struct client c;
+	br_ssl_session_parameters session;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	tls_tick(1000);
+	client_open(&c, NULL);
+	assert_shakes(&c, c.keys.suite ? c.keys.suite
+	    : tls.suites[0] == BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 ? 2
+	    : 1, false);
+	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
+	client_close(&c);
+	assert_int_equal(tls.cache.touched, 1);
+	tls_tick(86400999);
+	assert_loads("ec.crt", "ec.key"); /* the same: they stay */
+	assert_int_equal(tls.cache.touched, 1);
+	client_open(&c, &session);
+	shake_hands(&c);
+	assert_true(tls_resumed(c.slot));
+	client_close(&c);
+	tls_tick(86401000);
+	assert_int_equal(tls.cache.touched, 0);
+	for (size_t i = 0; i < ROWS * TLS_SESSION; i++)
+		assert_int_equal(tls.cache.rows[i], 0);
+	client_open(&c, &session);
+	shake_hands(&c);
+	assert_false(tls_resumed(c.slot));
+	client_close(&c);
+	assert_int_equal(tls.cache.touched, 1);
+	assert_loads("chain-leaf.crt", "chain-leaf.key");
+	assert_int_equal(tls.cache.touched, 0);
+}
+
+static void
+a_handshake_may_come_in_any_pieces(void **state)
+{
+	(void)state;
+	for (size_t burst = 1; burst < 8; burst += 3) {
+		struct client c;
+
+		set_up_tls("ec.crt", "ec.key");
+		prefer(RECORD_CHACHA20);
+		client_open(&c, NULL);
+		c.burst = burst;
+		assert_shakes(&c, RECORD_CHACHA20, false);
+		client_close(&c);
+	}
+}
+
+/* In a resumed handshake the client speaks last, and may go on at once. */
+static void
+what_follows_finished_is_left_in_the_socket(void **state)
+{
+	struct client c;
+	br_ssl_session_parameters session;
+	u8 record[100];
+	struct record r;
+	size_t n;
+	ssize_t got;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	prefer(RECORD_CHACHA20);
+	client_open(&c, NULL);
+	assert_shakes(&c, RECORD_CHACHA20, false);
+	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
+	client_close(&c);
+	client_open(&c, &session);
+	while (client_move(&c))
+		continue;
+	assert_int_equal(tls_step(c.slot, c.server_fd, &c.keys),
+	    TLS_WANT_READ);
+	while (client_move(&c))
+		continue;
+	memcpy(br_ssl_engine_sendapp_buf(&c.ssl.eng, &n), "early", 5);
+	br_ssl_engine_sendapp_ack(&c.ssl.eng, 5);
+	br_ssl_engine_flush(&c.ssl.eng, 0);
+	while (client_move(&c))
+		continue;
+	assert_int_equal(tls_step(c.slot, c.server_fd, &c.keys), TLS_DONE);
+	got = sys_recv(c.server_fd, record, sizeof record, 0);
+	assert_int_equal(got, 5 + 5 + 16);
+	assert_int_equal(record_open(tls_aead(), &c.keys, record, (size_t)got,
+	    &r), got);
+	assert_memory_equal(r.p, "early", 5);
+	client_close(&c);
+}
+
+/* Whether n bytes stand anywhere in the slot's memory. */
+static bool
+slot_holds(int slot, const void *p, size_t n)
+{
+	return memmem(&tls.slots[slot], sizeof tls.slots[slot], p, n) != NULL;
+}
+
+static void
+a_slot_that_was_given_back_holds_no_secret(void **state)
+{
+	(void)state;
+	for (u8 suite = 1; suite <= 2; suite++) {
+		struct client c;
+		br_ssl_session_parameters session;
+		int slot;
+
+		set_up_tls("ec.crt", "ec.key");
+		prefer(suite);
+		client_open(&c, NULL);
+		slot = c.slot;
+		assert_shakes(&c, suite, false);
+		br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
+		assert_true(slot_holds(slot, session.master_secret, 48));
+		assert_true(slot_holds(slot, c.keys.in_key, 16));
+		tls_give(slot);
+		c.slot = -1;
+		assert_false(slot_holds(slot, session.master_secret, 16));
+		assert_false(slot_holds(slot, c.keys.in_key, 16));
+		assert_false(slot_holds(slot, c.keys.out_key, 16));
+		client_close(&c);
+	}
+}
+
+static void
+the_pool_has_an_end_and_slots_come_back(void **state)
+{
+	int slots[SLOTS];
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	for (int round = 0; round < 3; round++) {
+		for (int i = 0; i < SLOTS; i++) {
+			slots[i] = tls_take();
+			assert_true(slots[i] >= 0);
+		}
+		assert_true(slots[0] != slots[1]);
+		assert_int_equal(tls_take(), -1);
+		for (int i = 0; i < SLOTS; i++)
+			tls_give(slots[i]);
+	}
+	certs.in_use = -1;
+	assert_int_equal(tls_take(), -1);
+}
+
+/* A handshake that fails: the reason, and the alert that the client gets. */
+static void
+assert_fails(struct client *c, const char *words, int alert)
+{
+	shake_hands(c);
+	assert_int_equal(c->progress, TLS_FAILED);
+	if (!strstr(tls_why(c->slot), words))
+		fail_msg("\"%s\" does not say \"%s\"", tls_why(c->slot), words);
+	assert_int_equal(br_ssl_engine_last_error(&c->ssl.eng),
+	    BR_ERR_RECV_FATAL_ALERT + alert);
+}
+
+static void
+old_versions_and_foreign_suites_get_a_proper_alert(void **state)
+{
+	static const u16 cbc[] = { BR_TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA };
+	struct client c;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	client_open(&c, NULL);
+	br_ssl_engine_set_versions(&c.ssl.eng, BR_TLS10, BR_TLS11);
+	assert_true(br_ssl_client_reset(&c.ssl, NULL, 0));
+	assert_fails(&c, "no TLS 1.2 (alert 70)", 70);
+	client_close(&c);
+	client_open(&c, NULL);
+	br_ssl_engine_set_suites(&c.ssl.eng, cbc, 1);
+	assert_true(br_ssl_client_reset(&c.ssl, NULL, 0));
+	assert_fails(&c, "no cipher suite", 40);
+	client_close(&c);
+}
+
+static void
+rubbish_gets_an_alert_and_a_reason(void **state)
+{
+	static const struct {
+		const char *bytes;
+		size_t n;
+		u8 alert;
+	} cases[] = {
+		{ "GET / HTTP/1.1\r\n\r\n", 18, 70 },
+		{ "\x16\x03\x01\x00\x04\x02\x00\x00\x00", 9, 50 },
+		{ "\x17\x03\x03\x00\x01x", 6, 10 },
+		{ "\x16\x03\x01\xff\xff", 5, 22 }
+	};
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	for (size_t i = 0; i < COUNT(cases); i++) {
+		struct client c;
+		u8 alert[100];
+
+		client_open(&c, NULL);
+		assert_int_equal(sys_send(c.fd, cases[i].bytes, cases[i].n, 0),
+		    cases[i].n);
+		assert_int_equal(tls_step(c.slot, c.server_fd, &c.keys),
+		    TLS_FAILED);
+		assert_true(strlen(tls_why(c.slot)) > 5);
+		assert_int_equal(sys_recv(c.fd, alert, sizeof alert, 0), 7);
+		if (alert[0] != 21 || alert[6] == 0)
+			fail_msg("case %zu: alert %d, %s", i, alert[6],
+			    tls_why(c.slot));
+		client_close(&c);
+	}
+}
+
+static void
+a_client_that_leaves_is_said_to_have_left(void **state)
+{
+	struct client c;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	client_open(&c, NULL);
+	client_move(&c);
+	shutdown(c.fd, SHUT_WR);
+	while (tls_step(c.slot, c.server_fd, &c.keys) != TLS_FAILED)
+		continue;
+	assert_non_null(strstr(tls_why(c.slot), "left"));
+	client_close(&c);
+}
+
+/* Finished is the first record under the new keys; changed on its way it
+ * must not pass, in a resumed handshake with an alert under our keys. */
+static void
+a_changed_finished_is_refused(void **state)
+{
+	struct client c;
+	br_ssl_session_parameters session;
+	u8 flight[200];
+	ssize_t n;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	client_open(&c, NULL);
+	shake_hands(&c);
+	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
+	client_close(&c);
+	client_open(&c, &session);
+	while (client_move(&c))
+		continue;
+	assert_int_equal(tls_step(c.slot, c.server_fd, &c.keys),
+	    TLS_WANT_READ);
+	while (client_move(&c))
+		continue;
+	n = sys_recv(c.server_fd, flight, sizeof flight, 0);
+	assert_true(n > 40);
+	flight[n - 1] ^= 1;
+	assert_int_equal(sys_send(c.fd, flight, (size_t)n, 0), n);
+	n = sys_recv(c.server_fd, flight, sizeof flight, MSG_PEEK);
+	assert_true(n > 40);
+	c.progress = tls_step(c.slot, c.server_fd, &c.keys);
+	assert_int_equal(c.progress, TLS_FAILED);
+	assert_string_equal(tls_why(c.slot), "a record was changed on its way");
+	while (client_move(&c))
+		continue;
+	assert_int_equal(br_ssl_engine_last_error(&c.ssl.eng),
+	    BR_ERR_RECV_FATAL_ALERT + 20);
+	client_close(&c);
+}
+
+static void
+handshakes_survive_one_reload_and_not_two(void **state)
+{
+	struct client c;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	client_open(&c, NULL);
+	client_move(&c);
+	assert_loads("rsa2048.crt", "rsa2048-pkcs1.key");
+	shake_hands(&c);
+	assert_int_equal(c.progress, TLS_DONE);
+	client_close(&c);
+	client_open(&c, NULL);
+	client_move(&c);
+	assert_loads("ec.crt", "ec.key");
+	assert_loads("p384.crt", "p384.key");
+	assert_fails(&c, "has been replaced", 80);
+	client_close(&c);
+}
+
+/* A slot's 65th handshake mixes fresh entropy into its generator. */
+static void
+slots_are_used_again_and_again(void **state)
+{
+	struct client c;
+	br_ssl_session_parameters session;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	client_open(&c, NULL);
+	shake_hands(&c);
+	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
+	client_close(&c);
+	for (int i = 0; i < 70; i++) {
+		client_open(&c, &session);
+		shake_hands(&c);
+		assert_int_equal(c.progress, TLS_DONE);
+		assert_true(tls_resumed(c.slot));
+		client_close(&c);
+	}
+	assert_true(tls.slots[0].used == 71);
+}
+
+static int
+make_dir(void **state)
+{
+	(void)state;
+	log_to.level = LOG_LEVEL_ERROR;
+	return mkdtemp(dir) ? 0 : -1;
+}
+
+static int
+remove_dir(void **state)
+{
+	char command[300];
+
+	(void)state;
+	free(memory);
+	snprintf(command, sizeof command, "rm -rf %s", dir);
+	return system(command);
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_kind_of_key_loads_with_its_certificate),
+		cmocka_unit_test(ec_parameters_before_the_key_are_skipped),
+		cmocka_unit_test(crlf_a_byte_order_mark_and_no_final_newline_do_no_harm),
+		cmocka_unit_test(one_file_may_hold_both_and_comments),
+		cmocka_unit_test(der_loads_like_pem),
+		cmocka_unit_test(a_chain_loads_in_pem_and_in_der),
+		cmocka_unit_test(a_chain_in_the_wrong_order_is_named),
+		cmocka_unit_test(a_chain_has_at_most_eight_certificates_and_as_many_bytes_as_fit),
+		cmocka_unit_test(an_encrypted_key_gets_a_message_of_its_own),
+		cmocka_unit_test(a_key_that_is_not_the_certificates_is_refused),
+		cmocka_unit_test(keys_that_cannot_be_used_are_named),
+		cmocka_unit_test(files_that_hold_something_else_are_named),
+		cmocka_unit_test(a_file_of_the_largest_size_is_read_and_one_byte_more_is_not),
+		cmocka_unit_test(a_file_cut_anywhere_is_refused),
+		cmocka_unit_test(a_reload_that_fails_keeps_what_is_in_use),
+		cmocka_unit_test(dates_go_there_and_back),
+		cmocka_unit_test(certificate_dates_have_two_forms_and_no_other),
+		cmocka_unit_test(names_are_host_names_wildcards_and_addresses),
+		cmocka_unit_test(a_certificate_of_our_own_has_the_names_that_were_asked_for),
+		cmocka_unit_test(without_names_it_has_those_of_this_machine),
+		cmocka_unit_test(what_is_there_is_not_replaced_without_force),
+		cmocka_unit_test(too_many_names_are_refused_and_nothing_is_written),
+		cmocka_unit_test(ours_is_renewed_below_thirty_days_and_not_before),
+		cmocka_unit_test(an_expired_certificate_is_used_and_its_days_are_negative),
+		cmocka_unit_test(a_pair_of_ours_that_a_power_cut_split_is_made_anew),
+		cmocka_unit_test(somebody_elses_broken_pair_is_not_touched),
+		cmocka_unit_test(the_verb_makes_shows_and_refuses),
+		cmocka_unit_test(both_suites_work_with_ec_and_rsa),
+		cmocka_unit_test(a_second_connection_resumes),
+		cmocka_unit_test(sessions_are_forgotten_daily_and_with_a_new_certificate),
+		cmocka_unit_test(a_handshake_may_come_in_any_pieces),
+		cmocka_unit_test(what_follows_finished_is_left_in_the_socket),
+		cmocka_unit_test(a_slot_that_was_given_back_holds_no_secret),
+		cmocka_unit_test(the_pool_has_an_end_and_slots_come_back),
+		cmocka_unit_test(old_versions_and_foreign_suites_get_a_proper_alert),
+		cmocka_unit_test(rubbish_gets_an_alert_and_a_reason),
+		cmocka_unit_test(a_client_that_leaves_is_said_to_have_left),
+		cmocka_unit_test(a_changed_finished_is_refused),
+		cmocka_unit_test(handshakes_survive_one_reload_and_not_two),
+		cmocka_unit_test(slots_are_used_again_and_again),
+	};
+
+	return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}

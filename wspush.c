@@ -1,0 +1,13164 @@
+/*
+ * wspush - a WebSocket push server for embedded Linux.
+ *
+ * SPDX-License-Identifier: MIT
+ *
+ * A script sends one datagram to a UNIX socket; the browsers it names have
+ * the message.  This file is the whole program, a house of two halves.  The
+ * upper half is pure: bytes, tables and rules, without a system call, a
+ * clock, a global variable or a log.  The lower half meets the kernel.
+ *
+ *   PART ONE: PURE                        PART TWO: KERNEL
+ *    1 Basics     types, load and store    14 System calls  nobody else's
+ *    2 Text       numbers, UTF-8, base64   15 Clock and log
+ *    3 JSON       validate, read, escape   16 Settings      what options say
+ *    4 HTTP       request in, answer out   17 Certificates  load, check, make
+ *    5 Frames     RFC 6455, section 5      18 TLS           handshakes
+ *    6 Requests   the push protocol        19 Connections   state machine
+ *    7 Targets    the selection language   20 Services      who may do what
+ *    8 Store      messages, each once      21 Push socket   datagrams in
+ *    9 Queues     what waits for whom      22 Loop          one turn's order
+ *   10 Sockets    ids and rows             23 Serve         options, start
+ *   11 Tags       who has which tag        24 Client        send, list, ...
+ *   12 Deadlines  one FIFO per timeout     25 Main
+ *   13 Records    TLS records from keys
+ *
+ * A room uses the rooms above it.  Four calls go down instead, each for a
+ * reason given where it is declared: service_request(), service_message() and
+ * service_ended() in Connections, serve_signal() in Loop.
+ *
+ * Define WSP_PURE_ONLY to compile the upper half alone, WSP_FAKE_SYS to
+ * supply System calls from a test.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/uio.h> /* struct iovec, the shape of what goes out */
+
+#include <bearssl.h>
+
+#include "wspush.h"
+
+/*
+ * ======================================================================
+ * PART ONE: PURE
+ * ======================================================================
+ */
+
+/* ----- 1. Basics ---------------------------------------------------------
+ *
+ * Short names for the integers, big-endian load and store for what crosses a
+ * wire, slices of somebody else's bytes, and a writer that cannot overrun.
+ */
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+#define COUNT(a) (sizeof(a) / sizeof *(a))
+
+/* No row: what a table index says when it points nowhere. */
+#define NONE UINT32_MAX
+
+/* Text that lies in somebody else's memory; not terminated. */
+struct str {
+	const char *p;
+	size_t n;
+};
+
+#define STR(literal) ((struct str){ (literal), sizeof(literal) - 1 })
+
+static u16
+load16(const u8 *p)
+{
+	return (u16)(p[0] << 8 | p[1]);
+}
+
+static u64
+load64(const u8 *p)
+{
+	u64 v = 0;
+
+	for (int i = 0; i < 8; i++)
+		v = v << 8 | p[i];
+	return v;
+}
+
+static void
+store16(u8 *p, u16 v)
+{
+	p[0] = (u8)(v >> 8);
+	p[1] = (u8)v;
+}
+
+static void
+store64(u8 *p, u64 v)
+{
+	for (int i = 7; i >= 0; i--, v >>= 8)
+		p[i] = (u8)v;
+}
+
+static size_t
+min_size(size_t a, size_t b)
+{
+	return a < b ? a : b;
+}
+
+static bool
+str_eq(struct str a, struct str b)
+{
+	return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
+}
+
+static bool
+str_is(struct str s, const char *word)
+{
+	return s.n == strlen(word) && memcmp(s.p, word, s.n) == 0;
+}
+
+static bool
+str_begins(struct str s, struct str with)
+{
+	return s.n >= with.n && memcmp(s.p, with.p, with.n) == 0;
+}
+
+/*
+ * A writer into memory of a fixed size.  What does not fit sets `full` and
+ * writes nothing, now and from then on, so a caller checks once at the end.
+ */
+struct out {
+	char *p;
+	size_t n, cap;
+	bool full;
+};
+
+static struct out
+out_to(void *p, size_t cap)
+{
+	return (struct out){ .p = p, .cap = cap };
+}
+
+static void
+out_bytes(struct out *o, const void *p, size_t n)
+{
+	if (o->full || n > o->cap - o->n) {
+		o->full = true;
+		return;
+	}
+	if (n > 0)
+		memcpy(o->p + o->n, p, n);
+	o->n += n;
+}
+
+static void
+out_char(struct out *o, char c)
+{
+	out_bytes(o, &c, 1);
+}
+
+static void
+out_text(struct out *o, const char *text)
+{
+	out_bytes(o, text, strlen(text));
+}
+
+static void
+out_str(struct out *o, struct str s)
+{
+	out_bytes(o, s.p, s.n);
+}
+
+static void
+out_u64(struct out *o, u64 v)
+{
+	char digits[20];
+	size_t i = sizeof digits;
+
+	do
+		digits[--i] = (char)('0' + v % 10);
+	while ((v /= 10) > 0);
+	out_bytes(o, digits + i, sizeof digits - i);
+}
+
+/* ----- 2. Text -----------------------------------------------------------
+ *
+ * Characters, numbers, slices, base64, percent-decoding and UTF-8.  All of it
+ * is ASCII and free of locales.  Decoders are strict: of two spellings of one
+ * value they take the right one, and what they refuse leaves no half result
+ * that a caller could use by mistake.  UTF-8 is checked as it arrives, with
+ * one byte to remember between two pieces.
+ */
+
+static bool
+text_is_digit(char c)
+{
+	return c >= '0' && c <= '9';
+}
+
+static char
+text_lower(char c)
+{
+	return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+}
+
+static bool
+text_is_letter(char c)
+{
+	c = text_lower(c);
+	return c >= 'a' && c <= 'z';
+}
+
+/* The value of a hexadecimal digit in either case, or -1. */
+static int
+text_hex(char c)
+{
+	if (text_is_digit(c))
+		return c - '0';
+	c = text_lower(c);
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+static struct str
+text_of(const char *terminated)
+{
+	return (struct str){ terminated, strlen(terminated) };
+}
+
+/* s without its first `skip` bytes; there must be as many. */
+static struct str
+text_from(struct str s, size_t skip)
+{
+	return (struct str){ s.p + skip, s.n - skip };
+}
+
+/* What lies behind s.  An absent text has no address to add to. */
+static const char *
+text_end(struct str s)
+{
+	return s.n > 0 ? s.p + s.n : s.p;
+}
+
+/* Equal but for the case of ASCII letters. */
+static bool
+text_same(struct str a, struct str b)
+{
+	if (a.n != b.n)
+		return false;
+	for (size_t i = 0; i < a.n; i++)
+		if (text_lower(a.p[i]) != text_lower(b.p[i]))
+			return false;
+	return true;
+}
+
+/* s without the characters of `white` at either end. */
+static struct str
+text_trim(struct str s, const char *white)
+{
+	size_t kinds = strlen(white);
+
+	while (s.n > 0 && memchr(white, s.p[0], kinds))
+		s = text_from(s, 1);
+	while (s.n > 0 && memchr(white, s.p[s.n - 1], kinds))
+		s.n--;
+	return s;
+}
+
+/*
+ * Moves what stands before the next `at` from the front of *rest to *piece,
+ * and drops the `at`; without one, moves everything.  False when *rest was
+ * empty: "a,,b," gives "a", "" and "b".
+ */
+static bool
+text_cut(struct str *piece, struct str *rest, char at)
+{
+	const char *end;
+
+	if (rest->n == 0)
+		return false;
+	end = memchr(rest->p, at, rest->n);
+	piece->p = rest->p;
+	piece->n = end ? (size_t)(end - rest->p) : rest->n;
+	*rest = text_from(*rest, piece->n + (end ? 1 : 0));
+	return true;
+}
+
+/* Digits and nothing else, at least one; false above max. */
+static bool
+text_u64(u64 *v, struct str s, u64 max)
+{
+	u64 sum = 0;
+
+	if (s.n == 0)
+		return false;
+	for (size_t i = 0; i < s.n; i++) {
+		u64 digit = (u64)(s.p[i] - '0');
+
+		if (!text_is_digit(s.p[i]) || digit > max ||
+		    sum > (max - digit) / 10)
+			return false;
+		sum = sum * 10 + digit;
+	}
+	*v = sum;
+	return true;
+}
+
+/*
+ * Base64 (RFC 4648, 4) and base64url (5) differ in the last two digits, which
+ * are passed as `last`, and here in the padding: always there, never there.
+ */
+static char
+base64_char(u32 v, const char *last)
+{
+	if (v < 26)
+		return (char)('A' + v);
+	if (v < 52)
+		return (char)('a' + v - 26);
+	return v < 62 ? (char)('0' + v - 52) : last[v - 62];
+}
+
+static int
+base64_digit(char c, const char *last)
+{
+	if (c >= 'A' && c <= 'Z')
+		return c - 'A';
+	if (c >= 'a' && c <= 'z')
+		return c - 'a' + 26;
+	if (text_is_digit(c))
+		return c - '0' + 52;
+	return c == last[0] ? 62 : c == last[1] ? 63 : -1;
+}
+
+static size_t
+base64_write(char *to, const u8 *p, size_t n, const char *last)
+{
+	size_t made = 0;
+	u32 bits = 0;
+	unsigned have = 0; /* bits that wait for their digit */
+
+	for (size_t i = 0; i < n; i++) {
+		bits = bits << 8 | p[i];
+		for (have += 8; have >= 6;) {
+			have -= 6;
+			to[made++] = base64_char(bits >> have & 63, last);
+		}
+	}
+	if (have > 0)
+		to[made++] = base64_char(bits << (6 - have) & 63, last);
+	return made;
+}
+
+/* Bits behind the last whole byte must be zero, or two texts would stand for
+ * the same bytes (RFC 4648, 3.5). */
+static int
+base64_read(u8 *to, size_t cap, struct str s, const char *last)
+{
+	size_t made = 0;
+	u32 bits = 0;
+	unsigned have = 0;
+
+	if (s.n % 4 == 1)
+		return -1;
+	for (size_t i = 0; i < s.n; i++) {
+		int digit = base64_digit(s.p[i], last);
+
+		if (digit < 0)
+			return -1;
+		bits = bits << 6 | (u32)digit;
+		have += 6;
+		if (have < 8)
+			continue;
+		if (made == cap)
+			return -1;
+		have -= 8;
+		to[made++] = (u8)(bits >> have);
+	}
+	return (bits & ((1U << have) - 1)) == 0 ? (int)made : -1;
+}
+
+/* Writes 4 characters for every 3 bytes begun; returns how many. */
+static size_t
+base64_encode(char *to, const u8 *p, size_t n)
+{
+	size_t made = base64_write(to, p, n, "+/");
+
+	while (made % 4 != 0)
+		to[made++] = '=';
+	return made;
+}
+
+/* The length, or -1 when s is not base64 or longer than cap. */
+static int
+base64_decode(u8 *to, size_t cap, struct str s)
+{
+	if (s.n % 4 != 0)
+		return -1;
+	for (int i = 0; i < 2 && s.n > 0 && s.p[s.n - 1] == '='; i++)
+		s.n--;
+	return base64_read(to, cap, s, "+/");
+}
+
+static size_t
+base64url_encode(char *to, const u8 *p, size_t n)
+{
+	return base64_write(to, p, n, "-_");
+}
+
+static int
+base64url_decode(u8 *to, size_t cap, struct str s)
+{
+	return base64_read(to, cap, s, "-_");
+}
+
+/*
+ * Undoes %XX and nothing else: `+` means `+`.  The length, -1 for a bad
+ * escape, -2 when it is longer than cap.  `to` may be where s lies.
+ */
+static int
+percent_decode(char *to, size_t cap, struct str s)
+{
+	size_t made = 0;
+
+	for (size_t i = 0; i < s.n; i++) {
+		char c = s.p[i];
+
+		if (c == '%') {
+			int high = i + 2 < s.n ? text_hex(s.p[i + 1]) : -1;
+			int low = i + 2 < s.n ? text_hex(s.p[i + 2]) : -1;
+
+			if (high < 0 || low < 0)
+				return -1;
+			c = (char)(high << 4 | low);
+			i += 2;
+		}
+		if (made == cap)
+			return -2;
+		to[made++] = c;
+	}
+	return (int)made;
+}
+
+/*
+ * UTF-8 (RFC 3629, 4).  The state says what the next byte must be; it is all
+ * there is to remember between two pieces of a text.
+ *
+ *	lead byte   state   next byte   then
+ *	00..7F      0
+ *	C2..DF      1       80..BF      0
+ *	E1..EF      2       80..BF      1      but ED
+ *	F1..F3      3       80..BF      2
+ *	E0          4       A0..BF      1      below: overlong
+ *	ED          5       80..9F      1      above: surrogates
+ *	F0          6       90..BF      2      below: overlong
+ *	F4          7       80..8F      2      above: beyond U+10FFFF
+ */
+#define UTF8_START 0
+#define UTF8_BAD   0xff
+
+static u8
+utf8_lead(u8 c)
+{
+	if (c < 0x80)
+		return UTF8_START;
+	if (c < 0xc2 || c > 0xf4)
+		return UTF8_BAD;
+	if (c < 0xe0)
+		return 1;
+	if (c < 0xf0)
+		return c == 0xe0 ? 4 : c == 0xed ? 5 : 2;
+	return c == 0xf0 ? 6 : c == 0xf4 ? 7 : 3;
+}
+
+static u8
+utf8_step(u8 state, u8 c)
+{
+	static const struct {
+		u8 low, high, then;
+	} rule[] = {
+		{ 0, 0, UTF8_BAD }, /* UTF8_START is utf8_lead()'s */
+		{ 0x80, 0xbf, 0 },
+		{ 0x80, 0xbf, 1 },
+		{ 0x80, 0xbf, 2 },
+		{ 0xa0, 0xbf, 1 },
+		{ 0x80, 0x9f, 1 },
+		{ 0x90, 0xbf, 2 },
+		{ 0x80, 0x8f, 2 },
+	};
+
+	if (state == UTF8_START)
+		return utf8_lead(c);
+	if (c < rule[state].low || c > rule[state].high)
+		return UTF8_BAD;
+	return rule[state].then;
+}
+
+/* How many bytes at the front are ASCII; eight are looked at together. */
+static size_t
+utf8_ascii(const u8 *p, size_t n)
+{
+	size_t i = 0;
+
+	if (n == 0 || p[0] >= 0x80)
+		return 0;
+	for (; n - i >= 8; i += 8) {
+		u64 word;
+
+		memcpy(&word, p + i, 8);
+		if (word & UINT64_C(0x8080808080808080))
+			break;
+	}
+	while (i < n && p[i] < 0x80)
+		i++;
+	return i;
+}
+
+/* The state after n more bytes.  UTF8_BAD comes with the first byte that no
+ * valid text can have there, and stays; the text may end at UTF8_START. */
+static u8
+utf8_run(u8 state, const u8 *p, size_t n)
+{
+	size_t i = 0;
+
+	while (i < n && state != UTF8_BAD) {
+		if (state == UTF8_START)
+			i += utf8_ascii(p + i, n - i);
+		if (i < n)
+			state = utf8_step(state, p[i++]);
+	}
+	return state;
+}
+
+static bool
+text_is_utf8(const void *p, size_t n)
+{
+	return utf8_run(UTF8_START, p, n) == UTF8_START;
+}
+
+/* A code point of at most U+10FFFF, no surrogate, as 1 to 4 bytes. */
+static size_t
+utf8_put(char to[4], u32 c)
+{
+	if (c < 0x80) {
+		to[0] = (char)c;
+		return 1;
+	}
+	if (c < 0x800) {
+		to[0] = (char)(0xc0 | c >> 6);
+		to[1] = (char)(0x80 | (c & 0x3f));
+		return 2;
+	}
+	if (c < 0x10000) {
+		to[0] = (char)(0xe0 | c >> 12);
+		to[1] = (char)(0x80 | (c >> 6 & 0x3f));
+		to[2] = (char)(0x80 | (c & 0x3f));
+		return 3;
+	}
+	to[0] = (char)(0xf0 | c >> 18);
+	to[1] = (char)(0x80 | (c >> 12 & 0x3f));
+	to[2] = (char)(0x80 | (c >> 6 & 0x3f));
+	to[3] = (char)(0x80 | (c & 0x3f));
+	return 4;
+}
+
+/* UTF-8 without ASCII white space and control characters (U+0000 to U+001F,
+ * U+007F to U+009F): what ids and tags may hold. */
+static bool
+text_is_clean(struct str s)
+{
+	if (!text_is_utf8(s.p, s.n))
+		return false;
+	for (size_t i = 0; i < s.n; i++) {
+		u8 c = (u8)s.p[i];
+
+		if (c <= ' ' || c == 0x7f)
+			return false;
+		/* In valid UTF-8 C2 is followed by 80 to BF. */
+		if (c == 0xc2 && (u8)s.p[i + 1] < 0xa0)
+			return false;
+	}
+	return true;
+}
+
+/* ----- 3. JSON -----------------------------------------------------------
+ *
+ * Says whether a text is JSON to the letter (RFC 8259), cuts it into tokens
+ * in a table of the caller's, and writes and reads JSON strings.  One walk
+ * serves both: it keeps a stack of open arrays and objects, WSP_JSON_DEPTH
+ * deep, and does not recurse.  What is nested deeper is refused as if it were
+ * not JSON.  The text must have been found to be UTF-8 before.
+ */
+
+enum json_kind {
+	JSON_IS_OBJECT,
+	JSON_IS_ARRAY,
+	JSON_IS_STRING,
+	JSON_IS_NUMBER,
+	JSON_IS_TRUE,
+	JSON_IS_FALSE,
+	JSON_IS_NULL
+};
+
+/*
+ * Tokens lie in the order of the text.  An object is followed by a string and
+ * a value for each member, an array by its elements:
+ *
+ *	{"a":[1,2],"b":null}     i  kind    size  next
+ *	                         0  object     2     7
+ *	                         1  string     0     2    "a"
+ *	                         2  array      2     5
+ *	                         3  number     0     4    1
+ *	                         4  number     0     5    2
+ *	                         5  string     0     6    "b"
+ *	                         6  null       0     7
+ */
+struct json_token {
+	u8 kind;   /* enum json_kind */
+	u32 at, n; /* its bytes in the text; a string's with the quotes */
+	u32 size;  /* members of an object, elements of an array */
+	u32 next;  /* the token behind it and all that it holds */
+};
+
+struct json_level {
+	u32 token; /* the array or object that is open */
+	u32 size;  /* what it holds so far */
+	bool object;
+};
+
+struct json_walk {
+	const char *p, *end;  /* what is still to be read */
+	const char *text;     /* where the offsets count from */
+	struct json_token *t; /* null when nobody wants tokens */
+	size_t cap, count;    /* count goes on when the table is full */
+	size_t depth;
+	struct json_level level[WSP_JSON_DEPTH];
+};
+
+#define JSON_WHITE " \t\n\r"
+
+#define JSON_BYTES(c)      (UINT64_C(0x0101010101010101) * (c))
+/* Not zero when one of the eight bytes of x is below c, which is at most 128.
+ * It can be wrong about which one, never about whether there is one. */
+#define JSON_ANY_BELOW(x, c) \
+	(((x) - JSON_BYTES(c)) & ~(x) & JSON_BYTES(0x80))
+#define JSON_ANY(x, c)     JSON_ANY_BELOW((x) ^ JSON_BYTES(c), 1)
+
+/* Skips to the first byte that cannot stand for itself in a string: a quote,
+ * a backslash, a control character.  Most of a long body is read here. */
+static const char *
+json_plain(const char *p, const char *end)
+{
+	for (; end - p >= 8; p += 8) {
+		u64 x;
+
+		memcpy(&x, p, 8);
+		if (JSON_ANY_BELOW(x, 0x20) || JSON_ANY(x, '"') ||
+		    JSON_ANY(x, '\\'))
+			break;
+	}
+	while (p < end && *p != '"' && *p != '\\' && (u8)*p >= 0x20)
+		p++;
+	return p;
+}
+
+static bool
+json_at(const struct json_walk *w, char c)
+{
+	return w->p < w->end && *w->p == c;
+}
+
+static bool
+json_eat(struct json_walk *w, char c)
+{
+	if (!json_at(w, c))
+		return false;
+	w->p++;
+	return true;
+}
+
+static void
+json_skip(struct json_walk *w)
+{
+	while (w->p < w->end && (*w->p == ' ' || *w->p == '\n' ||
+	    *w->p == '\t' || *w->p == '\r'))
+		w->p++;
+}
+
+/* The value of four hexadecimal digits, or -1. */
+static int
+json_hex4(const char *p, const char *end)
+{
+	int v = 0;
+
+	if (end - p < 4)
+		return -1;
+	for (int i = 0; i < 4; i++) {
+		int digit = text_hex(p[i]);
+
+		if (digit < 0)
+			return -1;
+		v = v << 4 | digit;
+	}
+	return v;
+}
+
+/* What follows a backslash.  A surrogate alone is fine as far as JSON goes
+ * (RFC 8259, 8.2); json_decode() refuses it. */
+static bool
+json_escape(struct json_walk *w)
+{
+	if (json_eat(w, 'u')) {
+		if (json_hex4(w->p, w->end) < 0)
+			return false;
+		w->p += 4;
+		return true;
+	}
+	if (w->p == w->end || !memchr("\"\\/bfnrt", *w->p, 8))
+		return false;
+	w->p++;
+	return true;
+}
+
+static bool
+json_quoted(struct json_walk *w)
+{
+	if (!json_eat(w, '"'))
+		return false;
+	for (;;) {
+		w->p = json_plain(w->p, w->end);
+		if (json_eat(w, '"'))
+			return true;
+		if (!json_eat(w, '\\') || !json_escape(w))
+			return false;
+	}
+}
+
+static bool
+json_digits(struct json_walk *w)
+{
+	const char *from = w->p;
+
+	while (w->p < w->end && text_is_digit(*w->p))
+		w->p++;
+	return w->p > from;
+}
+
+static bool
+json_number(struct json_walk *w)
+{
+	json_eat(w, '-');
+	/* Behind a leading zero no digit follows: 01 ends at the 0, and the
+	 * walk then misses its comma. */
+	if (!json_eat(w, '0') && !json_digits(w))
+		return false;
+	if (json_eat(w, '.') && !json_digits(w))
+		return false;
+	if (!json_eat(w, 'e') && !json_eat(w, 'E'))
+		return true;
+	if (!json_eat(w, '+'))
+		json_eat(w, '-');
+	return json_digits(w);
+}
+
+static bool
+json_word(struct json_walk *w, struct str word)
+{
+	struct str rest = { w->p, (size_t)(w->end - w->p) };
+
+	if (!str_begins(rest, word))
+		return false;
+	w->p += word.n;
+	return true;
+}
+
+/* Writes down a token that begins at `from` and ends where we are. */
+static void
+json_note(struct json_walk *w, enum json_kind kind, const char *from)
+{
+	if (w->count < w->cap)
+		w->t[w->count] = (struct json_token){
+			.kind = (u8)kind,
+			.at = (u32)(from - w->text),
+			.n = (u32)(w->p - from),
+			.next = (u32)w->count + 1,
+		};
+	w->count++;
+}
+
+static bool
+json_scalar(struct json_walk *w)
+{
+	const char *from = w->p;
+	enum json_kind kind = JSON_IS_NUMBER;
+	bool good;
+
+	switch (w->p < w->end ? *w->p : '\0') {
+	case '"':
+		kind = JSON_IS_STRING;
+		good = json_quoted(w);
+		break;
+	case 't':
+		kind = JSON_IS_TRUE;
+		good = json_word(w, STR("true"));
+		break;
+	case 'f':
+		kind = JSON_IS_FALSE;
+		good = json_word(w, STR("false"));
+		break;
+	case 'n':
+		kind = JSON_IS_NULL;
+		good = json_word(w, STR("null"));
+		break;
+	default:
+		good = json_number(w);
+	}
+	if (good)
+		json_note(w, kind, from);
+	return good;
+}
+
+static bool
+json_open(struct json_walk *w)
+{
+	bool object = json_at(w, '{');
+
+	if (w->depth == WSP_JSON_DEPTH)
+		return false;
+	w->level[w->depth++] = (struct json_level){
+		.token = (u32)w->count,
+		.object = object,
+	};
+	json_note(w, object ? JSON_IS_OBJECT : JSON_IS_ARRAY, w->p);
+	w->p++;
+	json_skip(w);
+	return true;
+}
+
+static bool
+json_at_close(const struct json_walk *w)
+{
+	return json_at(w, w->level[w->depth - 1].object ? '}' : ']');
+}
+
+/* Leaves every array and object that ends here. */
+static void
+json_close(struct json_walk *w)
+{
+	json_skip(w);
+	while (w->depth > 0 && json_at_close(w)) {
+		const struct json_level *l = &w->level[--w->depth];
+
+		w->p++;
+		if (l->token < w->cap) {
+			struct json_token *t = &w->t[l->token];
+
+			t->n = (u32)(w->p - w->text) - t->at;
+			t->size = l->size;
+			t->next = (u32)w->count;
+		}
+		json_skip(w);
+	}
+}
+
+/* Reads up to the next value in the array or object we are in: of a member
+ * that is its name and the colon. */
+static bool
+json_item(struct json_walk *w)
+{
+	const char *from = w->p;
+
+	w->level[w->depth - 1].size++;
+	if (!w->level[w->depth - 1].object)
+		return true;
+	if (!json_quoted(w))
+		return false;
+	json_note(w, JSON_IS_STRING, from);
+	json_skip(w);
+	if (!json_eat(w, ':'))
+		return false;
+	json_skip(w);
+	return true;
+}
+
+/* Reads one value with all that it holds, and the white space behind it. */
+static bool
+json_value(struct json_walk *w)
+{
+	for (;;) {
+		if (json_at(w, '{') || json_at(w, '[')) {
+			if (!json_open(w))
+				return false;
+			if (!json_at_close(w)) {
+				if (!json_item(w))
+					return false;
+				continue;
+			}
+		} else if (!json_scalar(w)) {
+			return false;
+		}
+		json_close(w);
+		if (w->depth == 0)
+			return true;
+		if (!json_eat(w, ','))
+			return false;
+		json_skip(w);
+		if (!json_item(w))
+			return false;
+	}
+}
+
+/*
+ * Cuts a text into tokens.  How many there are, -1 when the text is not JSON,
+ * -2 when it is but has more than cap tokens.
+ */
+static int
+json_tokens(struct json_token *t, size_t cap, struct str text)
+{
+	struct json_walk w;
+
+	/* Not an initializer, which would clear the levels each time. */
+	w.p = w.text = text.p;
+	w.end = text_end(text);
+	w.t = t;
+	w.cap = cap;
+	w.count = w.depth = 0;
+	json_skip(&w);
+	if (!json_value(&w) || w.p != w.end)
+		return -1;
+	return t && w.count > cap ? -2 : (int)w.count;
+}
+
+/* What a body is to a client that gets it in an array of values. */
+enum json_shape {
+	JSON_NOT,    /* no JSON, or nested too deep */
+	JSON_SINGLE, /* a value that is no array */
+	JSON_ARRAY   /* a value that is an array */
+};
+
+/* Of JSON, *value is the body without the white space around it; of anything
+ * else it is the whole body. */
+static enum json_shape
+json_shape(struct str *value, struct str body)
+{
+	*value = body;
+	if (json_tokens(NULL, 0, body) < 0)
+		return JSON_NOT;
+	*value = text_trim(body, JSON_WHITE);
+	return value->p[0] == '[' ? JSON_ARRAY : JSON_SINGLE;
+}
+
+/* A character that a string must not hold, in the shortest way to write it:
+ * 2 or 6 bytes. */
+static size_t
+json_escaped(char to[6], char c)
+{
+	static const char plain[] = "\"\\\b\f\n\r\t";
+	static const char letter[] = "\"\\bfnrt";
+	static const char hex[] = "0123456789abcdef";
+	const char *found = memchr(plain, c, sizeof plain - 1);
+
+	if (found) {
+		to[0] = '\\';
+		to[1] = letter[found - plain];
+		return 2;
+	}
+	memcpy(to, "\\u00", 4);
+	to[4] = hex[(u8)c >> 4];
+	to[5] = hex[(u8)c & 15];
+	return 6;
+}
+
+/* The length of what json_string() writes. */
+static size_t
+json_string_size(struct str s)
+{
+	const char *p = s.p, *end = text_end(s);
+	size_t n = s.n + 2;
+	char escape[6];
+
+	for (; (p = json_plain(p, end)) < end; p++)
+		n += json_escaped(escape, *p) - 1;
+	return n;
+}
+
+/* s as a JSON string, with its quotes. */
+static void
+json_string(struct out *o, struct str s)
+{
+	const char *p = s.p, *end = text_end(s), *stop;
+	char escape[6];
+
+	out_char(o, '"');
+	for (;; p = stop + 1) {
+		stop = json_plain(p, end);
+		out_bytes(o, p, (size_t)(stop - p));
+		if (stop == end)
+			break;
+		out_bytes(o, escape, json_escaped(escape, *stop));
+	}
+	out_char(o, '"');
+}
+
+/* Reads the escape at p, two for a character beyond U+FFFF, and returns what
+ * is behind it, or NULL when it is half of a surrogate pair. */
+static const char *
+json_unescape(u32 *code, const char *p, const char *end)
+{
+	static const char letter[] = "\"\\/bfnrt";
+	static const char means[] = "\"\\/\b\f\n\r\t";
+	const char *found;
+	int high, low;
+
+	if (end - p < 2)
+		return NULL;
+	found = memchr(letter, p[1], sizeof letter - 1);
+	if (found) {
+		*code = (u8)means[found - letter];
+		return p + 2;
+	}
+	high = json_hex4(p + 2, end);
+	if (high < 0 || (high & 0xfc00) == 0xdc00)
+		return NULL;
+	*code = (u32)high;
+	if ((high & 0xfc00) != 0xd800)
+		return p + 6;
+	if (end - p < 12 || p[6] != '\\' || p[7] != 'u')
+		return NULL;
+	low = json_hex4(p + 8, end);
+	if ((low & ~0x3ff) != 0xdc00)
+		return NULL;
+	*code = 0x10000 + ((u32)(high & 0x3ff) << 10 | (u32)(low & 0x3ff));
+	return p + 12;
+}
+
+/*
+ * What a string token stands for, as UTF-8: the length, -1 when it holds half
+ * of a surrogate pair, which UTF-8 cannot say, -2 when it is longer than cap.
+ * The result can hold any character, NUL too.
+ */
+static int
+json_decode(char *to, size_t cap, struct str quoted)
+{
+	const char *p = quoted.p + 1, *end = quoted.p + quoted.n - 1;
+	size_t made = 0;
+
+	assert(quoted.n >= 2);
+	while (p < end) {
+		char utf8[4];
+		struct str piece = { p, (size_t)(json_plain(p, end) - p) };
+		u32 code;
+
+		if (piece.n > 0) {
+			p += piece.n;
+		} else {
+			p = json_unescape(&code, p, end);
+			if (!p)
+				return -1;
+			piece.p = utf8;
+			piece.n = utf8_put(utf8, code);
+		}
+		if (piece.n > cap - made)
+			return -2;
+		memcpy(to + made, piece.p, piece.n);
+		made += piece.n;
+	}
+	return (int)made;
+}
+
+/* A token's bytes. */
+static struct str
+json_span(const struct json_token *t, struct str text)
+{
+	return (struct str){ text.p + t->at, t->n };
+}
+
+/* Is that what a string token stands for?  Names are short. */
+static bool
+json_string_is(struct str quoted, const char *word)
+{
+	char plain[64];
+	int n = json_decode(plain, sizeof plain, quoted);
+
+	assert(strlen(word) < sizeof plain);
+	return n >= 0 && str_is((struct str){ plain, (size_t)n }, word);
+}
+
+/* The index of the value of an object's member, or -1: there is none of that
+ * name, or the token is no object.  Of equal names the last counts. */
+static int
+json_member(const struct json_token *t, struct str text, int object,
+    const char *name)
+{
+	size_t i = (size_t)object + 1;
+	int found = -1;
+
+	if (t[object].kind != JSON_IS_OBJECT)
+		return -1;
+	for (u32 left = t[object].size; left > 0; left--) {
+		if (json_string_is(json_span(&t[i], text), name))
+			found = (int)i + 1;
+		i = t[i + 1].next;
+	}
+	return found;
+}
+
+/* ----- 4. HTTP -----------------------------------------------------------
+ *
+ * The one request that a connection brings, read to the letter (RFC 9112),
+ * the answers to it, the handshake of RFC 6455, 4.2, and the question whether
+ * an Origin is ours.  Everything that was read is a slice of the input.  A
+ * request is read from its first byte each time more of it has come, and in
+ * the order of its bytes: so the first wrong byte decides, as soon as it is
+ * there, and no matter in what pieces it came.
+ */
+
+enum http_method { HTTP_GET, HTTP_HEAD, HTTP_OTHER };
+
+struct http_request {
+	enum http_method method;
+	u8 minor;         /* HTTP/1.minor: 0 or 1, which also means above */
+	bool has_query;   /* there was a `?` */
+	bool has_host;    /* these four: the header was there */
+	bool has_origin;
+	bool has_key;
+	bool has_version;
+	bool absolute;    /* the host is the target's, not the header's */
+	bool to_upgrade;  /* Connection: ... upgrade ... */
+	bool to_websocket; /* Upgrade: ... websocket ... */
+	bool upgrade;     /* both */
+	int version;      /* Sec-WebSocket-Version; -1: none, or no number */
+	struct str path, query; /* undecoded */
+	struct str host;  /* with its port */
+	struct str origin;
+	struct str key;
+	struct str head;  /* the header lines, each with its end */
+	const char *why;  /* when it was refused: one sentence */
+};
+
+#define HTTP_WHITE " \t"
+
+/* Records why, and returns what http_parse() is to return. */
+static int
+http_refuse(struct http_request *r, int status, const char *why)
+{
+	r->why = why;
+	return -status;
+}
+
+/* A byte that may not stand where it stands, described. */
+static int
+http_bad_byte(struct http_request *r, u8 c, const char *otherwise)
+{
+	if (c == '\n')
+		otherwise = "A line ends in a bare line feed; HTTP lines end "
+			    "in carriage return and line feed.";
+	else if (c == '\0')
+		otherwise = "The request holds a NUL byte.";
+	else if (c != '\r' && c != '\t' && (c < ' ' || c == 0x7f))
+		otherwise = "The request holds a control character.";
+	return http_refuse(r, 400, otherwise);
+}
+
+/* What methods and header names are made of (RFC 9110, 5.6.2). */
+static bool
+http_is_token(u8 c)
+{
+	static const char mark[] = "-!#$%&'*+.^_`|~";
+
+	return text_is_letter((char)c) || text_is_digit((char)c) ||
+	    memchr(mark, c, sizeof mark - 1);
+}
+
+/* What a target is made of: visible ASCII.  Browsers leave some characters
+ * as they are that RFC 3986 would escape, such as `|`; a fragment they never
+ * send. */
+static bool
+http_is_target(u8 c)
+{
+	return c > ' ' && c < 0x7f && c != '#';
+}
+
+/* What a header's value is made of (RFC 9110, 5.5). */
+static bool
+http_is_value(u8 c)
+{
+	return (c >= ' ' && c != 0x7f) || c == '\t';
+}
+
+/*
+ * Hosts and origins.  Two hosts are the same when their addresses or names
+ * are, however written: [0:0::1] is [::1], and WSP.Lan. is wsp.lan.
+ */
+struct http_host {
+	struct str name; /* without the final dot; unused when is_ipv6 */
+	bool is_ipv6;
+	u8 ip[16];
+	int port;        /* -1: none given */
+};
+
+struct http_origin {
+	struct str scheme;
+	struct http_host host;
+	int port; /* given, or the scheme's; -1: neither */
+};
+
+/* 1 to 4 hexadecimal digits. */
+static bool
+http_ipv6_group(u8 to[2], struct str s)
+{
+	unsigned v = 0;
+
+	if (s.n == 0 || s.n > 4)
+		return false;
+	for (size_t i = 0; i < s.n; i++) {
+		int digit = text_hex(s.p[i]);
+
+		if (digit < 0)
+			return false;
+		v = v << 4 | (unsigned)digit;
+	}
+	store16(to, (u16)v);
+	return true;
+}
+
+/* 192.168.0.1 */
+static bool
+http_ipv4(u8 to[4], struct str s)
+{
+	struct str part = { "", 0 };
+	u64 v;
+	int i;
+
+	for (i = 0; i < 4 && text_cut(&part, &s, '.'); i++) {
+		if (!text_u64(&v, part, 255) ||
+		    (part.n > 1 && part.p[0] == '0'))
+			return false;
+		to[i] = (u8)v;
+	}
+	/* A dot behind the last part is right behind it in memory. */
+	return i == 4 && s.n == 0 && s.p == part.p + part.n;
+}
+
+/*
+ * An IPv6 address without its brackets (RFC 4291, 2.2).  Zone ids are not
+ * for others to see (RFC 6874, 4) and are refused.
+ */
+static bool
+http_ipv6(u8 to[16], struct str s)
+{
+	struct str part;
+	int n = 0, gap = -1; /* bytes read; bytes before the `::` */
+
+	if (str_begins(s, STR("::"))) {
+		gap = 0;
+		s = text_from(s, 2);
+	}
+	while (s.n > 0) {
+		const char *end;
+
+		text_cut(&part, &s, ':');
+		end = part.p + part.n;
+		if (memchr(part.p, '.', part.n)) {
+			if (n > 12 || s.p != end || !http_ipv4(to + n, part))
+				return false;
+			n += 4;
+			break;
+		}
+		if (n > 14 || !http_ipv6_group(to + n, part))
+			return false;
+		n += 2;
+		if (s.n > 0 && s.p[0] == ':') {
+			if (gap >= 0)
+				return false;
+			gap = n;
+			s = text_from(s, 1);
+		} else if (s.n == 0 && s.p != end) {
+			return false; /* it ends in a single colon */
+		}
+	}
+	if (gap < 0)
+		return n == 16;
+	if (n > 14)
+		return false;
+	memmove(to + 16 - (n - gap), to + gap, (size_t)(n - gap));
+	memset(to + gap, 0, (size_t)(16 - n));
+	return true;
+}
+
+/* A registered name or an IPv4 address (RFC 3986, 3.2.2), not empty. */
+static bool
+http_is_name(struct str s)
+{
+	static const char mark[] = "-._~!$&'()*+,;=";
+
+	for (size_t i = 0; i < s.n; i++) {
+		if (s.p[i] == '%') {
+			if (s.n - i < 3 || text_hex(s.p[i + 1]) < 0 ||
+			    text_hex(s.p[i + 2]) < 0)
+				return false;
+		} else if (!text_is_letter(s.p[i]) &&
+		    !text_is_digit(s.p[i]) &&
+		    !memchr(mark, s.p[i], sizeof mark - 1)) {
+			return false;
+		}
+	}
+	return s.n > 0;
+}
+
+static bool
+http_port(int *port, struct str s)
+{
+	u64 v;
+
+	*port = -1;
+	if (s.n == 0 || str_is(s, ":"))
+		return true;
+	if (s.p[0] != ':' || !text_u64(&v, text_from(s, 1), 65535))
+		return false;
+	*port = (int)v;
+	return true;
+}
+
+/* A host with or without a port, as in a Host header. */
+static bool
+http_host_parse(struct http_host *h, struct str s)
+{
+	bool bracket = str_begins(s, STR("["));
+	const char *end;
+	size_t n;
+
+	*h = (struct http_host){ .is_ipv6 = bracket };
+	if (s.n == 0)
+		return false;
+	end = memchr(s.p, bracket ? ']' : ':', s.n);
+	n = end ? (size_t)(end - s.p) : s.n;
+	if (bracket) {
+		struct str inside = { s.p + 1, n - 1 };
+
+		if (!end || !http_ipv6(h->ip, inside))
+			return false;
+		n++;
+	} else {
+		h->name = (struct str){ s.p, n };
+		if (n > 0 && s.p[n - 1] == '.')
+			h->name.n--;
+		if (!http_is_name(h->name))
+			return false;
+	}
+	return http_port(&h->port, text_from(s, n));
+}
+
+static bool
+http_host_same(const struct http_host *a, const struct http_host *b)
+{
+	if (a->is_ipv6 || b->is_ipv6)
+		return a->is_ipv6 == b->is_ipv6 &&
+		    memcmp(a->ip, b->ip, sizeof a->ip) == 0;
+	return text_same(a->name, b->name);
+}
+
+/* The port a scheme means when none is given; -1: not a scheme of ours. */
+static int
+http_scheme_port(struct str scheme)
+{
+	if (text_same(scheme, STR("http")) || text_same(scheme, STR("ws")))
+		return 80;
+	if (text_same(scheme, STR("https")) || text_same(scheme, STR("wss")))
+		return 443;
+	return -1;
+}
+
+/* SCHEME://HOST[:PORT] and nothing behind it (RFC 6454, 6.2). */
+static bool
+http_origin_parse(struct http_origin *o, struct str s)
+{
+	if (!text_cut(&o->scheme, &s, ':') || o->scheme.n == 0 ||
+	    !text_is_letter(o->scheme.p[0]) || !str_begins(s, STR("//")))
+		return false;
+	for (size_t i = 1; i < o->scheme.n; i++) {
+		char c = o->scheme.p[i];
+
+		if (!text_is_letter(c) && !text_is_digit(c) &&
+		    !memchr("+-.", c, 3))
+			return false;
+	}
+	if (!http_host_parse(&o->host, text_from(s, 2)))
+		return false;
+	o->port = o->host.port;
+	if (o->port < 0)
+		o->port = http_scheme_port(o->scheme);
+	return true;
+}
+
+/*
+ * Is a page of this origin our own?  Host and port must be those of Host,
+ * with the default port of the origin's scheme supplied to both: behind a TLS
+ * proxy we do not know our own scheme.  A scheme without a default port is
+ * that of an app, not of a page that we served.
+ */
+static bool
+http_origin_same(struct str origin, struct str host)
+{
+	struct http_origin o;
+	struct http_host h;
+	int port;
+
+	if (!http_origin_parse(&o, origin) || !http_host_parse(&h, host))
+		return false;
+	port = http_scheme_port(o.scheme);
+	return port >= 0 && http_host_same(&o.host, &h) &&
+	    o.port == (h.port < 0 ? port : h.port);
+}
+
+/* Does --origin CONFIGURED take this origin, on a request for this host? */
+static bool
+http_origin_is(struct str origin, struct str configured, struct str host)
+{
+	struct http_origin o, c;
+	struct http_host h;
+
+	if (str_is(configured, "*"))
+		return true;
+	if (!http_origin_parse(&o, origin))
+		return false;
+	if (str_is(configured, "same-host"))
+		return http_host_parse(&h, host) &&
+		    http_host_same(&o.host, &h);
+	return http_origin_parse(&c, configured) && o.port == c.port &&
+	    text_same(o.scheme, c.scheme) && http_host_same(&o.host, &c.host);
+}
+
+/* May that stand behind --origin? */
+static bool
+http_origin_valid(struct str configured)
+{
+	struct http_origin o;
+
+	return str_is(configured, "*") || str_is(configured, "same-host") ||
+	    http_origin_parse(&o, configured);
+}
+
+/* The next element of a comma list, trimmed; empty ones are passed over
+ * (RFC 9110, 5.6.1.2). */
+static bool
+http_list_next(struct str *rest, struct str *item)
+{
+	while (text_cut(item, rest, ',')) {
+		*item = text_trim(*item, HTTP_WHITE);
+		if (item->n > 0)
+			return true;
+	}
+	return false;
+}
+
+static bool
+http_list_has(struct str list, struct str word)
+{
+	struct str item;
+
+	while (http_list_next(&list, &item))
+		if (text_same(item, word))
+			return true;
+	return false;
+}
+
+/* A header that may stand only once. */
+static bool
+http_once(struct http_request *r, bool *seen, struct str *to, struct str value,
+    const char *twice)
+{
+	if (*seen) {
+		r->why = twice;
+		return false;
+	}
+	*seen = true;
+	*to = value;
+	return true;
+}
+
+static bool
+http_field_host(struct http_request *r, struct str value)
+{
+	struct http_host h;
+	struct str ignored;
+
+	if (!http_once(r, &r->has_host, r->absolute ? &ignored : &r->host,
+	    value, "The request has more than one Host header."))
+		return false;
+	if (http_host_parse(&h, value))
+		return true;
+	r->why = "The Host header is not a host with or without a port.";
+	return false;
+}
+
+static bool
+http_field_version(struct http_request *r, struct str value)
+{
+	struct str text;
+	u64 v;
+
+	if (!http_once(r, &r->has_version, &text, value,
+	    "The request has more than one Sec-WebSocket-Version header."))
+		return false;
+	if (text_u64(&v, value, 255))
+		r->version = (int)v;
+	return true;
+}
+
+/* No request of ours has a body: where one would end must never be a
+ * question (RFC 9112, 11.2). */
+static bool
+http_field_length(struct http_request *r, struct str value)
+{
+	u64 v;
+
+	if (text_u64(&v, value, 0))
+		return true;
+	r->why = "The request announces a body, and none is taken here.";
+	return false;
+}
+
+/* Looks at a header line that is complete; false: refused, with r->why. */
+static bool
+http_field(struct http_request *r, struct str name, struct str value)
+{
+	if (text_same(name, STR("Host")))
+		return http_field_host(r, value);
+	if (text_same(name, STR("Origin")))
+		return http_once(r, &r->has_origin, &r->origin, value,
+		    "The request has more than one Origin header.");
+	if (text_same(name, STR("Sec-WebSocket-Key")))
+		return http_once(r, &r->has_key, &r->key, value,
+		    "The request has more than one Sec-WebSocket-Key header.");
+	if (text_same(name, STR("Sec-WebSocket-Version")))
+		return http_field_version(r, value);
+	if (text_same(name, STR("Content-Length")))
+		return http_field_length(r, value);
+	if (text_same(name, STR("Transfer-Encoding"))) {
+		r->why = "The request has a Transfer-Encoding, and no body "
+			 "is taken here.";
+		return false;
+	}
+	if (text_same(name, STR("Connection")))
+		r->to_upgrade |= http_list_has(value, STR("upgrade"));
+	if (text_same(name, STR("Upgrade")))
+		r->to_websocket |= http_list_has(value, STR("websocket"));
+	return true;
+}
+
+/*
+ * From here to http_parse(), a function reads one piece of the head at p and
+ * returns its length, 0 when it is not all there, or -400.
+ */
+
+/* The end of a line, where the line's last piece found a byte that is not its
+ * own. */
+static int
+http_line_end(struct http_request *r, const u8 *p, size_t n,
+    const char *otherwise)
+{
+	if (n == 0)
+		return 0;
+	if (p[0] != '\r')
+		return http_bad_byte(r, p[0], otherwise);
+	if (n == 1)
+		return 0;
+	if (p[1] != '\n')
+		return http_refuse(r, 400,
+		    "A carriage return stands without its line feed.");
+	return 2;
+}
+
+/* PATH[?QUERY]; an empty path is the root (RFC 9110, 4.2.3). */
+static void
+http_path(struct http_request *r, struct str s)
+{
+	r->has_query = memchr(s.p, '?', s.n);
+	text_cut(&r->path, &s, '?');
+	r->query = s;
+	if (r->path.n == 0)
+		r->path = STR("/");
+}
+
+/* http://HOST[:PORT][/PATH][?QUERY]: what is meant for a proxy, and must be
+ * understood all the same (RFC 9112, 3.2.2). */
+static bool
+http_absolute(struct http_request *r, struct str target)
+{
+	struct http_host h;
+	struct str scheme, rest = target;
+	size_t n = 0;
+
+	text_cut(&scheme, &rest, ':');
+	if (http_scheme_port(scheme) < 0 || !str_begins(rest, STR("//"))) {
+		r->why = "The request target is neither a path nor a URL.";
+		return false;
+	}
+	rest = text_from(rest, 2);
+	while (n < rest.n && rest.p[n] != '/' && rest.p[n] != '?')
+		n++;
+	r->absolute = true;
+	r->host = (struct str){ rest.p, n };
+	if (!http_host_parse(&h, r->host)) {
+		r->why = "The request target names no valid host.";
+		return false;
+	}
+	http_path(r, text_from(rest, n));
+	return true;
+}
+
+static bool
+http_target(struct http_request *r, struct str method, struct str target)
+{
+	if (target.p[0] == '/') {
+		http_path(r, target);
+		return true;
+	}
+	/* These have targets of their own kind (RFC 9112, 3.2.3 and 3.2.4),
+	 * and are methods that nobody serves. */
+	if (str_is(method, "CONNECT") ||
+	    (str_is(method, "OPTIONS") && str_is(target, "*"))) {
+		r->path = target;
+		r->query = text_from(target, target.n);
+		return true;
+	}
+	return http_absolute(r, target);
+}
+
+/* HTTP/1.x and the line's end. */
+static int
+http_version(struct http_request *r, const u8 *p, size_t n)
+{
+	static const char want[] = "HTTP/1.";
+	static const char why[] = "The request line does not end in a single "
+				  "space and HTTP/1.1.";
+	size_t i;
+	int end;
+
+	for (i = 0; i < sizeof want - 1; i++) {
+		if (i == n)
+			return 0;
+		if (p[i] != (u8)want[i])
+			return http_bad_byte(r, p[i], why);
+	}
+	if (i == n)
+		return 0;
+	if (!text_is_digit((char)p[i]))
+		return http_bad_byte(r, p[i], why);
+	r->minor = p[i] != '0';
+	i++;
+	end = http_line_end(r, p + i, n - i, why);
+	return end > 0 ? (int)i + end : end;
+}
+
+static int
+http_request_line(struct http_request *r, const u8 *p, size_t n)
+{
+	const char *text = (const char *)p;
+	struct str method;
+	size_t i = 0, from;
+	int end;
+
+	while (i < n && http_is_token(p[i]))
+		i++;
+	if (i == n)
+		return 0;
+	if (i == 0 || p[i] != ' ')
+		return http_bad_byte(r, p[i],
+		    "The request does not begin with a method and a space.");
+	method = (struct str){ text, i };
+	r->method = str_is(method, "GET") ? HTTP_GET :
+	    str_is(method, "HEAD") ? HTTP_HEAD : HTTP_OTHER;
+
+	from = ++i;
+	while (i < n && http_is_target(p[i]))
+		i++;
+	if (i == n)
+		return 0;
+	if (i == from || p[i] != ' ')
+		return http_bad_byte(r, p[i], p[i] < 0x7f && p[i] != '#' ?
+		    "The request line is not a method, a target and a version "
+		    "with single spaces between them." :
+		    "The request target holds a byte that must be written "
+		    "with a percent sign.");
+	if (!http_target(r, method, (struct str){ text + from, i - from }))
+		return -400;
+	i++;
+	end = http_version(r, p + i, n - i);
+	return end > 0 ? (int)i + end : end;
+}
+
+static int
+http_field_line(struct http_request *r, const u8 *p, size_t n)
+{
+	const char *text = (const char *)p;
+	struct str name, value;
+	size_t i = 0, from;
+	int end;
+
+	while (i < n && http_is_token(p[i]))
+		i++;
+	if (i == n)
+		return 0;
+	if (i == 0 || p[i] != ':')
+		return http_bad_byte(r, p[i], p[i] == ' ' || p[i] == '\t' ?
+		    "A header line has white space at its start or before its "
+		    "colon." :
+		    "A header line does not begin with a name and a colon.");
+	name = (struct str){ text, i };
+
+	from = ++i;
+	while (i < n && http_is_value(p[i]))
+		i++;
+	value = (struct str){ text + from, i - from };
+	end = http_line_end(r, p + i, n - i, "");
+	if (end <= 0)
+		return end;
+	if (!http_field(r, name, text_trim(value, HTTP_WHITE)))
+		return -400;
+	return (int)i + end;
+}
+
+/* The header lines and the empty line behind them. */
+static int
+http_fields(struct http_request *r, const u8 *p, size_t n)
+{
+	size_t i = 0;
+	int used, lines = 0;
+
+	while (i < n && p[i] != '\r') {
+		if (lines++ == WSP_MAX_HTTP_LINES)
+			return http_refuse(r, 431,
+			    "The request has too many header lines.");
+		used = http_field_line(r, p + i, n - i);
+		if (used <= 0)
+			return used;
+		i += (size_t)used;
+	}
+	r->head = (struct str){ (const char *)p, i };
+	used = http_line_end(r, p + i, n - i, "");
+	return used > 0 ? (int)i + used : used;
+}
+
+/* The whole head. */
+static int
+http_head(struct http_request *r, const u8 *p, size_t n)
+{
+	size_t i = 0;
+	int used;
+
+	/* One empty line before the request is forgiven (RFC 9112, 2.2). */
+	if (n > 0 && p[0] == '\r') {
+		used = http_line_end(r, p, n, "");
+		if (used <= 0)
+			return used;
+		i = (size_t)used;
+	}
+	used = http_request_line(r, p + i, n - i);
+	if (used <= 0)
+		return used;
+	i += (size_t)used;
+	used = http_fields(r, p + i, n - i);
+	if (used <= 0)
+		return used;
+	if (r->minor > 0 && !r->has_host)
+		return http_refuse(r, 400, "The request has no Host header.");
+	r->upgrade = r->to_upgrade && r->to_websocket;
+	return (int)i + used;
+}
+
+/*
+ * Reads a request's head: its length with the empty line, 0 when more of it
+ * must come, -400 or -431 with r->why.  It looks at the first
+ * WSP_MAX_HTTP_HEAD bytes only, and never answers 0 when it was given them
+ * all.
+ */
+static int
+http_parse(struct http_request *r, const u8 *p, size_t n)
+{
+	int used;
+
+	*r = (struct http_request){ .version = -1 };
+	used = http_head(r, p, min_size(n, WSP_MAX_HTTP_HEAD));
+	if (used == 0 && n >= WSP_MAX_HTTP_HEAD)
+		return http_refuse(r, 431, "The request is too long.");
+	return used;
+}
+
+/*
+ * The next header line of that name.  *cursor is 0 at first, and then where
+ * the search goes on.
+ */
+static bool
+http_header_next(const struct http_request *r, const char *name,
+    size_t *cursor, struct str *value)
+{
+	struct str rest = text_from(r->head, *cursor), line, field;
+
+	while (text_cut(&line, &rest, '\n')) {
+		*cursor = r->head.n - rest.n;
+		text_cut(&field, &line, ':');
+		if (text_same(field, text_of(name))) {
+			*value = text_trim(line, " \t\r");
+			return true;
+		}
+	}
+	return false;
+}
+
+/* A cookie by its name, in which case counts; of several the first, which is
+ * that of the longest path (RFC 6265, 5.4). */
+static bool
+http_cookie(const struct http_request *r, const char *name, struct str *value)
+{
+	struct str list, pair, key;
+	size_t cursor = 0;
+
+	while (http_header_next(r, "Cookie", &cursor, &list))
+		while (text_cut(&pair, &list, ';')) {
+			pair = text_trim(pair, HTTP_WHITE);
+			if (!text_cut(&key, &pair, '=') || !str_is(key, name))
+				continue;
+			*value = pair;
+			return true;
+		}
+	return false;
+}
+
+/*
+ * A parameter of a query by its name, which may be written in any case and
+ * with percent signs.  1 and the value, undecoded; 0 when there is none; -1
+ * when it is there twice.  What cannot be decoded is some other name.
+ */
+static int
+http_parameter(struct str *value, struct str query, const char *name)
+{
+	struct str pair, key;
+	char plain[64];
+	int found = 0;
+
+	assert(strlen(name) < sizeof plain);
+	while (text_cut(&pair, &query, '&')) {
+		int n;
+
+		if (!text_cut(&key, &pair, '='))
+			continue;
+		n = percent_decode(plain, sizeof plain, key);
+		if (n < 0 || !text_same(text_of(name),
+		    (struct str){ plain, (size_t)n }))
+			continue;
+		if (found++ > 0)
+			return -1;
+		*value = pair;
+	}
+	return found;
+}
+
+/*
+ * 16 bytes in base64.  The bits behind the last byte may be anything, as
+ * they are in the example that the RFC gives (RFC 6455, 4.1).
+ */
+static bool
+http_is_key(struct str key)
+{
+	if (key.n != 24 || memcmp(key.p + 22, "==", 2) != 0)
+		return false;
+	for (size_t i = 0; i < 22; i++)
+		if (base64_digit(key.p[i], "+/") < 0)
+			return false;
+	return true;
+}
+
+/*
+ * May a request for a service become a WebSocket?  0, or 426 or 400 with
+ * the sentence and the header lines to answer with.
+ */
+static int
+http_upgrade_check(const struct http_request *r, const char **why,
+    const char **headers)
+{
+	*headers = "Upgrade: websocket\r\n";
+	if (r->minor == 0 || r->method != HTTP_GET || !r->upgrade) {
+		*why = "This is a WebSocket service; connect with a WebSocket "
+		       "client.";
+		return 426;
+	}
+	if (r->version != 13) {
+		*why = "The WebSocket version must be 13.";
+		*headers = "Upgrade: websocket\r\n"
+			   "Sec-WebSocket-Version: 13\r\n";
+		return 426;
+	}
+	*headers = "";
+	if (!r->has_key || !http_is_key(r->key)) {
+		*why = "The Sec-WebSocket-Key header is not 16 bytes in "
+		       "base64.";
+		return 400;
+	}
+	*why = "";
+	return 0;
+}
+
+/* 101, with the proof that we have read the key (RFC 6455, 4.2.2).  An empty
+ * protocol: no such header. */
+static void
+http_accept(struct out *o, struct str key, struct str protocol)
+{
+	static const char guid[] = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+	br_sha1_context sha1;
+	u8 hash[br_sha1_SIZE];
+	char proof[28];
+
+	br_sha1_init(&sha1);
+	br_sha1_update(&sha1, key.p, key.n);
+	br_sha1_update(&sha1, guid, sizeof guid - 1);
+	br_sha1_out(&sha1, hash);
+
+	out_text(o, "HTTP/1.1 101 Switching Protocols\r\n"
+		    "Upgrade: websocket\r\n"
+		    "Connection: Upgrade\r\n"
+		    "Sec-WebSocket-Accept: ");
+	out_bytes(o, proof, base64_encode(proof, hash, sizeof hash));
+	if (protocol.n > 0) {
+		out_text(o, "\r\nSec-WebSocket-Protocol: ");
+		out_str(o, protocol);
+	}
+	out_text(o, "\r\n\r\n");
+}
+
+/* The words for a status (RFC 9110, 15; RFC 6585). */
+static const char *
+http_reason(int status)
+{
+	static const struct {
+		int status;
+		const char *reason;
+	} row[] = {
+		{ 200, "OK" },
+		{ 400, "Bad Request" },
+		{ 401, "Unauthorized" },
+		{ 403, "Forbidden" },
+		{ 404, "Not Found" },
+		{ 405, "Method Not Allowed" },
+		{ 408, "Request Timeout" },
+		{ 409, "Conflict" },
+		{ 426, "Upgrade Required" },
+		{ 429, "Too Many Requests" },
+		{ 431, "Request Header Fields Too Large" },
+		{ 500, "Internal Server Error" },
+		{ 503, "Service Unavailable" },
+	};
+
+	for (size_t i = 0; i < COUNT(row); i++)
+		if (row[i].status == status)
+			return row[i].reason;
+	return "Error";
+}
+
+/*
+ * Every answer but 101.  `headers` are further header lines with their ends;
+ * a type of NULL is plain text.  A 426 names the Upgrade it wants as an
+ * option of the connection (RFC 9110, 7.8), which ends all the same.
+ */
+static void
+http_response(struct out *o, int status, const char *headers, const char *type,
+    struct str body, bool head_only)
+{
+	out_text(o, "HTTP/1.1 ");
+	out_u64(o, (u64)status);
+	out_char(o, ' ');
+	out_text(o, http_reason(status));
+	out_text(o, "\r\nContent-Type: ");
+	out_text(o, type ? type : "text/plain; charset=utf-8");
+	out_text(o, "\r\nContent-Length: ");
+	out_u64(o, body.n);
+	out_text(o, status == 426 ? "\r\nConnection: Upgrade, close\r\n" :
+	    "\r\nConnection: close\r\n");
+	out_text(o, "X-Content-Type-Options: nosniff\r\n");
+	out_text(o, headers);
+	out_text(o, "\r\n");
+	if (!head_only)
+		out_str(o, body);
+}
+
+/* ----- 5. Frames ---------------------------------------------------------
+ *
+ * RFC 6455, section 5, from a server's side: reads the headers of masked
+ * client frames and writes those of our own, which are never masked and
+ * always one whole message.  Everything the RFC calls a failure is refused
+ * here, with the close code as a negative number, and at the first byte that
+ * shows it.  Payloads are not kept: the caller unmasks them where they lie
+ * and hands them to message_data().
+ */
+
+/* Opcodes (RFC 6455, 5.2); from FRAME_CLOSE on they are control frames. */
+enum frame_opcode {
+	FRAME_CONTINUATION = 0,
+	FRAME_TEXT = 1,
+	FRAME_BINARY = 2,
+	FRAME_CLOSE = 8,
+	FRAME_PING = 9,
+	FRAME_PONG = 10
+};
+
+/*
+ *  byte 1      byte 2        0, 2 or 8 bytes   4 bytes
+ * +-+---+----+ +-+-------+ +-----------------+ +------+
+ * |F|RSV| op | |M| length| | length, if 126, | | mask |  payload ...
+ * | |000|code| |1|       | | 127 in byte 2   | |      |
+ * +-+---+----+ +-+-------+ +-----------------+ +------+
+ */
+#define FRAME_FIN    0x80
+#define FRAME_RSV    0x70
+#define FRAME_OPCODE 0x0f
+#define FRAME_MASKED 0x80
+#define FRAME_LENGTH 0x7f
+
+#define FRAME_MAX_CONTROL 125 /* the payload of a control frame */
+#define FRAME_HEAD_MAX    10  /* a header of ours: no mask */
+#define FRAME_MAX_REASON  (FRAME_MAX_CONTROL - 2)
+
+struct frame {
+	bool fin;
+	u8 opcode;
+	u8 mask[4];
+	u64 length; /* of the payload; at most `max`, see frame_decode() */
+};
+
+/* A client's message while its frames come in; all zero between messages. */
+struct message_in {
+	u8 opcode;  /* FRAME_TEXT or FRAME_BINARY; 0: none begun */
+	u8 utf8;    /* where a text stands, see utf8_run() */
+	u32 length; /* bytes of payload so far */
+};
+
+/* Is this a first byte that may follow, `begun` being the message's opcode?
+ * No extension is ever agreed, so the RSV bits are zero. */
+static bool
+frame_first_valid(u8 byte, u8 begun)
+{
+	if (byte & FRAME_RSV)
+		return false;
+	switch (byte & FRAME_OPCODE) {
+	case FRAME_CONTINUATION:
+		return begun != 0;
+	case FRAME_TEXT:
+	case FRAME_BINARY:
+		return begun == 0;
+	case FRAME_CLOSE:
+	case FRAME_PING:
+	case FRAME_PONG:
+		return (byte & FRAME_FIN) != 0;
+	}
+	return false;
+}
+
+/* Reads the length that begins in byte 2: >0 bytes before the mask, 0 need
+ * more, -1002 when it is not in its shortest form or has its highest bit. */
+static int
+frame_length(u64 *length, const u8 *p, size_t n)
+{
+	*length = p[1] & FRAME_LENGTH;
+	if (*length < 126)
+		return 2;
+	if (*length == 126) {
+		if (n < 4)
+			return 0;
+		*length = load16(p + 2);
+		return *length < 126 ? -WSP_CLOSE_PROTOCOL : 4;
+	}
+	if (n > 2 && p[2] & 0x80)
+		return -WSP_CLOSE_PROTOCOL;
+	if (n < 10)
+		return 0;
+	*length = load64(p + 2);
+	return *length <= UINT16_MAX ? -WSP_CLOSE_PROTOCOL : 10;
+}
+
+/*
+ * Reads the header of one client frame: >0 its bytes, 0 need more, or minus
+ * the close code that it earns.  Each check stands where its byte does, so
+ * the first offence in the stream decides, however the reads fell.  A message
+ * whose frames declare more than `max` bytes is -1009 before any is read.
+ */
+static int
+frame_decode(struct frame *f, const struct message_in *m, const u8 *p,
+    size_t n, u64 max)
+{
+	int head;
+
+	if (n == 0)
+		return 0;
+	if (!frame_first_valid(p[0], m->opcode))
+		return -WSP_CLOSE_PROTOCOL;
+	if (n == 1)
+		return 0;
+	f->fin = (p[0] & FRAME_FIN) != 0;
+	f->opcode = p[0] & FRAME_OPCODE;
+	if (!(p[1] & FRAME_MASKED))
+		return -WSP_CLOSE_PROTOCOL;
+	if (f->opcode >= FRAME_CLOSE &&
+	    (p[1] & FRAME_LENGTH) > FRAME_MAX_CONTROL)
+		return -WSP_CLOSE_PROTOCOL;
+	head = frame_length(&f->length, p, n);
+	if (head <= 0)
+		return head;
+	if (f->opcode < FRAME_CLOSE &&
+	    (f->length > max || m->length > max - f->length))
+		return -WSP_CLOSE_TOO_BIG;
+	if (n < (size_t)head + sizeof f->mask)
+		return 0;
+	memcpy(f->mask, p + head, sizeof f->mask);
+	return head + (int)sizeof f->mask;
+}
+
+/* Takes the mask off, or puts it on, n bytes of which the first is the
+ * payload's byte number `phase`.  Eight at a time: the mask repeats every
+ * four, so the same eight bytes fit at every step, in either byte order. */
+static void
+frame_unmask(u8 *p, size_t n, const u8 mask[4], size_t phase)
+{
+	u8 key[8];
+	u64 keys, word;
+
+	for (size_t i = 0; i < sizeof key; i++)
+		key[i] = mask[(phase + i) % 4];
+	memcpy(&keys, key, sizeof keys);
+	for (; n >= sizeof word; p += sizeof word, n -= sizeof word) {
+		memcpy(&word, p, sizeof word);
+		word ^= keys;
+		memcpy(p, &word, sizeof word);
+	}
+	for (size_t i = 0; i < n; i++)
+		p[i] = p[i] ^ key[i];
+}
+
+/* Writes the header of a whole message of n bytes; returns its size. */
+static size_t
+frame_head(u8 to[FRAME_HEAD_MAX], u8 opcode, u64 n)
+{
+	to[0] = FRAME_FIN | opcode;
+	if (n < 126) {
+		to[1] = (u8)n;
+		return 2;
+	}
+	if (n <= UINT16_MAX) {
+		to[1] = 126;
+		store16(to + 2, (u16)n);
+		return 4;
+	}
+	to[1] = 127;
+	store64(to + 2, n);
+	return 10;
+}
+
+/* A frame's header was taken: a text or binary one begins a message. */
+static void
+message_begin(struct message_in *m, const struct frame *f)
+{
+	if (f->opcode == FRAME_TEXT || f->opcode == FRAME_BINARY)
+		*m = (struct message_in){ .opcode = f->opcode,
+			.utf8 = UTF8_START };
+}
+
+/* The next bytes of a data frame, unmasked, in pieces of any size: 0, or
+ * -1007 at the first byte that no UTF-8 text can have there. */
+static int
+message_data(struct message_in *m, const u8 *p, size_t n)
+{
+	m->length += (u32)n;
+	if (m->opcode == FRAME_TEXT)
+		m->utf8 = utf8_run(m->utf8, p, n);
+	return m->utf8 == UTF8_BAD ? -WSP_CLOSE_BAD_TEXT : 0;
+}
+
+/* The payload of a final frame is all there: 0, or -1007 for a text that
+ * ends inside a character.  The next message may begin. */
+static int
+message_end(struct message_in *m)
+{
+	bool cut = m->opcode == FRAME_TEXT && m->utf8 != UTF8_START;
+
+	*m = (struct message_in){ 0 };
+	return cut ? -WSP_CLOSE_BAD_TEXT : 0;
+}
+
+/* May `close code=` send this one?  Not 1004 to 1006 and 1015, which are
+ * never on a wire, nor what nobody has defined (RFC 6455, 7.4). */
+static bool
+close_code_to_send(u64 code)
+{
+	return (code >= 1000 && code <= 1003) ||
+	    (code >= 1007 && code <= 1014) || (code >= 3000 && code <= 4999);
+}
+
+/* May a peer send this one?  The same table. */
+static bool
+close_code_from_peer(u16 code)
+{
+	return close_code_to_send(code);
+}
+
+/* Reads the body of a Close frame, unmasked: 0, or minus the code to answer
+ * with.  An empty body is code 1005 (RFC 6455, 7.1.5). */
+static int
+close_parse(u16 *code, struct str *reason, const u8 *p, size_t n)
+{
+	*code = WSP_CLOSE_NO_CODE;
+	*reason = STR("");
+	if (n == 0)
+		return 0;
+	if (n < 2 || !close_code_from_peer(load16(p)))
+		return -WSP_CLOSE_PROTOCOL;
+	if (!text_is_utf8(p + 2, n - 2))
+		return -WSP_CLOSE_BAD_TEXT;
+	*code = load16(p);
+	*reason = (struct str){ (const char *)p + 2, n - 2 };
+	return 0;
+}
+
+/* Writes a whole Close frame; returns its size.  Code 1005 stands for the
+ * empty body that it was read from. */
+static size_t
+close_frame(u8 to[2 + FRAME_MAX_CONTROL], u16 code, struct str reason)
+{
+	assert(reason.n <= FRAME_MAX_REASON);
+	if (code == WSP_CLOSE_NO_CODE)
+		return frame_head(to, FRAME_CLOSE, 0);
+	(void)frame_head(to, FRAME_CLOSE, 2 + reason.n);
+	store16(to + 2, code);
+	if (reason.n > 0)
+		memcpy(to + 4, reason.p, reason.n);
+	return 4 + reason.n;
+}
+
+/* ----- 6. Requests -------------------------------------------------------
+ *
+ * The push socket's wire format, both ways: a datagram into a request, a
+ * reply out, and a reply into its parts for the client verbs.  A request is
+ * cut into slices of the datagram and nothing is copied.  Every refusal has
+ * its code, and a sentence that names the word at fault; codes are decided
+ * in one order, and the first reason stays.
+ *
+ *     VERB [name=value ...] [TARGET]\n
+ *     BODY
+ */
+enum verb {
+	VERB_SEND,
+	VERB_LIST,
+	VERB_TAG,
+	VERB_CLOSE,
+	VERB_ABORT,
+	VERB_STATS,
+	VERB_WATCH,
+	VERB_PING,
+	VERB_ALLOW,
+	VERB_DENY
+};
+
+enum kind { KIND_TEXT, KIND_JSON, KIND_BINARY };
+
+/* In the order in which they are checked. */
+enum refusal {
+	REFUSED_NOT = 0,
+	REFUSED_BAD_REQUEST,
+	REFUSED_UNKNOWN_VERB,
+	REFUSED_DENIED,
+	REFUSED_BAD_OPTION,
+	REFUSED_BAD_TARGET,
+	REFUSED_TOO_BIG,
+	REFUSED_BAD_UTF8,
+	REFUSED_BAD_TAG,
+	REFUSED_UNKNOWN_SOCKET,
+	REFUSED_QUEUE_FULL,
+	REFUSED_NO_ROOM
+};
+
+/* Options by number, so that a set of them is a word of bits. */
+enum option {
+	OPTION_REF,
+	OPTION_KIND,
+	OPTION_TTL,
+	OPTION_ACK,
+	OPTION_KEY,
+	OPTION_RETAIN,
+	OPTION_FORMAT,
+	OPTION_FROM,
+	OPTION_REPLACE,
+	OPTION_CODE
+};
+
+#define OPTION_BIT(option) (1U << (option))
+
+struct request {
+	enum verb verb;
+	enum refusal refusal; /* the first reason; REFUSED_NOT while good */
+	unsigned given;       /* OPTION_BIT()s that the sender wrote */
+	enum kind kind;
+	bool json;            /* format=json */
+	bool replace, retain;
+	u16 code;             /* of close, or the status of deny */
+	u32 ttl_s, ack_s;     /* seconds; 0: none */
+	u64 from;             /* cursor of list; 0: from the beginning */
+	u64 ticket;           /* the number that allow and deny answer */
+	struct str ref, key;  /* empty: none */
+	struct str target;    /* its text; "*" where it may be left out */
+	struct str body;      /* what was received of it */
+	size_t body_full;     /* its length before the buffer cut it */
+	char why[192];        /* one sentence for people, when refused */
+};
+
+static const char *
+refusal_code(enum refusal e)
+{
+	static const char *const code[] = {
+		[REFUSED_NOT] = "ok",
+		[REFUSED_BAD_REQUEST] = "bad-request",
+		[REFUSED_UNKNOWN_VERB] = "unknown-verb",
+		[REFUSED_DENIED] = "denied",
+		[REFUSED_BAD_OPTION] = "bad-option",
+		[REFUSED_BAD_TARGET] = "bad-target",
+		[REFUSED_TOO_BIG] = "too-big",
+		[REFUSED_BAD_UTF8] = "bad-utf8",
+		[REFUSED_BAD_TAG] = "bad-tag",
+		[REFUSED_UNKNOWN_SOCKET] = "unknown-socket",
+		[REFUSED_QUEUE_FULL] = "queue-full",
+		[REFUSED_NO_ROOM] = "no-room",
+	};
+
+	return code[e];
+}
+
+/* Cuts the piece before the next `at` from `rest`.  Behind the last piece
+ * rest->p is NULL; a text that ends with `at` has an empty last piece. */
+static bool
+split_next(struct str *rest, char at, struct str *piece)
+{
+	const char *end;
+
+	if (rest->p == NULL)
+		return false;
+	*piece = *rest;
+	end = rest->n > 0 ? memchr(rest->p, at, rest->n) : NULL;
+	if (end == NULL) {
+		*rest = (struct str){ NULL, 0 };
+		return true;
+	}
+	piece->n = (size_t)(end - rest->p);
+	rest->p = end + 1;
+	rest->n -= piece->n + 1;
+	return true;
+}
+
+/* Cuts the next word from `rest`: words stand between spaces. */
+static bool
+token_next(struct str *rest, struct str *token)
+{
+	while (rest->n > 0 && rest->p[0] == ' ') {
+		rest->p++;
+		rest->n--;
+	}
+	*token = (struct str){ rest->p, 0 };
+	while (rest->n > 0 && rest->p[0] != ' ') {
+		rest->p++;
+		rest->n--;
+		token->n++;
+	}
+	return token->n > 0;
+}
+
+/* Refuses, unless that has happened: the writer it returns makes the
+ * sentence, or throws it away when an earlier reason has to stay. */
+static struct out
+request_refuse(struct request *r, enum refusal e)
+{
+	if (r->refusal != REFUSED_NOT)
+		return out_to(r->why, 0);
+	r->refusal = e;
+	memset(r->why, 0, sizeof r->why);
+	return out_to(r->why, sizeof r->why - 1);
+}
+
+/* A sender's word as a sentence may show it: short, and printable ASCII. */
+static void
+why_word(struct out *o, struct str word)
+{
+	size_t n = min_size(word.n, 40);
+
+	out_char(o, '"');
+	for (size_t i = 0; i < n; i++) {
+		char c = word.p[i];
+
+		out_char(o, c >= ' ' && c <= '~' ? c : '?');
+	}
+	out_text(o, n < word.n ? "...\"" : "\"");
+}
+
+static const struct option_rule {
+	const char *name;
+	const char *takes;
+} option_rules[] = {
+	[OPTION_REF] = { "ref",
+	    "1 to 64 bytes of UTF-8 without control characters" },
+	[OPTION_KIND] = { "kind", "text, json or binary" },
+	[OPTION_TTL] = { "ttl", "0 to 999999999 seconds" },
+	[OPTION_ACK] = { "ack", "1 to 3600 seconds" },
+	[OPTION_KEY] = { "key", "1 to 64 bytes" },
+	[OPTION_RETAIN] = { "retain", "only 1" },
+	[OPTION_FORMAT] = { "format", "text or json" },
+	[OPTION_FROM] = { "from", "the number after next= in a reply" },
+	[OPTION_REPLACE] = { "replace", "only 1" },
+	[OPTION_CODE] = { "code", "1000-1003, 1007-1014 or 3000-4999" },
+};
+
+/* Only of ref= may a second one count: the first that is well-formed names
+ * the reply. */
+static bool
+option_ref(struct request *r, struct str value)
+{
+	if (value.n < 1 || value.n > WSP_MAX_REF || !text_is_clean(value))
+		return false;
+	if (r->ref.n == 0)
+		r->ref = value;
+	return true;
+}
+
+static bool
+option_kind(struct request *r, struct str value)
+{
+	r->kind = str_is(value, "json") ? KIND_JSON
+	    : str_is(value, "binary") ? KIND_BINARY : KIND_TEXT;
+	return r->kind != KIND_TEXT || str_is(value, "text");
+}
+
+static bool
+option_seconds(u32 *to, struct str value, u64 min, u64 max)
+{
+	u64 v;
+
+	if (!text_u64(&v, value, max) || v < min)
+		return false;
+	*to = (u32)v;
+	return true;
+}
+
+static bool
+option_code(struct request *r, struct str value)
+{
+	u64 v;
+
+	if (!text_u64(&v, value, UINT16_MAX) || !close_code_to_send(v))
+		return false;
+	r->code = (u16)v;
+	return true;
+}
+
+/* Takes one option's value, if it is well-formed. */
+static bool
+option_take(struct request *r, enum option option, struct str value)
+{
+	switch (option) {
+	case OPTION_REF:
+		return option_ref(r, value);
+	case OPTION_KIND:
+		return option_kind(r, value);
+	case OPTION_TTL:
+		return option_seconds(&r->ttl_s, value, 0, 999999999);
+	case OPTION_ACK:
+		return option_seconds(&r->ack_s, value, 1, 3600);
+	case OPTION_KEY:
+		r->key = value;
+		return value.n >= 1 && value.n <= WSP_MAX_KEY;
+	case OPTION_RETAIN:
+		return r->retain = str_is(value, "1");
+	case OPTION_FORMAT:
+		r->json = str_is(value, "json");
+		return r->json || str_is(value, "text");
+	case OPTION_FROM:
+		return text_u64(&r->from, value, UINT64_MAX);
+	case OPTION_REPLACE:
+		return r->replace = str_is(value, "1");
+	case OPTION_CODE:
+		return option_code(r, value);
+	}
+	return false;
+}
+
+/* What may follow a verb's options. */
+enum operand {
+	OPERAND_TARGET,     /* must be there */
+	OPERAND_MAY_TARGET, /* `*` when it is not */
+	OPERAND_NONE,
+	OPERAND_TICKET      /* allow and deny: a number, then words */
+};
+
+static const struct verb_rule {
+	const char *name;
+	unsigned options; /* beside ref=, which all take */
+	enum operand operand;
+	bool has_body;
+} verb_rules[] = {
+	[VERB_SEND] = { "send",
+	    OPTION_BIT(OPTION_KIND) | OPTION_BIT(OPTION_TTL) |
+	        OPTION_BIT(OPTION_ACK) | OPTION_BIT(OPTION_KEY) |
+	        OPTION_BIT(OPTION_RETAIN), OPERAND_TARGET, true },
+	[VERB_LIST] = { "list", OPTION_BIT(OPTION_FORMAT) |
+	        OPTION_BIT(OPTION_FROM), OPERAND_MAY_TARGET, false },
+	[VERB_TAG] = { "tag", OPTION_BIT(OPTION_REPLACE), OPERAND_TARGET,
+	    true },
+	[VERB_CLOSE] = { "close", OPTION_BIT(OPTION_CODE), OPERAND_TARGET,
+	    true },
+	[VERB_ABORT] = { "abort", 0, OPERAND_TARGET, false },
+	[VERB_STATS] = { "stats", OPTION_BIT(OPTION_FORMAT), OPERAND_NONE,
+	    false },
+	[VERB_WATCH] = { "watch", 0, OPERAND_MAY_TARGET, false },
+	[VERB_PING] = { "ping", 0, OPERAND_NONE, false },
+	[VERB_ALLOW] = { "allow", 0, OPERAND_TICKET, false },
+	[VERB_DENY] = { "deny", 0, OPERAND_TICKET, false },
+};
+
+/* Of a verb that nobody knows, only ref= is of interest. */
+static const struct verb_rule verb_unknown = { "it", 0, OPERAND_NONE, false };
+
+static bool
+target_begins(struct str token)
+{
+	return memchr("*/$=", token.p[0], 4) != NULL;
+}
+
+/* Cuts the datagram into its header line and its body. */
+static bool
+request_split(struct request *r, struct str *line, const u8 *p, size_t n,
+    size_t full_n)
+{
+	struct str rest = { (const char *)p, n };
+	struct out why;
+	bool cut;
+
+	*line = rest;
+	(void)split_next(&rest, '\n', line);
+	cut = rest.p == NULL && full_n > n;
+	r->body = rest.p == NULL ? STR("") : rest;
+	r->body_full = r->body.n + (full_n - n);
+	if (cut || line->n > WSP_MAX_REQUEST_LINE) {
+		why = request_refuse(r, REFUSED_BAD_REQUEST);
+		out_text(&why, "the header line is over 1024 bytes; the body "
+		    "begins after the first line feed");
+	} else if (line->n > 0 && memchr(line->p, '\0', line->n) != NULL) {
+		why = request_refuse(r, REFUSED_BAD_REQUEST);
+		out_text(&why, "the header line has a NUL byte in it");
+	}
+	return r->refusal == REFUSED_NOT;
+}
+
+/* Cuts the verb from the line.  Returns its rule, that of no verb, or NULL
+ * when there is none. */
+static const struct verb_rule *
+request_verb(struct request *r, struct str *line)
+{
+	struct str word;
+	struct out why;
+
+	if (!token_next(line, &word) || target_begins(word)) {
+		why = request_refuse(r, REFUSED_BAD_REQUEST);
+		out_text(&why, "the request does not begin with a verb");
+		return NULL;
+	}
+	for (size_t i = 0; i < COUNT(verb_rules); i++) {
+		if (!str_is(word, verb_rules[i].name))
+			continue;
+		r->verb = (enum verb)i;
+		return &verb_rules[i];
+	}
+	why = request_refuse(r, REFUSED_UNKNOWN_VERB);
+	why_word(&why, word);
+	out_text(&why, " is no verb; the verbs are send, list, tag, close, "
+	    "abort, stats, watch and ping");
+	return &verb_unknown;
+}
+
+/* Takes one `name=value`. */
+static void
+request_option(struct request *r, const struct verb_rule *verb,
+    struct str token)
+{
+	struct str name, value = token;
+	unsigned i = 0, takes = verb->options | OPTION_BIT(OPTION_REF);
+	struct out why;
+
+	(void)split_next(&value, '=', &name);
+	if (value.p == NULL) {
+		why = request_refuse(r, REFUSED_BAD_OPTION);
+		why_word(&why, token);
+		out_text(&why, " is neither an option, name=value, nor the "
+		    "beginning of a target");
+		return;
+	}
+	while (i < COUNT(option_rules) && !str_is(name, option_rules[i].name))
+		i++;
+	if (i == COUNT(option_rules) || !(takes & OPTION_BIT(i))) {
+		why = request_refuse(r, REFUSED_BAD_OPTION);
+		out_text(&why, verb->name);
+		out_text(&why, " has no option ");
+		why_word(&why, name);
+		return;
+	}
+	if (!option_take(r, (enum option)i, value)) {
+		why = request_refuse(r, REFUSED_BAD_OPTION);
+		out_text(&why, "the option ");
+		out_text(&why, option_rules[i].name);
+		out_text(&why, " takes ");
+		out_text(&why, option_rules[i].takes);
+		out_text(&why, ", not ");
+		why_word(&why, value);
+	} else if (r->given & OPTION_BIT(i)) {
+		why = request_refuse(r, REFUSED_BAD_OPTION);
+		out_text(&why, "the option ");
+		out_text(&why, option_rules[i].name);
+		out_text(&why, " is given twice");
+	}
+	r->given |= OPTION_BIT(i);
+}
+
+/* Takes `N` of allow, `N [STATUS]` of deny.  What follows `allow N` stays
+ * in r->target: words that tag_parse() reads. */
+static void
+request_ticket(struct request *r)
+{
+	struct str token;
+	struct out why;
+	u64 v = 403;
+	bool good = token_next(&r->target, &token) &&
+	    text_u64(&r->ticket, token, UINT64_MAX);
+
+	if (good && r->verb == VERB_DENY) {
+		if (token_next(&r->target, &token))
+			good = text_u64(&v, token, 999) &&
+			    !token_next(&r->target, &token);
+		good = good && (v == 401 || v == 403 || v == 404 || v == 429 ||
+		    v == 503);
+		r->code = (u16)v;
+	}
+	if (good)
+		return;
+	why = request_refuse(r, REFUSED_BAD_OPTION);
+	out_text(&why, r->verb == VERB_DENY
+	    ? "deny takes the number of the auth event and perhaps a "
+	      "status, 401, 403, 404, 429 or 503"
+	    : "allow takes the number of the auth event, then tags");
+}
+
+/* Checks that there is a target, or none, as the verb has it. */
+static void
+request_operand(struct request *r, const struct verb_rule *verb)
+{
+	struct out why;
+
+	switch (verb->operand) {
+	case OPERAND_TARGET:
+		if (r->target.n > 0)
+			return;
+		why = request_refuse(r, REFUSED_BAD_TARGET);
+		out_text(&why, verb->name);
+		out_text(&why, " needs a target, such as * or $name:value");
+		return;
+	case OPERAND_MAY_TARGET:
+		if (r->target.n == 0)
+			r->target = STR("*");
+		return;
+	case OPERAND_NONE:
+		if (r->target.n == 0)
+			return;
+		why = request_refuse(r, REFUSED_BAD_TARGET);
+		out_text(&why, verb->name);
+		out_text(&why, " takes no target");
+		return;
+	case OPERAND_TICKET:
+		request_ticket(r);
+		return;
+	}
+}
+
+/*
+ * Reads a datagram of full_n bytes of which n were received; `allowed` says
+ * whether its sender may push.  The target and the body wait for
+ * target_parse() and request_body().
+ */
+static enum refusal
+request_parse(struct request *r, const u8 *p, size_t n, size_t full_n,
+    bool allowed)
+{
+	const struct verb_rule *verb;
+	struct str line, token;
+	struct out why;
+
+	*r = (struct request){ .code = WSP_CLOSE_NORMAL };
+	if (!request_split(r, &line, p, n, full_n))
+		return r->refusal;
+	while (line.n > 0 && line.p[line.n - 1] == ' ')
+		line.n--;
+	verb = request_verb(r, &line);
+	if (verb == NULL)
+		return r->refusal;
+	if (!allowed) {
+		why = request_refuse(r, REFUSED_DENIED);
+		out_text(&why, "this user may not push; see --push-allow");
+	}
+	while (token_next(&line, &token)) {
+		if (target_begins(token) || (verb->operand == OPERAND_TICKET &&
+		    token.p[0] >= '0' && token.p[0] <= '9')) {
+			r->target = (struct str){ token.p, token.n + line.n };
+			break;
+		}
+		request_option(r, verb, token);
+	}
+	request_operand(r, verb);
+	if (!verb->has_body) {
+		r->body = STR("");
+		r->body_full = 0;
+	}
+	return r->refusal;
+}
+
+/* Checks the body of a request whose target is good: max_message is
+ * --max-message. */
+static enum refusal
+request_body(struct request *r, size_t max_message)
+{
+	size_t max = max_message;
+	struct out why;
+
+	if (r->verb == VERB_CLOSE)
+		max = FRAME_MAX_REASON;
+	if (r->body_full > max) {
+		why = request_refuse(r, REFUSED_TOO_BIG);
+		out_text(&why, r->verb == VERB_CLOSE ? "the reason has "
+		                                     : "the body has ");
+		out_u64(&why, r->body_full);
+		out_text(&why, " bytes and may have ");
+		out_u64(&why, max);
+		return r->refusal;
+	}
+	if (r->verb == VERB_TAG || r->kind == KIND_BINARY)
+		return r->refusal;
+	if (!text_is_utf8(r->body.p, r->body.n)) {
+		why = request_refuse(r, REFUSED_BAD_UTF8);
+		out_text(&why, r->verb == VERB_CLOSE
+		    ? "the reason is not valid UTF-8"
+		    : "the body is not valid UTF-8; kind=binary takes any "
+		      "bytes");
+	}
+	return r->refusal;
+}
+
+/*
+ * Replies:
+ *
+ *     ok COUNT[ name=value ...]\n[BODY]
+ *     error CODE[ ref=TOKEN] ONE SENTENCE\n
+ *     acked N of COUNT[ ref=TOKEN]\n
+ */
+
+/* Begins a reply; the caller adds to the line and ends it. */
+static void
+reply_ok(struct out *o, u64 count)
+{
+	out_text(o, "ok ");
+	out_u64(o, count);
+}
+
+static void
+reply_number(struct out *o, const char *name, u64 v)
+{
+	out_char(o, ' ');
+	out_text(o, name);
+	out_char(o, '=');
+	out_u64(o, v);
+}
+
+static void
+reply_ref(struct out *o, struct str ref)
+{
+	if (ref.n == 0)
+		return;
+	out_text(o, " ref=");
+	out_str(o, ref);
+}
+
+/* Writes a whole reply. */
+static void
+reply_error(struct out *o, enum refusal e, struct str ref,
+    const char *sentence)
+{
+	out_text(o, "error ");
+	out_text(o, refusal_code(e));
+	reply_ref(o, ref);
+	out_char(o, ' ');
+	out_text(o, sentence);
+	out_char(o, '\n');
+}
+
+/* Writes a whole reply. */
+static void
+reply_acked(struct out *o, u64 n, u64 of, struct str ref)
+{
+	out_text(o, "acked ");
+	out_u64(o, n);
+	out_text(o, " of ");
+	out_u64(o, of);
+	reply_ref(o, ref);
+	out_char(o, '\n');
+}
+
+enum reply_kind { REPLY_BAD, REPLY_OK, REPLY_ERROR, REPLY_ACKED };
+
+struct reply {
+	enum reply_kind kind;
+	u64 count;                  /* of ok; the N of acked */
+	u64 of;                     /* of acked */
+	u64 open, away, full, next; /* of ok; 0 when unset */
+	bool has_next;
+	struct str ref;             /* empty: none */
+	struct str code, sentence;  /* of error */
+	struct str body;            /* of ok */
+};
+
+/* Takes one `name=value` of a reply; names we do not know are a newer
+ * server's business. */
+static bool
+reply_field(struct reply *r, struct str token)
+{
+	struct str name, value = token;
+
+	(void)split_next(&value, '=', &name);
+	if (value.p == NULL)
+		return false;
+	if (str_is(name, "ref")) {
+		r->ref = value;
+		return true;
+	}
+	if (str_is(name, "open"))
+		return text_u64(&r->open, value, UINT64_MAX);
+	if (str_is(name, "away"))
+		return text_u64(&r->away, value, UINT64_MAX);
+	if (str_is(name, "full"))
+		return text_u64(&r->full, value, UINT64_MAX);
+	if (str_is(name, "next")) {
+		r->has_next = text_u64(&r->next, value, UINT64_MAX);
+		return r->has_next;
+	}
+	return true;
+}
+
+/* The rest of `error ...`. */
+static enum reply_kind
+reply_parse_error(struct reply *r, struct str line)
+{
+	struct str token;
+
+	if (!token_next(&line, &r->code))
+		return REPLY_BAD;
+	r->sentence = line;
+	if (token_next(&line, &token) && str_begins(token, STR("ref="))) {
+		r->ref = (struct str){ token.p + 4, token.n - 4 };
+		r->sentence = line;
+	}
+	while (r->sentence.n > 0 && r->sentence.p[0] == ' ') {
+		r->sentence.p++;
+		r->sentence.n--;
+	}
+	return REPLY_ERROR;
+}
+
+/* Reads what a server replied; what is no reply is REPLY_BAD. */
+static enum reply_kind
+reply_parse(struct reply *r, const char *p, size_t n)
+{
+	struct str rest = { p, n }, line, token;
+	enum reply_kind kind;
+
+	*r = (struct reply){ .kind = REPLY_BAD, .body = { "", 0 } };
+	if (n == 0 || !split_next(&rest, '\n', &line))
+		return REPLY_BAD;
+	if (rest.p != NULL)
+		r->body = rest;
+	if (!token_next(&line, &token))
+		return REPLY_BAD;
+	if (str_is(token, "error"))
+		return r->kind = reply_parse_error(r, line);
+	kind = str_is(token, "ok") ? REPLY_OK
+	    : str_is(token, "acked") ? REPLY_ACKED : REPLY_BAD;
+	if (kind == REPLY_BAD || !token_next(&line, &token) ||
+	    !text_u64(&r->count, token, UINT64_MAX))
+		return REPLY_BAD;
+	if (kind == REPLY_ACKED && (!token_next(&line, &token) ||
+	    !str_is(token, "of") || !token_next(&line, &token) ||
+	    !text_u64(&r->of, token, UINT64_MAX)))
+		return REPLY_BAD;
+	while (token_next(&line, &token)) {
+		if (!reply_field(r, token))
+			return REPLY_BAD;
+	}
+	return r->kind = kind;
+}
+
+/* ----- 7. Targets --------------------------------------------------------
+ *
+ * The selection language: a text becomes an array of terms, parsed once and
+ * matched many times by the rooms that know the sockets.  Terms are slices
+ * of the text, which must outlive them.  Whether a service or a socket is
+ * there is not asked here.  The notations that targets share with the socket
+ * table live here too: service names, socketIds, and tags as an id or the
+ * body of a `tag` request spells them.
+ */
+enum term_kind {
+	TERM_SOCKET,    /* one socketId: value is all of it */
+	TERM_SERVICE,   /* every socket of a service */
+	TERM_TAG,       /* has the tag */
+	TERM_TAG_VALUE, /* has it with this value */
+	TERM_TAG_LIST,  /* ... with one of the values in a list */
+	TERM_OPEN,
+	TERM_AWAY
+};
+
+struct target_term {
+	u8 kind;
+	struct str name;  /* of the service or the tag */
+	struct str value; /* a list: the text between its brackets */
+};
+
+/* The shortest term with a row is `$a`, and a space stands between two. */
+#define TARGET_TERMS ((WSP_MAX_REQUEST_LINE + 1) / 3)
+
+struct target {
+	size_t n; /* terms; `*` needs none */
+	struct target_term terms[TARGET_TERMS];
+	struct str socket; /* the one socketId; empty: none */
+	struct str text;
+};
+
+/* [A-Za-z0-9_.]{1,64}, not `.` or `..`: a name is a path segment. */
+static bool
+service_name_valid(struct str s)
+{
+	static const char others[] = "_.";
+
+	if (s.n < 1 || s.n > WSP_MAX_SERVICE || str_is(s, ".") ||
+	    str_is(s, ".."))
+		return false;
+	for (size_t i = 0; i < s.n; i++) {
+		char c = s.p[i];
+
+		if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+		    (c >= '0' && c <= '9') ||
+		    memchr(others, c, sizeof others - 1) != NULL))
+			return false;
+	}
+	return true;
+}
+
+/* Cuts up `/services/NAME`: 0, or `/services/NAME-s-ID` and `-v-`: 1.  The
+ * first `-` ends NAME, which cannot hold one.  Anything else is -1. */
+static int
+socket_id_split(struct str *service, struct str *id, bool *stateful,
+    struct str text)
+{
+	struct str rest = text;
+
+	if (!str_begins(text, STR("/services/")))
+		return -1;
+	rest.p += strlen("/services/");
+	rest.n -= strlen("/services/");
+	(void)split_next(&rest, '-', service);
+	*id = STR("");
+	*stateful = false;
+	if (!service_name_valid(*service))
+		return -1;
+	if (rest.p == NULL)
+		return 0;
+	if (!str_begins(rest, STR("s-")) && !str_begins(rest, STR("v-")))
+		return -1;
+	*stateful = rest.p[0] == 's';
+	*id = (struct str){ rest.p + 2, rest.n - 2 };
+	return id->n > 0 ? 1 : -1;
+}
+
+/* Takes the next value of a list; rest begins as the text in its brackets. */
+static bool
+target_list_next(struct str *rest, struct str *value)
+{
+	return split_next(rest, ',', value);
+}
+
+static bool
+target_list_has(struct str list, struct str value)
+{
+	struct str one;
+
+	while (target_list_next(&list, &one)) {
+		if (str_eq(one, value))
+			return true;
+	}
+	return false;
+}
+
+/* The term parsers below return NULL, or the sentence that says why not. */
+
+static const char *
+target_path(struct target *t, struct target_term *term, struct str token)
+{
+	struct str id;
+	bool stateful;
+	int n = socket_id_split(&term->name, &id, &stateful, token);
+
+	if (n < 0)
+		return "a path in a target is /services/NAME, "
+		    "/services/NAME-s-ID or /services/NAME-v-GUID";
+	term->kind = TERM_SERVICE;
+	if (n == 0)
+		return NULL;
+	if (t->socket.n > 0)
+		return "a target has at most one socketId";
+	term->kind = TERM_SOCKET;
+	term->value = token;
+	t->socket = token;
+	return NULL;
+}
+
+static const char *
+target_tag(struct target_term *term, struct str token)
+{
+	struct str value = { token.p + 1, token.n - 1 };
+
+	(void)split_next(&value, ':', &term->name);
+	if (term->name.n == 0)
+		return "a tag in a target needs a name after the $";
+	term->kind = TERM_TAG;
+	if (value.p == NULL)
+		return NULL;
+	term->kind = TERM_TAG_VALUE;
+	term->value = value;
+	if (value.n == 0 || value.p[0] != '[')
+		return NULL;
+	if (value.n <= 2 || value.p[value.n - 1] != ']')
+		return "a list of values is [v1,v2], without spaces and with "
+		    "at least one value";
+	term->kind = TERM_TAG_LIST;
+	term->value = (struct str){ value.p + 1, value.n - 2 };
+	return NULL;
+}
+
+/* Reads one token into the next row; `*` restricts nothing and takes none. */
+static const char *
+target_term(struct target *t, struct str token)
+{
+	struct target_term *term = &t->terms[t->n];
+
+	if (str_is(token, "*"))
+		return NULL;
+	if (t->n == COUNT(t->terms))
+		return "the target has too many terms";
+	*term = (struct target_term){ 0 };
+	t->n++;
+	if (token.p[0] == '/')
+		return target_path(t, term, token);
+	if (token.p[0] == '$')
+		return target_tag(term, token);
+	term->kind = str_is(token, "=open") ? TERM_OPEN : TERM_AWAY;
+	if (term->kind == TERM_OPEN || str_is(token, "=away"))
+		return NULL;
+	return "a target's terms are *, /services/..., $name, $name:value, "
+	    "=open and =away, and options stand before them";
+}
+
+/* Parses a whole target: 0, or -1 (bad-target) with a sentence in *why. */
+static int
+target_parse(struct target *t, struct str text, const char **why)
+{
+	struct str token, rest = text;
+
+	t->n = 0;
+	t->socket = STR("");
+	t->text = text;
+	*why = "the target is empty; * selects every socket";
+	while (token_next(&rest, &token)) {
+		*why = target_term(t, token);
+		if (*why != NULL)
+			return -1;
+	}
+	return *why == NULL ? 0 : -1;
+}
+
+/* Writes the target so that equal ones have equal texts: its terms, one
+ * space between two. */
+static void
+target_text(struct out *o, const struct target *t)
+{
+	struct str token, rest = t->text;
+	const char *space = "";
+
+	while (token_next(&rest, &token)) {
+		out_text(o, space);
+		out_str(o, token);
+		space = " ";
+	}
+}
+
+/* Tags, as the push socket and ids spell them.  `service` is a valid name,
+ * but one that nobody may set. */
+static bool
+tag_name_valid(struct str s)
+{
+	return s.n >= 1 && s.n <= WSP_MAX_TAG_NAME && s.p[0] != '-' &&
+	    memchr(s.p, ':', s.n) == NULL && text_is_clean(s);
+}
+
+static bool
+tag_value_valid(struct str s)
+{
+	return s.n <= WSP_MAX_TAG_VALUE && text_is_clean(s);
+}
+
+/* What one line of a `tag` body asks for. */
+struct tag_line {
+	bool remove;
+	struct str name, value;
+	const char *why; /* one sentence, after -1 */
+};
+
+/* Reads `name:value` or `-name`: 1, or -1 for bad-tag. */
+static int
+tag_parse(struct tag_line *t, struct str text)
+{
+	*t = (struct tag_line){ .remove = text.n > 0 && text.p[0] == '-' };
+	if (t->remove) {
+		t->name = (struct str){ text.p + 1, text.n - 1 };
+		t->value = STR("");
+	} else {
+		t->value = text;
+		(void)split_next(&t->value, ':', &t->name);
+	}
+	if (t->value.p == NULL)
+		t->why = "a tag is name:value to set and -name to remove";
+	else if (!tag_name_valid(t->name))
+		t->why = "a tag's name is 1 to 32 bytes of UTF-8 without "
+		    "white space, control characters, : or a leading -";
+	else if (str_is(t->name, "service"))
+		t->why = "nobody may set or remove the tag service";
+	else if (!tag_value_valid(t->value))
+		t->why = "a tag's value is 0 to 96 bytes of UTF-8 without "
+		    "white space or control characters";
+	return t->why == NULL ? 1 : -1;
+}
+
+/* Takes the next line of a `tag` body from `rest`: 1, 0 at the end, -1 for
+ * bad-tag. */
+static int
+tag_line_next(struct tag_line *t, struct str *rest)
+{
+	struct str line;
+
+	while (split_next(rest, '\n', &line)) {
+		if (line.n > 0)
+			return tag_parse(t, line);
+	}
+	return 0;
+}
+
+/* Cuts the piece before the next `::` from an id. */
+static bool
+id_piece_next(struct str *rest, struct str *piece)
+{
+	if (rest->p == NULL)
+		return false;
+	*piece = *rest;
+	for (size_t i = 0; i + 1 < rest->n; i++) {
+		if (rest->p[i] != ':' || rest->p[i + 1] != ':')
+			continue;
+		piece->n = i;
+		*rest = (struct str){ rest->p + i + 2, rest->n - i - 2 };
+		return true;
+	}
+	*rest = (struct str){ NULL, 0 };
+	return true;
+}
+
+/* Takes the next tag that an id spells, `id:10001::group_id:10002`; rest
+ * begins as the id.  A name may come again: its last value wins. */
+static bool
+id_tag_next(struct str *rest, struct str *name, struct str *value)
+{
+	struct str piece;
+
+	while (id_piece_next(rest, &piece)) {
+		*value = piece;
+		(void)split_next(value, ':', name);
+		if (value->p != NULL && name->n > 0 && name->p[0] != '-' &&
+		    !str_is(*name, "service"))
+			return true;
+	}
+	return false;
+}
+
+/* Does a tag of this name follow in the rest of an id? */
+static bool
+id_tag_follows(struct str rest, struct str name)
+{
+	struct str other, value;
+
+	while (id_tag_next(&rest, &other, &value)) {
+		if (str_eq(other, name))
+			return true;
+	}
+	return false;
+}
+
+/* May a socket have this id's tags?  If not, *why has the sentence. */
+static bool
+id_tags_valid(struct str id, const char **why)
+{
+	struct str name, value;
+	size_t names = 0;
+
+	*why = NULL;
+	while (id_tag_next(&id, &name, &value)) {
+		if (name.n > WSP_MAX_TAG_NAME)
+			*why = "a tag name in the id is over 32 bytes";
+		else if (value.n > WSP_MAX_TAG_VALUE)
+			*why = "a tag value in the id is over 96 bytes";
+		else if (!id_tag_follows(id, name) && ++names > WSP_MAX_TAGS)
+			*why = "the id has more than 16 tags";
+		if (*why != NULL)
+			return false;
+	}
+	return true;
+}
+
+/* ----- 8. Store ----------------------------------------------------------
+ *
+ * Every message that waits in a queue, each once, however many queues hold
+ * it.  Its bytes lie ready for the wire in one ring; its row in a fixed table
+ * says where.  Queues name rows, so a message can move and nobody is told.
+ *
+ *        oldest                           newest
+ *     ---+------+------+  gap  +------+------+------------
+ *        | m 7  | m 2  |       | m 9  | m 4  |   free
+ *     ---+------+------+-------+------+------+------------
+ *                                            ^ end
+ *
+ * New messages go to the end.  A message that nobody holds leaves a gap.
+ * When the end meets the oldest message, that one is moved to the end, so
+ * that gaps gather in front of it: the ring is its own compactor.  A part of
+ * the ring is kept free (STORE_SLACK), which bounds what moving costs: at
+ * most that many bytes are moved for each byte that is stored.
+ */
+#define STORE_SLACK 16
+
+/* Bytes of the ring for each row of the table.  Smaller messages than this
+ * can use up the rows before the bytes. */
+#define STORE_BYTES_PER_ROW 128
+
+enum form {
+	FORM_FRAME,  /* a finished frame, header and all */
+	FORM_ELEMENT /* `,` and one element of a json batch */
+};
+
+struct message {
+	u32 place;          /* of its first byte in the ring */
+	u32 n;              /* bytes for the wire */
+	u32 body;           /* bytes that count in a queue */
+	u32 holds;          /* queue entries, plus one when retained */
+	u32 older, newer;   /* neighbours by place, NONE at the ends */
+	u32 elder, younger; /* neighbours by age */
+	u32 holder;         /* row of the first socket that held it */
+	u8 form;            /* enum form */
+	u8 waiter;          /* 1 + the waiter that counts it, or 0 */
+	u8 key_n;           /* its key, behind the bytes for the wire */
+	bool retained;
+	bool victim;        /* chosen to make room */
+	int64_t expires;    /* in ms of the monotonic clock; 0: never */
+};
+
+struct store {
+	u8 *bytes;
+	u32 cap;              /* of bytes */
+	u32 limit;            /* bytes that may be held */
+	struct message *row;
+	u32 rows;
+	u32 fresh;            /* rows from here on were never used */
+	u32 free;             /* first row given back, linked by newer */
+	u32 oldest, newest;   /* by place */
+	u32 eldest, youngest; /* by age */
+	u32 end;              /* where the next message goes */
+	u32 held;             /* bytes in messages */
+	u32 count;            /* messages */
+	u32 mortal;           /* messages that expire */
+};
+
+/* Size of the ring that can hold `limit` bytes in messages of at most
+ * `largest`, key included. */
+static size_t
+store_ring_size(u32 limit, u32 largest)
+{
+	return (size_t)limit + limit / STORE_SLACK + largest;
+}
+
+static void
+store_init(struct store *s, u8 *bytes, u32 cap, u32 limit,
+    struct message *row, u32 rows)
+{
+	*s = (struct store){ .bytes = bytes, .cap = cap, .limit = limit,
+		.row = row, .rows = rows, .free = NONE, .oldest = NONE, .newest = NONE,
+		.eldest = NONE, .youngest = NONE };
+}
+
+/* Bytes of the ring that a message takes. */
+static u32
+store_size(const struct message *m)
+{
+	return m->n + m->key_n;
+}
+
+static struct str
+store_key(const struct store *s, const struct message *m)
+{
+	return (struct str){ (const char *)s->bytes + m->place + m->n,
+		m->key_n };
+}
+
+static void
+store_link_newest(struct store *s, u32 i)
+{
+	s->row[i].older = s->newest;
+	s->row[i].newer = NONE;
+	if (s->newest == NONE)
+		s->oldest = i;
+	else
+		s->row[s->newest].newer = i;
+	s->newest = i;
+}
+
+static void
+store_unlink(struct store *s, u32 i)
+{
+	struct message *m = &s->row[i];
+
+	if (m->older == NONE)
+		s->oldest = m->newer;
+	else
+		s->row[m->older].newer = m->newer;
+	if (m->newer == NONE)
+		s->newest = m->older;
+	else
+		s->row[m->newer].older = m->older;
+}
+
+static void
+store_link_age(struct store *s, u32 i)
+{
+	s->row[i].elder = s->youngest;
+	s->row[i].younger = NONE;
+	if (s->youngest == NONE)
+		s->eldest = i;
+	else
+		s->row[s->youngest].younger = i;
+	s->youngest = i;
+}
+
+static void
+store_unlink_age(struct store *s, u32 i)
+{
+	struct message *m = &s->row[i];
+
+	if (m->elder == NONE)
+		s->eldest = m->younger;
+	else
+		s->row[m->elder].younger = m->younger;
+	if (m->younger == NONE)
+		s->youngest = m->elder;
+	else
+		s->row[m->younger].elder = m->elder;
+}
+
+/* A place for n bytes at the end as the ring lies now, or NONE.  The bytes
+ * of a message never wrap; what is left before the wrap is skipped. */
+static u32
+store_place(const struct store *s, u32 n)
+{
+	u32 first;
+
+	if (s->oldest == NONE)
+		return n <= s->cap ? 0 : NONE;
+	first = s->row[s->oldest].place;
+	if (s->end <= first)
+		return n <= first - s->end ? s->end : NONE;
+	if (n <= s->cap - s->end)
+		return s->end;
+	return n <= first ? 0 : NONE;
+}
+
+/* Moves the oldest message to the end.  It always fits: at worst it slides
+ * towards the end over its own bytes. */
+static void
+store_move_oldest(struct store *s)
+{
+	u32 i = s->oldest;
+	struct message *m = &s->row[i];
+	u32 n = store_size(m), to = s->end;
+
+	if (s->end > m->place && n > s->cap - s->end)
+		to = 0;
+	memmove(s->bytes + to, s->bytes + m->place, n);
+	m->place = to;
+	s->end = to + n;
+	store_unlink(s, i);
+	store_link_newest(s, i);
+}
+
+/* Makes n bytes free in one piece at the end, by moving each message once at
+ * most.  NONE: too much is held. */
+static u32
+store_make_place(struct store *s, u32 n)
+{
+	u32 place = store_place(s, n);
+
+	if (n > s->limit - s->held)
+		return NONE;
+	for (u32 moves = s->count; place == NONE && moves > 0; moves--) {
+		store_move_oldest(s);
+		place = store_place(s, n);
+	}
+	return place;
+}
+
+static u32
+store_new_row(struct store *s)
+{
+	u32 i = s->free;
+
+	if (i != NONE)
+		s->free = s->row[i].newer;
+	else if (s->fresh < s->rows)
+		i = s->fresh++;
+	return i;
+}
+
+/*
+ * Takes a message of n bytes for the wire, `body` of which count, and a key.
+ * The caller fills in the bytes at store_bytes() at once and then holds it, or
+ * gives it back with store_release().  NONE: no room, and nothing changed but
+ * the order of bytes.
+ */
+static u32
+store_add(struct store *s, u32 n, u32 body, enum form form, struct str key)
+{
+	u32 size = n + (u32)key.n;
+	u32 place = store_make_place(s, size);
+	u32 i;
+
+	if (place == NONE)
+		return NONE;
+	i = store_new_row(s);
+	if (i == NONE)
+		return NONE;
+	s->row[i] = (struct message){ .place = place, .n = n, .body = body,
+		.holder = NONE, .form = (u8)form, .key_n = (u8)key.n };
+	if (key.n > 0)
+		memcpy(s->bytes + place + n, key.p, key.n);
+	s->end = place + size;
+	s->held += size;
+	s->count++;
+	store_link_newest(s, i);
+	store_link_age(s, i);
+	return i;
+}
+
+static u8 *
+store_bytes(const struct store *s, u32 i)
+{
+	return s->bytes + s->row[i].place;
+}
+
+/* Frees a message that nobody holds. */
+static void
+store_release(struct store *s, u32 i)
+{
+	struct message *m = &s->row[i];
+
+	if (m->holds > 0)
+		return;
+	if (m->expires != 0)
+		s->mortal--;
+	s->held -= store_size(m);
+	s->count--;
+	store_unlink(s, i);
+	store_unlink_age(s, i);
+	m->newer = s->free;
+	s->free = i;
+	if (s->count == 0)
+		s->end = 0;
+}
+
+static void
+store_let_go(struct store *s, u32 i)
+{
+	assert(s->row[i].holds > 0);
+	s->row[i].holds--;
+	store_release(s, i);
+}
+
+/* ----- 9. Queues ---------------------------------------------------------
+ *
+ * Every socket's ring of messages, oldest first, with three positions:
+ *
+ *      0            sent       sent + frozen      count
+ *      |  written,   |  half out   |     unsent     |
+ *      |  not acked  |             |                |
+ *
+ * What is half out is frozen: it may not leave, and nothing may join it,
+ * until its last byte is out (a TLS record that is sealed again must hold the
+ * same bytes).  What leaves from the middle closes the gap; its number stays
+ * missing.  One function, queue_take(), takes a message out, whatever for.
+ *
+ * A queue also knows how its messages leave as bytes: units (a finished
+ * frame, or a json batch made here) one behind the other.
+ */
+struct entry {
+	u32 message; /* its row in the store, perhaps | ENTRY_COUNTED */
+	u32 number;  /* low half; grows along the ring */
+};
+
+/* A waiter counts this entry.  A retained message may enter a queue again
+ * later: that entry is nobody's. */
+#define ENTRY_COUNTED (UINT32_C(1) << 31)
+
+struct queue {
+	u64 next_number; /* of the next entry; the first is 1 */
+	u32 bytes;       /* of bodies */
+	u16 first;       /* place of entry 0 in the ring */
+	u16 count;
+	u16 sent;
+	u16 frozen;
+};
+
+/* Why an entry leaves. */
+enum leave {
+	LEAVE_ACKED,       /* a Pong, or written where that counts as one */
+	LEAVE_WRITTEN,     /* a volatile socket's, nobody waits */
+	LEAVE_DROPPED,     /* overflow, unsent */
+	LEAVE_UNCONFIRMED, /* overflow, written but not acknowledged */
+	LEAVE_REPLACED,    /* a newer message has its key */
+	LEAVE_EXPIRED,
+	LEAVE_FORGOTTEN    /* the socket ends */
+};
+
+enum overflow { OVERFLOW_DROP_OLDEST, OVERFLOW_REFUSE, OVERFLOW_CLOSE };
+
+/* A sender that waits for its message's fate on `count` sockets. */
+struct waiter {
+	bool used;
+	u32 message;
+	u32 count;
+	u32 decided; /* sockets whose queue it has left */
+	u32 acked;   /* of these, acknowledged */
+};
+
+/* What `stats` counts since start. */
+#define COUNTERS(X)                                                           \
+	X(connections)                                                        \
+	X(handshakes_full)                                                    \
+	X(handshakes_resumed)                                                 \
+	X(handshakes_failed)                                                  \
+	X(messages_taken)                                                     \
+	X(delivered)                                                          \
+	X(acknowledged)                                                       \
+	X(dropped)                                                            \
+	X(replaced)                                                           \
+	X(expired)                                                            \
+	X(unconfirmed)                                                        \
+	X(forgotten)                                                          \
+	X(refused)                                                            \
+	X(replies_lost)                                                       \
+	X(events_lost)                                                        \
+	X(inbound_messages)                                                   \
+	X(inbound_dropped)                                                    \
+	X(http_refused)                                                       \
+	X(turned_away)
+
+struct counters {
+#define X(name) u64 name;
+	COUNTERS(X)
+#undef X
+};
+
+/* All queues, and what they share. */
+struct queues {
+	struct store store;
+	struct queue *queue;   /* one a socket row */
+	struct entry *ring;    /* `cap` for each queue */
+	u32 *drops;            /* a socket's drops, one a row */
+	u16 cap;               /* messages in a queue */
+	u32 byte_cap;          /* bytes in a queue */
+	struct waiter waiter[WSP_WAITERS];
+	u32 waiters;           /* in use */
+	struct counters total;
+};
+
+static struct entry *
+queue_entry(const struct queues *t, u32 i, u32 at)
+{
+	const struct queue *q = &t->queue[i];
+	u32 place = q->first + at;
+
+	assert(at < q->count);
+	if (place >= t->cap)
+		place -= t->cap;
+	return &t->ring[(size_t)i * t->cap + place];
+}
+
+static u32
+queue_message(const struct queues *t, u32 i, u32 at)
+{
+	return queue_entry(t, i, at)->message & ~ENTRY_COUNTED;
+}
+
+static struct message *
+queue_row(const struct queues *t, u32 i, u32 at)
+{
+	return &t->store.row[queue_message(t, i, at)];
+}
+
+/* An entry's whole number, from the half that it keeps. */
+static u64
+queue_number(const struct queues *t, u32 i, u32 at)
+{
+	u64 next = t->queue[i].next_number;
+
+	return next - (u32)((u32)next - queue_entry(t, i, at)->number);
+}
+
+static void
+queue_reset(struct queues *t, u32 i)
+{
+	t->queue[i] = (struct queue){ .next_number = 1 };
+	t->drops[i] = 0;
+}
+
+static void
+waiter_count(struct queues *t, const struct message *m, bool acked)
+{
+	struct waiter *w;
+
+	if (m->waiter == 0)
+		return;
+	w = &t->waiter[m->waiter - 1];
+	w->decided++;
+	w->acked += acked;
+}
+
+static void
+queue_count_leave(struct queues *t, u32 i, enum leave why)
+{
+	switch (why) {
+	case LEAVE_ACKED:
+		t->total.acknowledged++;
+		break;
+	case LEAVE_WRITTEN:
+		break;
+	case LEAVE_DROPPED:
+		t->total.dropped++;
+		t->drops[i]++;
+		break;
+	case LEAVE_UNCONFIRMED:
+		t->total.unconfirmed++;
+		break;
+	case LEAVE_REPLACED:
+		t->total.replaced++;
+		break;
+	case LEAVE_EXPIRED:
+		t->total.expired++;
+		break;
+	case LEAVE_FORGOTTEN:
+		t->total.forgotten++;
+		break;
+	}
+}
+
+/* Closes the gap that entry `at` leaves, from the nearer end. */
+static void
+queue_close_gap(struct queues *t, u32 i, u32 at)
+{
+	struct queue *q = &t->queue[i];
+
+	if (at < q->count / 2u) {
+		for (; at > 0; at--)
+			*queue_entry(t, i, at) = *queue_entry(t, i, at - 1);
+		q->first = (u16)(q->first + 1u == t->cap ? 0 : q->first + 1u);
+	} else {
+		for (; at + 1 < q->count; at++)
+			*queue_entry(t, i, at) = *queue_entry(t, i, at + 1);
+	}
+	q->count--;
+}
+
+/* Takes entry `at` out of queue i.  Frozen entries leave only when they are
+ * written (then `sent` has already passed them) or when their connection is
+ * gone (queue_rewind() first). */
+static void
+queue_take(struct queues *t, u32 i, u32 at, enum leave why)
+{
+	struct queue *q = &t->queue[i];
+	struct entry e = *queue_entry(t, i, at);
+	u32 row = e.message & ~ENTRY_COUNTED;
+
+	assert(at < q->sent || at >= (u32)q->sent + q->frozen);
+	queue_count_leave(t, i, why);
+	if (e.message & ENTRY_COUNTED)
+		waiter_count(t, &t->store.row[row], why == LEAVE_ACKED);
+	q->bytes -= t->store.row[row].body;
+	queue_close_gap(t, i, at);
+	if (at < q->sent)
+		q->sent--;
+	if (q->count == 0)
+		q->first = 0;
+	store_let_go(&t->store, row);
+}
+
+/* The connection is gone: everything that was not acknowledged is unsent. */
+static void
+queue_rewind(struct queues *t, u32 i)
+{
+	t->queue[i].sent = t->queue[i].frozen = 0;
+}
+
+static void
+queue_clear(struct queues *t, u32 i, enum leave why)
+{
+	queue_rewind(t, i);
+	while (t->queue[i].count > 0)
+		queue_take(t, i, 0, why);
+}
+
+/* Drops what has expired and not begun to leave. */
+static void
+queue_expire(struct queues *t, u32 i, int64_t now)
+{
+	struct queue *q = &t->queue[i];
+	u32 at = (u32)q->sent + q->frozen;
+
+	if (t->store.mortal == 0)
+		return;
+	while (at < q->count) {
+		int64_t expires = queue_row(t, i, at)->expires;
+
+		if (expires != 0 && expires <= now)
+			queue_take(t, i, at, LEAVE_EXPIRED);
+		else
+			at++;
+	}
+}
+
+/*
+ * ---- What goes in
+ */
+
+/* What a message of `body` bytes needs of queue i, and what leaves for it. */
+struct admission {
+	u32 body;
+	struct str key;  /* unsent messages with it are replaced */
+	enum overflow policy;
+};
+
+static bool
+queue_is_replaced(const struct queues *t, u32 i, u32 at, struct str key)
+{
+	const struct queue *q = &t->queue[i];
+
+	return key.n > 0 && at >= (u32)q->sent + q->frozen &&
+	    str_eq(store_key(&t->store, queue_row(t, i, at)), key);
+}
+
+/* May entry `at` leave for a newcomer under this policy? */
+static bool
+queue_yields(const struct queues *t, u32 i, u32 at, enum overflow policy)
+{
+	const struct queue *q = &t->queue[i];
+
+	if (at < q->sent)
+		return policy != OVERFLOW_REFUSE;
+	return at >= (u32)q->sent + q->frozen &&
+	    policy == OVERFLOW_DROP_OLDEST;
+}
+
+static bool
+queue_fits(const struct queues *t, u32 count, u64 bytes, u32 body)
+{
+	return count < t->cap && bytes + body <= t->byte_cap;
+}
+
+/* Would the message find room, if all that may leave for it did? */
+static bool
+queue_admits(const struct queues *t, u32 i, const struct admission *a)
+{
+	const struct queue *q = &t->queue[i];
+	u32 count = q->count;
+	u64 bytes = q->bytes;
+
+	for (u32 at = 0; at < q->count; at++) {
+		if (queue_fits(t, count, bytes, a->body))
+			return true;
+		if (!queue_is_replaced(t, i, at, a->key) &&
+		    !queue_yields(t, i, at, a->policy))
+			continue;
+		count--;
+		bytes -= queue_row(t, i, at)->body;
+	}
+	return queue_fits(t, count, bytes, a->body);
+}
+
+static bool
+queue_has_room(const struct queues *t, u32 i, u32 body)
+{
+	const struct queue *q = &t->queue[i];
+
+	return queue_fits(t, q->count, q->bytes, body);
+}
+
+static void
+queue_replace(struct queues *t, u32 i, struct str key)
+{
+	for (u32 at = 0; key.n > 0 && at < t->queue[i].count;) {
+		if (queue_is_replaced(t, i, at, key))
+			queue_take(t, i, at, LEAVE_REPLACED);
+		else
+			at++;
+	}
+}
+
+/* Makes room for a message that queue_admits(): first what it replaces, then
+ * what is only unconfirmed, then the oldest unsent. */
+static void
+queue_make_room(struct queues *t, u32 i, const struct admission *a)
+{
+	struct queue *q = &t->queue[i];
+
+	queue_replace(t, i, a->key);
+	while (q->sent > 0 && !queue_has_room(t, i, a->body))
+		queue_take(t, i, 0, LEAVE_UNCONFIRMED);
+	while (!queue_has_room(t, i, a->body))
+		queue_take(t, i, (u32)q->sent + q->frozen, LEAVE_DROPPED);
+}
+
+/* Adds a message at the end; the caller made room. */
+static void
+queue_put(struct queues *t, u32 i, u32 row, bool counted)
+{
+	struct queue *q = &t->queue[i];
+	struct message *m = &t->store.row[row];
+
+	assert(q->count < t->cap);
+	q->count++;
+	*queue_entry(t, i, q->count - 1u) = (struct entry){
+		.message = row | (counted ? ENTRY_COUNTED : 0),
+		.number = (u32)q->next_number++ };
+	q->bytes += m->body;
+	if (m->holds++ == 0)
+		m->holder = i;
+}
+
+/*
+ * ---- What goes out
+ *
+ * The stream of a socket: the wire form of its units from entry `sent` on.
+ * `done` bytes of it are out already.  Units are found again from the entries
+ * each time, so a limit on the entries gives the same bytes each time.
+ */
+
+#define GATHER_SPANS 64
+
+struct gather {
+	struct iovec span[GATHER_SPANS];
+	size_t spans;
+	size_t bytes;
+	size_t skip, room;    /* bytes still to leave out, to take */
+	u8 head[GATHER_SPANS][FRAME_HEAD_MAX + 1];
+	u32 heads;
+};
+
+/* Entries that may leave: the frozen ones alone, if there are any. */
+static u32
+queue_limit(const struct queues *t, u32 i)
+{
+	const struct queue *q = &t->queue[i];
+
+	return q->frozen > 0 ? q->frozen : (u32)q->count - q->sent;
+}
+
+/* The unit that begins at entry sent + at: how many of the `limit` entries
+ * it holds, and its payload when it is a batch (0: one finished frame). */
+static u32
+queue_unit(const struct queues *t, u32 i, u32 at, u32 limit, size_t *payload)
+{
+	u32 from = t->queue[i].sent, n = 0;
+	size_t total = 1;
+
+	*payload = 0;
+	if (queue_row(t, i, from + at)->form == FORM_FRAME)
+		return 1;
+	while (at + n < limit) {
+		const struct message *m = queue_row(t, i, from + at + n);
+
+		if (m->form != FORM_ELEMENT ||
+		    (n > 0 && total + m->n > WSP_MAX_BATCH))
+			break;
+		total += m->n;
+		n++;
+	}
+	*payload = total;
+	return n;
+}
+
+/* Bytes on the wire of a unit. */
+static size_t
+queue_unit_size(const struct queues *t, u32 i, u32 at, size_t payload)
+{
+	u8 head[FRAME_HEAD_MAX];
+
+	if (payload == 0)
+		return queue_row(t, i, t->queue[i].sent + at)->n;
+	return frame_head(head, FRAME_TEXT, payload) + payload;
+}
+
+/* Adds bytes to the gathering; neighbours in memory become one span. */
+static void
+gather_add(struct gather *g, const u8 *p, size_t n)
+{
+	size_t cut = min_size(g->skip, n);
+	struct iovec *last = g->spans > 0 ? &g->span[g->spans - 1] : NULL;
+
+	g->skip -= cut;
+	p += cut;
+	n = min_size(n - cut, g->room);
+	if (n == 0)
+		return;
+	if (last && (u8 *)last->iov_base + last->iov_len == p) {
+		last->iov_len += n;
+	} else if (g->spans < GATHER_SPANS) {
+		g->span[g->spans++] = (struct iovec){
+			.iov_base = (void *)(uintptr_t)p, .iov_len = n };
+	} else {
+		g->room = 0;
+		return;
+	}
+	g->room -= n;
+	g->bytes += n;
+}
+
+static void
+gather_message(struct gather *g, const struct queues *t, u32 i, u32 at,
+    size_t from)
+{
+	const struct message *m = queue_row(t, i, t->queue[i].sent + at);
+
+	gather_add(g, t->store.bytes + m->place + from, m->n - from);
+}
+
+/* A batch: a header and `[` made here, the elements from the store with the
+ * commas that stand before them there, `]`. */
+static void
+gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at, u32 n,
+    size_t payload)
+{
+	static const u8 end[] = "]";
+	u8 *head;
+	size_t head_n;
+
+	if (g->heads == COUNT(g->head)) {
+		g->room = 0;
+		return;
+	}
+	head = g->head[g->heads++];
+	head_n = frame_head(head, FRAME_TEXT, payload);
+	head[head_n] = '[';
+	gather_add(g, head, head_n + 1);
+	for (u32 k = 0; k < n && g->room > 0; k++)
+		gather_message(g, t, i, at + k, k == 0);
+	gather_add(g, end, 1);
+}
+
+/* Gathers the stream of queue i from byte `done` on: at most `limit` entries
+ * and `room` bytes. */
+static void
+queue_gather(struct gather *g, const struct queues *t, u32 i, u32 limit,
+    size_t done, size_t room)
+{
+	g->spans = g->bytes = g->heads = 0;
+	g->skip = done;
+	g->room = room;
+	for (u32 at = 0; at < limit && g->room > 0;) {
+		size_t payload;
+		u32 n = queue_unit(t, i, at, limit, &payload);
+
+		if (payload > 0)
+			gather_batch(g, t, i, at, n, payload);
+		else
+			gather_message(g, t, i, at, 0);
+		at += n;
+	}
+}
+
+/* What stays in the queue once it is written, until a Pong speaks of it. */
+enum keep {
+	KEEP_ALL,     /* a stateful socket's messages */
+	KEEP_AWAITED, /* a volatile one's, while a sender waits */
+	KEEP_NONE     /* --ack sent: written is acknowledged */
+};
+
+/* Marks the first unsent entry as written. */
+static void
+queue_mark_written(struct queues *t, u32 i, enum keep keep)
+{
+	struct queue *q = &t->queue[i];
+	bool awaited = (queue_entry(t, i, q->sent)->message & ENTRY_COUNTED) &&
+	    queue_row(t, i, q->sent)->waiter != 0;
+
+	t->total.delivered++;
+	if (q->frozen > 0)
+		q->frozen--;
+	q->sent++;
+	if (keep == KEEP_NONE)
+		queue_take(t, i, q->sent - 1u, LEAVE_ACKED);
+	else if (keep == KEEP_AWAITED && !awaited)
+		queue_take(t, i, q->sent - 1u, LEAVE_WRITTEN);
+}
+
+/* `done` bytes of the stream are out: marks the units that are, and returns
+ * what is out of the next one.  *last becomes the number of the last entry
+ * that is out, if any is. */
+static size_t
+queue_advance(struct queues *t, u32 i, u32 limit, size_t done,
+    enum keep keep, u64 *last)
+{
+	while (limit > 0 && done > 0) {
+		size_t payload;
+		u32 n = queue_unit(t, i, 0, limit, &payload);
+		size_t size = queue_unit_size(t, i, 0, payload);
+
+		if (done < size)
+			break;
+		done -= size;
+		limit -= n;
+		for (; n > 0; n--) {
+			*last = queue_number(t, i, t->queue[i].sent);
+			queue_mark_written(t, i, keep);
+		}
+	}
+	return done;
+}
+
+/* Freezes the units that the first `bytes` of the stream touch. */
+static void
+queue_freeze(struct queues *t, u32 i, size_t bytes)
+{
+	struct queue *q = &t->queue[i];
+	u32 limit = queue_limit(t, i), at = 0;
+	size_t covered = 0;
+
+	while (at < limit && covered < bytes) {
+		size_t payload;
+		u32 n = queue_unit(t, i, at, limit, &payload);
+
+		covered += queue_unit_size(t, i, at, payload);
+		at += n;
+	}
+	q->frozen = (u16)at;
+}
+
+/* A Pong spoke of `number`: everything written up to it is acknowledged. */
+static void
+queue_acknowledge(struct queues *t, u32 i, u64 number)
+{
+	while (t->queue[i].sent > 0 && queue_number(t, i, 0) <= number)
+		queue_take(t, i, 0, LEAVE_ACKED);
+}
+
+/* Does a sender wait for something that was written? */
+static bool
+queue_is_awaited(const struct queues *t, u32 i)
+{
+	if (t->waiters == 0)
+		return false;
+	for (u32 at = 0; at < t->queue[i].sent; at++)
+		if (queue_entry(t, i, at)->message & ENTRY_COUNTED &&
+		    queue_row(t, i, at)->waiter != 0)
+			return true;
+	return false;
+}
+
+/* ----- 10. Sockets -------------------------------------------------------
+ *
+ * The socket table: identities with a queue.  A socket points to its
+ * connection by slot and generation and may have none (then it is away); a
+ * connection that is still shaking hands has no socket.  A row is found by
+ * its id through a chained hash index.
+ */
+
+/* Ids up to this length lie in the row; a longer one in a table of its own,
+ * whose rows are touched only by such ids. */
+#define SOCK_ID_INLINE 40
+
+struct sock {
+	int64_t since;     /* when it came, ms of the monotonic clock */
+	u32 conn;          /* slot of its connection, NONE: away */
+	u32 conn_gen;
+	u32 chain;         /* next row with the same hash bucket, or free */
+	u32 hash;
+	u32 tags;          /* first of its tags */
+	u8 service;
+	u8 id_n;           /* 0: a free row */
+	bool stateful;
+	bool slow;         /* its first drop was logged */
+	u8 tag_count;      /* without `service` */
+	char id[SOCK_ID_INLINE];
+};
+
+struct sockets {
+	struct sock *row;
+	char (*long_id)[WSP_MAX_ID];
+	u32 *bucket;
+	u32 rows, buckets;
+	u32 fresh;         /* rows from here on were never used */
+	u32 free;
+	u32 count;
+	u32 away;
+	u32 seed;          /* of the hash: clients choose ids */
+};
+
+static void
+sock_init(struct sockets *t, struct sock *row, char (*long_id)[WSP_MAX_ID],
+    u32 *bucket, u32 rows, u32 buckets, u32 seed)
+{
+	*t = (struct sockets){ .row = row, .long_id = long_id,
+		.bucket = bucket, .rows = rows, .buckets = buckets,
+		.free = NONE, .seed = seed };
+	for (u32 b = 0; b < buckets; b++)
+		bucket[b] = NONE;
+}
+
+/* Buckets for so many rows: a power of two, the next one up. */
+static u32
+sock_buckets(u32 rows)
+{
+	u32 n = 1;
+
+	while (n < rows)
+		n *= 2;
+	return n;
+}
+
+/* Jenkins's one-at-a-time hash with a secret start. */
+static u32
+hash_bytes(u32 h, const void *p, size_t n)
+{
+	const u8 *b = p;
+
+	for (size_t i = 0; i < n; i++) {
+		h += b[i];
+		h += h << 10;
+		h ^= h >> 6;
+	}
+	h += h << 3;
+	h ^= h >> 11;
+	return h + (h << 15);
+}
+
+static u32
+sock_hash(const struct sockets *t, u8 service, bool stateful, struct str id)
+{
+	return hash_bytes(t->seed + service * 2u + stateful, id.p, id.n);
+}
+
+static struct str
+sock_id(const struct sockets *t, u32 i)
+{
+	const struct sock *s = &t->row[i];
+
+	return (struct str){ s->id_n > SOCK_ID_INLINE ? t->long_id[i] : s->id,
+		s->id_n };
+}
+
+static bool
+sock_is_used(const struct sockets *t, u32 i)
+{
+	return i < t->fresh && t->row[i].id_n > 0;
+}
+
+static bool
+sock_is_away(const struct sockets *t, u32 i)
+{
+	return t->row[i].conn == NONE;
+}
+
+static u32
+sock_find(const struct sockets *t, u8 service, bool stateful, struct str id)
+{
+	u32 hash = sock_hash(t, service, stateful, id);
+	u32 i = t->bucket[hash & (t->buckets - 1)];
+
+	for (; i != NONE; i = t->row[i].chain) {
+		const struct sock *s = &t->row[i];
+
+		if (s->hash == hash && s->service == service &&
+		    s->stateful == stateful && str_eq(sock_id(t, i), id))
+			break;
+	}
+	return i;
+}
+
+static bool
+sock_is_full(const struct sockets *t)
+{
+	return t->free == NONE && t->fresh == t->rows;
+}
+
+/* A new socket, away and without tags; the table is not full. */
+static u32
+sock_add(struct sockets *t, u8 service, bool stateful, struct str id,
+    int64_t now)
+{
+	u32 hash = sock_hash(t, service, stateful, id);
+	u32 *bucket = &t->bucket[hash & (t->buckets - 1)];
+	u32 i = t->free;
+	struct sock *s;
+
+	assert(id.n > 0 && id.n <= WSP_MAX_ID && !sock_is_full(t));
+	if (i != NONE)
+		t->free = t->row[i].chain;
+	else
+		i = t->fresh++;
+	s = &t->row[i];
+	*s = (struct sock){ .since = now, .conn = NONE, .chain = *bucket,
+		.hash = hash, .tags = NONE, .service = service,
+		.id_n = (u8)id.n, .stateful = stateful };
+	memcpy(id.n > SOCK_ID_INLINE ? t->long_id[i] : s->id, id.p, id.n);
+	*bucket = i;
+	t->count++;
+	t->away++;
+	return i;
+}
+
+/* Frees the row; its queue and tags are gone already. */
+static void
+sock_remove(struct sockets *t, u32 i)
+{
+	u32 *link = &t->bucket[t->row[i].hash & (t->buckets - 1)];
+
+	assert(sock_is_away(t, i) && t->row[i].tags == NONE);
+	while (*link != i)
+		link = &t->row[*link].chain;
+	*link = t->row[i].chain;
+	t->row[i].id_n = 0;
+	t->row[i].chain = t->free;
+	t->free = i;
+	t->count--;
+	t->away--;
+}
+
+static void
+sock_bind(struct sockets *t, u32 i, u32 conn, u32 conn_gen)
+{
+	t->away -= sock_is_away(t, i);
+	t->row[i].conn = conn;
+	t->row[i].conn_gen = conn_gen;
+}
+
+static void
+sock_unbind(struct sockets *t, u32 i)
+{
+	t->away += !sock_is_away(t, i);
+	t->row[i].conn = NONE;
+}
+
+/* "/services/NAME-s-ID" */
+static void
+sock_name(struct out *o, const struct sockets *t, u32 i, struct str service)
+{
+	out_text(o, "/services/");
+	out_str(o, service);
+	out_text(o, t->row[i].stateful ? "-s-" : "-v-");
+	out_str(o, sock_id(t, i));
+}
+
+/* A random version-4 UUID in lower case (RFC 9562, 5.4), from 16 random
+ * bytes. */
+#define UUID_TEXT 36
+
+static void
+uuid_text(char to[UUID_TEXT], const u8 random[16])
+{
+	static const char hex[] = "0123456789abcdef";
+	size_t n = 0;
+
+	for (int i = 0; i < 16; i++) {
+		u8 b = random[i];
+
+		if (i == 6)
+			b = (u8)(0x40 | (b & 0x0f));
+		if (i == 8)
+			b = (u8)(0x80 | (b & 0x3f));
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			to[n++] = '-';
+		to[n++] = hex[b >> 4];
+		to[n++] = hex[b & 15];
+	}
+}
+
+/* ----- 11. Tags ----------------------------------------------------------
+ *
+ * Who has which tag, and who is selected by a target.  Every tag of a socket
+ * is a row; rows with the same name and value hang in one chain of an index,
+ * so a group is found without a look at the sockets outside it.  A tag that
+ * the socket's id spells has no text of its own: it points into the id.
+ * `service` is no row: the socket knows its service.
+ */
+
+/* Where a tag came from, the stronger the smaller: a weaker origin neither
+ * sets nor removes what a stronger one set. */
+enum tag_origin { TAG_TOKEN, TAG_ID, TAG_PUSH, TAG_CLIENT };
+
+#define TAG_TEXT (WSP_MAX_TAG_NAME + WSP_MAX_TAG_VALUE)
+
+struct tag {
+	u32 sock;
+	u32 next;       /* tag of the same socket, or free row */
+	u32 prev_alike; /* in the chain of its bucket */
+	u32 next_alike;
+	u32 hash;
+	u8 origin;
+	u8 name_n, value_n;
+	u8 at;          /* of its name in the id, when the id spells it */
+};
+
+struct tags {
+	struct tag *row;
+	char (*text)[TAG_TEXT]; /* name and value of what no id spells */
+	u32 *bucket;
+	u32 rows, buckets;
+	u32 fresh, free;
+	const struct str *service; /* names, by the number sockets carry */
+	u32 services;
+	const struct sockets *sockets;
+};
+
+static void
+tags_init(struct tags *t, struct tag *row, char (*text)[TAG_TEXT],
+    u32 *bucket, u32 rows, u32 buckets, const struct str *service,
+    u32 services, const struct sockets *sockets)
+{
+	*t = (struct tags){ .row = row, .text = text, .bucket = bucket,
+		.rows = rows, .buckets = buckets, .free = NONE,
+		.service = service, .services = services,
+		.sockets = sockets };
+	for (u32 b = 0; b < buckets; b++)
+		bucket[b] = NONE;
+}
+
+static struct str
+tag_name(const struct tags *t, u32 i)
+{
+	const struct tag *g = &t->row[i];
+
+	if (g->origin == TAG_ID)
+		return (struct str){ sock_id(t->sockets, g->sock).p + g->at,
+			g->name_n };
+	return (struct str){ t->text[i], g->name_n };
+}
+
+static struct str
+tag_value(const struct tags *t, u32 i)
+{
+	const struct tag *g = &t->row[i];
+	struct str name = tag_name(t, i);
+
+	/* In an id a `:` stands between the two. */
+	return (struct str){ name.p + g->name_n + (g->origin == TAG_ID),
+		g->value_n };
+}
+
+static u32
+tag_hash(const struct tags *t, struct str name, struct str value)
+{
+	u32 h = hash_bytes(t->sockets->seed, name.p, name.n);
+
+	return hash_bytes(h, value.p, value.n);
+}
+
+static u32
+tag_find(const struct tags *t, u32 sock, struct str name)
+{
+	u32 i = t->sockets->row[sock].tags;
+
+	while (i != NONE && !str_eq(tag_name(t, i), name))
+		i = t->row[i].next;
+	return i;
+}
+
+static void
+tag_index(struct tags *t, u32 i)
+{
+	struct tag *g = &t->row[i];
+	u32 *bucket;
+
+	g->hash = tag_hash(t, tag_name(t, i), tag_value(t, i));
+	bucket = &t->bucket[g->hash & (t->buckets - 1)];
+	g->prev_alike = NONE;
+	g->next_alike = *bucket;
+	if (*bucket != NONE)
+		t->row[*bucket].prev_alike = i;
+	*bucket = i;
+}
+
+static void
+tag_unindex(struct tags *t, u32 i)
+{
+	struct tag *g = &t->row[i];
+
+	if (g->prev_alike == NONE)
+		t->bucket[g->hash & (t->buckets - 1)] = g->next_alike;
+	else
+		t->row[g->prev_alike].next_alike = g->next_alike;
+	if (g->next_alike != NONE)
+		t->row[g->next_alike].prev_alike = g->prev_alike;
+}
+
+/* Takes one tag from its socket and frees its row. */
+static void
+tag_remove(struct tags *t, struct sock *s, u32 i)
+{
+	u32 *link = &s->tags;
+
+	tag_unindex(t, i);
+	while (*link != i)
+		link = &t->row[*link].next;
+	*link = t->row[i].next;
+	s->tag_count--;
+	t->row[i].next = t->free;
+	t->free = i;
+}
+
+/* Gives a socket a tag, in the place of one of that name.  The caller has
+ * checked name, value, origin and count.  `at` is where an id spells it. */
+static void
+tag_set(struct tags *t, struct sock *s, u32 sock, enum tag_origin origin,
+    struct str name, struct str value, size_t at)
+{
+	u32 i = tag_find(t, sock, name);
+
+	if (i != NONE)
+		tag_remove(t, s, i);
+	i = t->free;
+	if (i != NONE)
+		t->free = t->row[i].next;
+	else
+		i = t->fresh++;
+	assert(i < t->rows);
+	t->row[i] = (struct tag){ .sock = sock, .next = s->tags,
+		.origin = (u8)origin, .name_n = (u8)name.n,
+		.value_n = (u8)value.n, .at = (u8)at };
+	if (origin != TAG_ID) {
+		memcpy(t->text[i], name.p, name.n);
+		if (value.n > 0)
+			memcpy(t->text[i] + name.n, value.p, value.n);
+	}
+	s->tags = i;
+	s->tag_count++;
+	tag_index(t, i);
+}
+
+/* The tags that a new socket's id spells; id_tags_valid() said yes. */
+static void
+tags_from_id(struct tags *t, struct sock *s, u32 sock)
+{
+	struct str id = sock_id(t->sockets, sock);
+	struct str rest = id, name, value;
+
+	while (id_tag_next(&rest, &name, &value))
+		tag_set(t, s, sock, TAG_ID, name, value,
+		    (size_t)(name.p - id.p));
+}
+
+static void
+tags_clear(struct tags *t, struct sock *s)
+{
+	while (s->tags != NONE)
+		tag_remove(t, s, s->tags);
+}
+
+/*
+ * ---- Selection
+ */
+
+static struct str
+tags_service(const struct tags *t, u32 sock)
+{
+	return t->service[t->sockets->row[sock].service];
+}
+
+static bool
+tags_has_service(const struct tags *t, struct str name)
+{
+	for (u32 i = 0; i < t->services; i++)
+		if (str_eq(t->service[i], name))
+			return true;
+	return false;
+}
+
+static bool
+tags_has_value(const struct tags *t, u32 sock,
+    const struct target_term *term)
+{
+	struct str value;
+	u32 i;
+
+	if (str_is(term->name, "service")) {
+		value = tags_service(t, sock);
+	} else {
+		i = tag_find(t, sock, term->name);
+		if (i == NONE)
+			return false;
+		value = tag_value(t, i);
+	}
+	if (term->kind == TERM_TAG_LIST)
+		return target_list_has(term->value, value);
+	return term->kind == TERM_TAG || str_eq(term->value, value);
+}
+
+/* The row of the socket that a socketId names, or NONE. */
+static u32
+tags_find_socket(const struct tags *t, struct str text)
+{
+	struct str service, id;
+	bool stateful;
+
+	if (socket_id_split(&service, &id, &stateful, text) <= 0)
+		return NONE;
+	for (u32 i = 0; i < t->services; i++)
+		if (str_eq(t->service[i], service))
+			return id.n > WSP_MAX_ID ? NONE :
+			    sock_find(t->sockets, (u8)i, stateful, id);
+	return NONE;
+}
+
+static bool
+tags_term_matches(const struct tags *t, u32 sock,
+    const struct target_term *term)
+{
+	switch ((enum term_kind)term->kind) {
+	case TERM_SOCKET:
+		return tags_find_socket(t, term->value) == sock;
+	case TERM_SERVICE:
+		return str_eq(tags_service(t, sock), term->name);
+	case TERM_TAG:
+	case TERM_TAG_VALUE:
+	case TERM_TAG_LIST:
+		return tags_has_value(t, sock, term);
+	case TERM_OPEN:
+		return !sock_is_away(t->sockets, sock);
+	case TERM_AWAY:
+		return sock_is_away(t->sockets, sock);
+	}
+	return false;
+}
+
+static bool
+tags_match(const struct tags *t, u32 sock, const struct target *target)
+{
+	for (size_t k = 0; k < target->n; k++)
+		if (!tags_term_matches(t, sock, &target->terms[k]))
+			return false;
+	return true;
+}
+
+/* Adds to `rows` the sockets that have the tag name:value and match. */
+static u32
+tags_select_alike(const struct tags *t, const struct target *target,
+    struct str name, struct str value, u32 *rows, u32 count)
+{
+	u32 hash = tag_hash(t, name, value);
+	u32 i = t->bucket[hash & (t->buckets - 1)];
+
+	for (; i != NONE; i = t->row[i].next_alike)
+		if (t->row[i].hash == hash && str_eq(tag_value(t, i), value) &&
+		    str_eq(tag_name(t, i), name) &&
+		    tags_match(t, t->row[i].sock, target))
+			rows[count++] = t->row[i].sock;
+	return count;
+}
+
+/* Is this value the first of its kind in the list before `rest`? */
+static bool
+tags_is_first(struct str list, struct str value, struct str rest)
+{
+	struct str before = list, other;
+	size_t tail = rest.p == NULL ? 0 : rest.n + 1;
+
+	before.n -= tail + value.n;
+	if (before.n == 0)
+		return true;
+	before.n--;
+	while (target_list_next(&before, &other))
+		if (str_eq(other, value))
+			return false;
+	return true;
+}
+
+static u32
+tags_select_list(const struct tags *t, const struct target *target,
+    const struct target_term *term, u32 *rows)
+{
+	struct str rest = term->value, value;
+	u32 count = 0;
+
+	while (target_list_next(&rest, &value))
+		if (tags_is_first(term->value, value, rest))
+			count = tags_select_alike(t, target, term->name, value,
+			    rows, count);
+	return count;
+}
+
+/* The term that finds its sockets by the index, if there is one. */
+static const struct target_term *
+tags_indexed_term(const struct target *target)
+{
+	for (size_t k = 0; k < target->n; k++) {
+		const struct target_term *term = &target->terms[k];
+
+		if ((term->kind == TERM_TAG_VALUE ||
+		    term->kind == TERM_TAG_LIST) &&
+		    !str_is(term->name, "service"))
+			return term;
+	}
+	return NULL;
+}
+
+/* Writes the rows of all sockets that the target selects, each once, and
+ * returns their number. */
+static u32
+tags_select(const struct tags *t, const struct target *target, u32 *rows)
+{
+	const struct target_term *term = tags_indexed_term(target);
+	u32 count = 0;
+
+	if (target->socket.n > 0) {
+		u32 i = tags_find_socket(t, target->socket);
+
+		if (i != NONE && tags_match(t, i, target))
+			rows[count++] = i;
+		return count;
+	}
+	if (term && term->kind == TERM_TAG_VALUE)
+		return tags_select_alike(t, target, term->name, term->value,
+		    rows, 0);
+	if (term)
+		return tags_select_list(t, target, term, rows);
+	for (u32 i = 0; i < t->sockets->fresh; i++)
+		if (sock_is_used(t->sockets, i) && tags_match(t, i, target))
+			rows[count++] = i;
+	return count;
+}
+
+/* ----- 12. Deadlines -----------------------------------------------------
+ *
+ * Every row of a table has one deadline at most.  Deadlines of one class have
+ * the same length, so they fall due in the order in which they were armed: a
+ * FIFO each, in which arming, cancelling and asking for the next are O(1).
+ */
+struct deadline {
+	int64_t due;    /* ms of the monotonic clock */
+	u32 prev, next;
+	u8 class;       /* 1 + class, 0: not armed */
+};
+
+#define DEADLINE_CLASSES 8
+
+struct deadlines {
+	struct deadline *row;
+	struct {
+		u32 first, last;
+	} fifo[DEADLINE_CLASSES];
+};
+
+static void
+deadline_init(struct deadlines *d, struct deadline *row)
+{
+	d->row = row;
+	for (int i = 0; i < DEADLINE_CLASSES; i++)
+		d->fifo[i].first = d->fifo[i].last = NONE;
+}
+
+static void
+deadline_cancel(struct deadlines *d, u32 i)
+{
+	struct deadline *t = &d->row[i];
+	int class = t->class - 1;
+
+	if (class < 0)
+		return;
+	if (t->prev == NONE)
+		d->fifo[class].first = t->next;
+	else
+		d->row[t->prev].next = t->next;
+	if (t->next == NONE)
+		d->fifo[class].last = t->prev;
+	else
+		d->row[t->next].prev = t->prev;
+	t->class = 0;
+}
+
+/* Arms row i anew.  A class whose length was changed by a reload may hold
+ * later deadlines before earlier ones for a while: those fire late, none is
+ * lost. */
+static void
+deadline_arm(struct deadlines *d, u32 i, int class, int64_t due)
+{
+	struct deadline *t = &d->row[i];
+
+	deadline_cancel(d, i);
+	t->due = due;
+	t->class = (u8)(class + 1);
+	t->next = NONE;
+	t->prev = d->fifo[class].last;
+	if (t->prev == NONE)
+		d->fifo[class].first = i;
+	else
+		d->row[t->prev].next = i;
+	d->fifo[class].last = i;
+}
+
+/* The row whose deadline of this class fell due first, or NONE. */
+static u32
+deadline_due(const struct deadlines *d, int class, int64_t now)
+{
+	u32 i = d->fifo[class].first;
+
+	return i != NONE && d->row[i].due <= now ? i : NONE;
+}
+
+/* When the next deadline of any class falls due, or `latest`. */
+static int64_t
+deadline_next(const struct deadlines *d, int64_t latest)
+{
+	for (int c = 0; c < DEADLINE_CLASSES; c++) {
+		u32 i = d->fifo[c].first;
+
+		if (i != NONE && d->row[i].due < latest)
+			latest = d->row[i].due;
+	}
+	return latest;
+}
+/* ----- 13. Records -------------------------------------------------------
+ *
+ * TLS 1.2 records from raw keys, for a connection whose handshake is over:
+ * 112 bytes instead of a BearSSL context (TLS.md, design C).  Two suites of
+ * AEAD, ChaCha20-Poly1305 (RFC 7905) and AES-128-GCM (RFC 5288).  A record is
+ * sealed and opened in place.  What it refuses, it refuses by the number of
+ * the alert that says why (RFC 5246, 7.2); after a refusal the connection
+ * takes no more input.
+ *
+ *	type 1 | 3 3 | length 2 | [explicit nonce 8, GCM only] | text | tag 16
+ *
+ * A sequence number must never be used for two different plaintexts: the
+ * difference of the two would lie open.  So the caller names it to seal, and
+ * moves on only when that record is out or the connection is over.
+ */
+enum {
+	RECORD_ALERT = 21,
+	RECORD_HANDSHAKE = 22,
+	RECORD_DATA = 23
+};
+
+enum { RECORD_CHACHA20 = 1, RECORD_AES128_GCM = 2 };
+
+/* Alerts that we send or act on (RFC 5246, 7.2). */
+enum {
+	ALERT_WARNING = 1,
+	ALERT_FATAL = 2,
+	ALERT_CLOSE_NOTIFY = 0,
+	ALERT_UNEXPECTED_MESSAGE = 10,
+	ALERT_BAD_RECORD_MAC = 20,
+	ALERT_RECORD_OVERFLOW = 22,
+	ALERT_HANDSHAKE_FAILURE = 40,
+	ALERT_DECODE_ERROR = 50,
+	ALERT_DECRYPT_ERROR = 51,
+	ALERT_PROTOCOL_VERSION = 70,
+	ALERT_INTERNAL_ERROR = 80,
+	ALERT_NO_RENEGOTIATION = 100
+};
+
+#define RECORD_HEADER    5     /* type, version, length */
+#define RECORD_EXPLICIT  8     /* GCM's nonce on the wire */
+#define RECORD_TAG       16    /* of both suites */
+#define RECORD_MAX_PLAIN 16384 /* (RFC 5246, 6.2.1) */
+#define RECORD_OVERHEAD_MAX (RECORD_HEADER + RECORD_EXPLICIT + RECORD_TAG)
+#define RECORD_MAX (RECORD_MAX_PLAIN + RECORD_OVERHEAD_MAX)
+#define RECORD_ALERT_MAX (2 + RECORD_OVERHEAD_MAX)
+#define RECORD_VERSION 0x0303
+
+/* What an established connection keeps, and all that it keeps. */
+struct record_keys {
+	u64 in_seq, out_seq;        /* numbers of the next records */
+	u8 in_key[32], out_key[32]; /* AES-128 uses the first 16 */
+	u8 in_iv[12], out_iv[12];   /* GCM uses the first 4 */
+	u8 suite;                   /* RECORD_CHACHA20, ...; 0: no keys */
+};
+
+_Static_assert(sizeof(struct record_keys) <= 112,
+    "a TLS connection costs at most 112 bytes of keys");
+
+/* The implementations this processor runs best, chosen once at start: to ask
+ * for them costs more than to seal a small record. */
+struct record_aead {
+	br_chacha20_run chacha20;
+	br_poly1305_run poly1305;
+	const br_block_ctr_class *aes;
+	br_ghash ghash;
+};
+
+/* A record that was opened. */
+struct record {
+	u8 type; /* RECORD_ALERT, RECORD_HANDSHAKE or RECORD_DATA */
+	u8 *p;   /* the plaintext, inside the caller's buffer */
+	size_t n;
+};
+
+/* How many bytes lie in front of the plaintext. */
+static size_t
+record_head(u8 suite)
+{
+	return suite == RECORD_AES128_GCM ? RECORD_HEADER + RECORD_EXPLICIT
+	                                  : RECORD_HEADER;
+}
+
+/* What the length field counts beside the plaintext. */
+static size_t
+record_overhead(u8 suite)
+{
+	return record_head(suite) - RECORD_HEADER + RECORD_TAG;
+}
+
+/* What the tag covers beside the text (RFC 5246, 6.2.3.3). */
+static void
+record_covered(u8 aad[13], u64 seq, u8 type, size_t n)
+{
+	store64(aad, seq);
+	aad[8] = type;
+	store16(aad + 9, RECORD_VERSION);
+	store16(aad + 11, (u16)n);
+}
+
+/* The nonce is the fixed one, the number laid over its end (RFC 7905, 2). */
+static void
+record_chacha20(const struct record_aead *a, const u8 key[32], const u8 iv[12],
+    u64 seq, u8 type, u8 *p, size_t n, u8 tag[16], bool seal)
+{
+	u8 nonce[12], aad[13];
+
+	memset(nonce, 0, 4);
+	store64(nonce + 4, seq);
+	for (int i = 0; i < 12; i++)
+		nonce[i] ^= iv[i];
+	record_covered(aad, seq, type, n);
+	a->poly1305(key, nonce, p, n, aad, sizeof aad, tag, a->chacha20, seal);
+}
+
+/* The nonce is four fixed bytes and the eight that the record carries, which
+ * the sender chooses (RFC 5288, 3). */
+static void
+record_aes_gcm(const struct record_aead *a, const u8 key[32], const u8 iv[12],
+    const u8 explicit_nonce[8], u64 seq, u8 type, u8 *p, size_t n, u8 tag[16],
+    bool seal)
+{
+	br_aes_gen_ctr_keys aes;
+	br_gcm_context gcm;
+	u8 nonce[12], aad[13];
+
+	memcpy(nonce, iv, 4);
+	memcpy(nonce + 4, explicit_nonce, 8);
+	record_covered(aad, seq, type, n);
+	a->aes->init(&aes.vtable, key, 16);
+	br_gcm_init(&gcm, &aes.vtable, a->ghash);
+	br_gcm_reset(&gcm, nonce, sizeof nonce);
+	br_gcm_aad_inject(&gcm, aad, sizeof aad);
+	br_gcm_flip(&gcm);
+	br_gcm_run(&gcm, seal, p, n);
+	br_gcm_get_tag(&gcm, tag);
+}
+
+/*
+ * Makes a record of the n bytes that lie at record + record_head(suite), in
+ * place, and returns its whole length.  Does not move k->out_seq on: a record
+ * that is half out is sealed again from the same bytes with the same seq.
+ */
+static size_t
+record_seal(const struct record_aead *a, const struct record_keys *k, u64 seq,
+    u8 type, u8 *record, size_t n)
+{
+	u8 *p = record + record_head(k->suite);
+
+	assert(n <= RECORD_MAX_PLAIN);
+	record[0] = type;
+	store16(record + 1, RECORD_VERSION);
+	store16(record + 3, (u16)(n + record_overhead(k->suite)));
+	if (k->suite == RECORD_AES128_GCM) {
+		u8 *nonce = record + RECORD_HEADER;
+
+		store64(nonce, seq);
+		record_aes_gcm(a, k->out_key, k->out_iv, nonce, seq, type, p,
+		    n, p + n, true);
+	} else {
+		record_chacha20(a, k->out_key, k->out_iv, seq, type, p, n,
+		    p + n, true);
+	}
+	return record_head(k->suite) + n + RECORD_TAG;
+}
+
+/* An alert as a record, at most RECORD_ALERT_MAX bytes at `to`. */
+static size_t
+record_seal_alert(const struct record_aead *a, const struct record_keys *k,
+    u64 seq, u8 level, u8 number, u8 *to)
+{
+	u8 *p = to + record_head(k->suite);
+
+	p[0] = level;
+	p[1] = number;
+	return record_seal(a, k, seq, RECORD_ALERT, to, 2);
+}
+
+/*
+ * The length that a header announces, which is n bytes so far: > 0 the whole
+ * record's, 0 not here yet, < 0 refused.  Each byte is judged when it comes,
+ * so that rubbish is not waited for.  An alert is two bytes and comes whole,
+ * and a handshake message is not empty (RFC 5246, 6.2.1).
+ */
+static int
+record_length(u8 suite, const u8 *p, size_t n)
+{
+	size_t least = record_overhead(suite);
+	size_t most = least + RECORD_MAX_PLAIN, length;
+
+	if (n >= 1 && (p[0] < RECORD_ALERT || p[0] > RECORD_DATA))
+		return -ALERT_UNEXPECTED_MESSAGE;
+	if (n >= 2 && p[1] != RECORD_VERSION >> 8)
+		return -ALERT_PROTOCOL_VERSION;
+	if (n >= 3 && p[2] != (RECORD_VERSION & 255))
+		return -ALERT_PROTOCOL_VERSION;
+	if (n < RECORD_HEADER)
+		return 0;
+	length = load16(p + 3);
+	if (length > most)
+		return -ALERT_RECORD_OVERFLOW;
+	if (length < least || (p[0] == RECORD_HANDSHAKE && length == least) ||
+	    (p[0] == RECORD_ALERT && length != least + 2))
+		return -ALERT_DECODE_ERROR;
+	return (int)(RECORD_HEADER + length);
+}
+
+/* In a time that does not depend on where they differ. */
+static bool
+record_same_tag(const u8 *a, const u8 *b)
+{
+	u8 differ = 0;
+
+	for (int i = 0; i < RECORD_TAG; i++)
+		differ |= a[i] ^ b[i];
+	return differ == 0;
+}
+
+/*
+ * Opens the record at p, in place: > 0 bytes of the buffer used, 0 need more,
+ * < 0 the alert to send, negated; then the buffer's content is lost.
+ */
+static int
+record_open(const struct record_aead *a, struct record_keys *k, u8 *p,
+    size_t n, struct record *r)
+{
+	int whole = record_length(k->suite, p, n);
+	u8 tag[RECORD_TAG];
+
+	if (whole <= 0)
+		return whole;
+	if (n < (size_t)whole)
+		return 0;
+	r->type = p[0];
+	r->p = p + record_head(k->suite);
+	r->n = (size_t)whole - record_head(k->suite) - RECORD_TAG;
+	if (k->suite == RECORD_AES128_GCM)
+		record_aes_gcm(a, k->in_key, k->in_iv, p + RECORD_HEADER,
+		    k->in_seq, r->type, r->p, r->n, tag, false);
+	else
+		record_chacha20(a, k->in_key, k->in_iv, k->in_seq, r->type,
+		    r->p, r->n, tag, false);
+	if (!record_same_tag(tag, r->p + r->n))
+		return -ALERT_BAD_RECORD_MAC;
+	k->in_seq++;
+	return whole;
+}
+
+/* What the self-test seals, under keys that nobody uses. */
+static struct record_keys
+record_test_keys(u8 suite)
+{
+	struct record_keys k = { .suite = suite };
+
+	for (int i = 0; i < 32; i++)
+		k.in_key[i] = k.out_key[i] = (u8)(i * 7 + suite);
+	for (int i = 0; i < 12; i++)
+		k.in_iv[i] = k.out_iv[i] = (u8)(0xf0 - i);
+	return k;
+}
+
+/* BearSSL's own record code, for one direction of one suite. */
+union record_stock {
+	br_sslrec_chapol_context chapol;
+	br_sslrec_gcm_context gcm;
+	const br_sslrec_in_class *in;
+	const br_sslrec_out_class *out;
+};
+
+static void
+record_stock_init(union record_stock *out, union record_stock *in,
+    const struct record_aead *a, const struct record_keys *k)
+{
+	if (k->suite == RECORD_AES128_GCM) {
+		br_sslrec_out_gcm_vtable.init(&out->gcm.vtable.out, a->aes,
+		    k->out_key, 16, a->ghash, k->out_iv);
+		br_sslrec_in_gcm_vtable.init(&in->gcm.vtable.in, a->aes,
+		    k->out_key, 16, a->ghash, k->out_iv);
+		return;
+	}
+	br_sslrec_out_chapol_vtable.init(&out->chapol.vtable.out, a->chacha20,
+	    a->poly1305, k->out_key, k->out_iv);
+	br_sslrec_in_chapol_vtable.init(&in->chapol.vtable.in, a->chacha20,
+	    a->poly1305, k->out_key, k->out_iv);
+}
+
+#define RECORD_TEST_MAX 300
+
+static void
+record_test_text(u8 *p, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		p[i] = (u8)(i * 31 + n);
+}
+
+/*
+ * One record of n bytes: ours equals the stock one, the stock code opens ours
+ * and ours opens the stock one, and neither with a bit changed.
+ */
+static bool
+record_test_one(const struct record_aead *a, struct record_keys *k,
+    union record_stock *out, union record_stock *in, size_t n)
+{
+	u8 ours[RECORD_TEST_MAX + RECORD_OVERHEAD_MAX], text[RECORD_TEST_MAX];
+	u8 theirs[sizeof ours], *stock, *plain, head = (u8)record_head(k->suite);
+	size_t whole, stock_n = n, plain_n = n + record_overhead(k->suite);
+	struct record r;
+
+	record_test_text(text, n);
+	memcpy(ours + head, text, n);
+	memcpy(theirs + head, text, n);
+	whole = record_seal(a, k, k->out_seq++, RECORD_DATA, ours, n);
+	stock = out->out->encrypt(&out->out, RECORD_DATA, RECORD_VERSION,
+	    theirs + head, &stock_n);
+	if (stock_n != whole || memcmp(stock, ours, whole) != 0)
+		return false;
+	plain = in->in->decrypt(&in->in, RECORD_DATA, RECORD_VERSION,
+	    ours + RECORD_HEADER, &plain_n);
+	if (!plain || plain_n != n || memcmp(plain, text, n) != 0)
+		return false;
+	memcpy(ours, stock, whole);
+	ours[whole - 1] ^= 1;
+	if (record_open(a, k, ours, whole, &r) != -ALERT_BAD_RECORD_MAC)
+		return false;
+	return record_open(a, k, stock, whole, &r) == (int)whole &&
+	    r.type == RECORD_DATA && r.n == n && memcmp(r.p, text, n) == 0;
+}
+
+/* The known-answer test at start: byte by byte what BearSSL makes. */
+static bool
+record_self_test(const struct record_aead *a)
+{
+	static const u16 lengths[] = { 0, 1, 15, 16, 64, 65, RECORD_TEST_MAX };
+
+	for (u8 suite = RECORD_CHACHA20; suite <= RECORD_AES128_GCM; suite++) {
+		struct record_keys k = record_test_keys(suite);
+		union record_stock out, in;
+
+		record_stock_init(&out, &in, a, &k);
+		for (size_t i = 0; i < COUNT(lengths); i++)
+			if (!record_test_one(a, &k, &out, &in, lengths[i]))
+				return false;
+	}
+	return true;
+}
+
+
+#ifndef WSP_PURE_ONLY
+/*
+ * ======================================================================
+ * PART TWO: KERNEL
+ * ======================================================================
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <ifaddrs.h>
+#include <limits.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <syslog.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ----- 14. System calls --------------------------------------------------
+ *
+ * What the running server asks of the kernel, and nobody else does.  Each
+ * call returns a count or a descriptor, or -errno, and is tried again on
+ * EINTR.  A test that defines WSP_FAKE_SYS brings a room of its own.
+ */
+#ifndef WSP_FAKE_SYS
+
+static ssize_t
+sys_result(ssize_t r)
+{
+	return r < 0 ? -errno : r;
+}
+
+static ssize_t
+sys_recv(int fd, void *p, size_t n, int flags)
+{
+	ssize_t r;
+
+	do
+		r = recv(fd, p, n, flags | MSG_DONTWAIT);
+	while (r < 0 && errno == EINTR);
+	return sys_result(r);
+}
+
+static ssize_t
+sys_send(int fd, const void *p, size_t n, int flags)
+{
+	ssize_t r;
+
+	do
+		r = send(fd, p, n, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (r < 0 && errno == EINTR);
+	return sys_result(r);
+}
+
+/* writev() for sockets: the flags spare us SIGPIPE. */
+static ssize_t
+sys_sendv(int fd, struct iovec *iov, size_t count)
+{
+	struct msghdr m = { .msg_iov = iov, .msg_iovlen = count };
+	ssize_t r;
+
+	do
+		r = sendmsg(fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (r < 0 && errno == EINTR);
+	return sys_result(r);
+}
+
+/* A datagram, its sender's address (length 0: none) and, when `who` is not
+ * null and the socket has SO_PASSCRED, its sender's credentials.  Returns the
+ * datagram's real length, which may be more than n. */
+static ssize_t
+sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
+    socklen_t *from_n, struct ucred *who)
+{
+	struct iovec iov = { .iov_base = p, .iov_len = n };
+	union {
+		struct cmsghdr align;
+		char room[CMSG_SPACE(sizeof(struct ucred))];
+	} control;
+	struct msghdr m = { .msg_name = from, .msg_namelen = sizeof *from,
+		.msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t r;
+
+	if (who) {
+		m.msg_control = &control;
+		m.msg_controllen = sizeof control;
+		*who = (struct ucred){ .pid = 0, .uid = (uid_t)-1,
+			.gid = (gid_t)-1 };
+	}
+	do
+		r = recvmsg(fd, &m, MSG_DONTWAIT | MSG_TRUNC);
+	while (r < 0 && errno == EINTR);
+	*from_n = m.msg_namelen;
+	if (who && r >= 0) {
+		struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+
+		if (c && c->cmsg_type == SCM_CREDENTIALS)
+			memcpy(who, CMSG_DATA(c), sizeof *who);
+	}
+	return sys_result(r);
+}
+
+static ssize_t
+sys_sendto(int fd, const void *p, size_t n, const struct sockaddr_un *to,
+    socklen_t to_n)
+{
+	ssize_t r;
+
+	do
+		r = sendto(fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL,
+		    (const struct sockaddr *)to, to_n);
+	while (r < 0 && errno == EINTR);
+	return sys_result(r);
+}
+
+static int
+sys_accept(int fd, struct sockaddr_storage *from, socklen_t *from_n)
+{
+	int r;
+
+	do
+		r = accept4(fd, (struct sockaddr *)from, from_n,
+		    SOCK_NONBLOCK | SOCK_CLOEXEC);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : r;
+}
+
+static int
+sys_close(int fd)
+{
+	/* Linux frees the descriptor even when it reports EINTR. */
+	return close(fd) < 0 ? -errno : 0;
+}
+
+static int
+sys_shutdown(int fd, int how)
+{
+	return shutdown(fd, how) < 0 ? -errno : 0;
+}
+
+static int
+sys_setsockopt(int fd, int level, int name, int value)
+{
+	int r = setsockopt(fd, level, name, &value, sizeof value);
+
+	return r < 0 ? -errno : 0;
+}
+
+/* Bytes that were written to a socket and that its peer has not yet taken. */
+static int
+sys_unsent(int fd)
+{
+	int n = 0;
+
+	return ioctl(fd, TIOCOUTQ, &n) < 0 ? -errno : n;
+}
+
+/* Bytes that a socket holds for us. */
+static int
+sys_available(int fd)
+{
+	int n = 0;
+
+	return ioctl(fd, FIONREAD, &n) < 0 ? -errno : n;
+}
+
+static int
+sys_epoll_ctl(int ep, int op, int fd, u32 events, u64 data)
+{
+	struct epoll_event ev = { .events = events, .data.u64 = data };
+
+	return epoll_ctl(ep, op, fd, &ev) < 0 ? -errno : 0;
+}
+
+/* Unlike the others an interrupted wait returns 0: a signal may have come
+ * that the loop wants to look at. */
+static int
+sys_epoll_wait(int ep, struct epoll_event *ev, int count, int timeout_ms)
+{
+	int r = epoll_wait(ep, ev, count, timeout_ms);
+
+	if (r < 0)
+		return errno == EINTR ? 0 : -errno;
+	return r;
+}
+
+static int64_t
+sys_clock_ms(clockid_t which)
+{
+	struct timespec t;
+
+	clock_gettime(which, &t);
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static void
+sys_random(void *p, size_t n)
+{
+	u8 *to = p;
+
+	while (n > 0) {
+		ssize_t r = getrandom(to, n, 0);
+
+		assert(r > 0 || errno == EINTR);
+		if (r > 0) {
+			to += r;
+			n -= (size_t)r;
+		}
+	}
+}
+
+static ssize_t
+sys_write(int fd, const void *p, size_t n)
+{
+	ssize_t r;
+
+	do
+		r = write(fd, p, n);
+	while (r < 0 && errno == EINTR);
+	return sys_result(r);
+}
+
+/* A whole file, at start and on reload.  Returns its length, -EFBIG when it
+ * does not fit. */
+static ssize_t
+sys_read_file(const char *path, void *p, size_t cap)
+{
+	size_t n = 0;
+	ssize_t r;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	while ((r = read(fd, (u8 *)p + n, cap - n)) != 0) {
+		if (r < 0 && errno == EINTR)
+			continue;
+		if (r < 0)
+			break;
+		n += (size_t)r;
+		if (n == cap) {
+			close(fd);
+			return -EFBIG;
+		}
+	}
+	r = r < 0 ? -errno : (ssize_t)n;
+	close(fd);
+	return r;
+}
+
+/* Replaces a file at once or not at all: a power cut leaves the old one or
+ * the new one. */
+static int
+sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
+{
+	char temp[PATH_MAX];
+	int len = snprintf(temp, sizeof temp, "%s.new", path);
+	int fd, err;
+
+	if (len < 0 || (size_t)len >= sizeof temp)
+		return -ENAMETOOLONG;
+	unlink(temp);
+	fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+	if (fd < 0)
+		return -errno;
+	err = write(fd, p, n) == (ssize_t)n && fsync(fd) == 0 ? 0 : -errno;
+	if (close(fd) < 0 && err == 0)
+		err = -errno;
+	if (err == 0 && rename(temp, path) < 0)
+		err = -errno;
+	if (err < 0)
+		unlink(temp);
+	return err;
+}
+
+#endif /* WSP_FAKE_SYS */
+
+/* ----- 15. Clock and log -------------------------------------------------
+ *
+ * One clock, read once a turn.  One line per event: a fixed word, then
+ * key=value; text from a peer is quoted and escaped.  A log that cannot be
+ * written (a full disk, a closed pipe) is lost and the server goes on.
+ */
+enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO,
+	LOG_LEVEL_DEBUG };
+
+static struct {
+	enum log_level level;
+	bool to_syslog;
+} log_to = { .level = LOG_LEVEL_INFO };
+
+/* Writes one event.  `format` makes the key=value part. */
+static void log_event(enum log_level level, const char *event,
+    const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static void
+log_event(enum log_level level, const char *event, const char *format, ...)
+{
+	static const int priority[] = { LOG_ERR, LOG_WARNING, LOG_INFO,
+		LOG_DEBUG };
+	static const char *const word[] = { "error", "warn", "info", "debug" };
+	char line[1024];
+	va_list ap;
+	int n, m;
+
+	if (level > log_to.level)
+		return;
+	n = snprintf(line, sizeof line, "wspush: %s %s ", word[level], event);
+	va_start(ap, format);
+	m = vsnprintf(line + n, sizeof line - (size_t)n - 1, format, ap);
+	va_end(ap);
+	if (m > 0)
+		n += m;
+	if ((size_t)n > sizeof line - 2)
+		n = sizeof line - 2;
+	if (log_to.to_syslog) {
+		syslog(priority[level], "%s", line + strlen("wspush: "));
+		return;
+	}
+	line[n++] = '\n';
+	(void)!sys_write(STDERR_FILENO, line, (size_t)n);
+}
+
+/* A peer's bytes as they may stand in a log line: quoted, everything but
+ * printable ASCII escaped, cut when long.  `room` holds the result. */
+struct log_room {
+	char text[160];
+};
+
+static const char *
+log_quote(struct log_room *room, struct str s)
+{
+	static const char hex[] = "0123456789abcdef";
+	char *o = room->text, *end = o + sizeof room->text - 8;
+
+	*o++ = '"';
+	for (size_t i = 0; i < s.n && o < end; i++) {
+		u8 c = (u8)s.p[i];
+
+		if (c >= 0x20 && c < 0x7f && c != '"' && c != '\\') {
+			*o++ = (char)c;
+			continue;
+		}
+		*o++ = '\\';
+		*o++ = 'x';
+		*o++ = hex[c >> 4];
+		*o++ = hex[c & 15];
+	}
+	*o++ = '"';
+	*o = '\0';
+	return room->text;
+}
+
+/* ----- 16. Settings ------------------------------------------------------
+ *
+ * What the options say (INTERFACE 12), parsed in Serve and read by the
+ * rooms between.  Texts point into the command line or into the settings
+ * file, both of which stay in memory.
+ */
+#define SETTINGS_LISTENERS 8
+#define SETTINGS_SERVICES  16
+#define SETTINGS_ORIGINS   16
+#define SERVICE_PROTOCOLS  4
+
+enum handler { HANDLER_MAIN, HANDLER_ECHO, HANDLER_NONE };
+
+struct service {
+	struct str name;
+	enum handler handler;
+	struct str protocol[SERVICE_PROTOCOLS];
+	u32 protocols;
+	struct str origin[SERVICE_PROTOCOLS];
+	u32 origins;
+	u32 max;         /* open connections; 0: no limit of its own */
+	u32 open;
+	bool has_ack, ack_sent;
+	bool has_overflow;
+	enum overflow overflow;
+};
+
+struct listener {
+	const char *text; /* [ADDR:]PORT */
+	bool tls;
+	int fd;           /* -1 until bound */
+};
+
+struct settings {
+	struct listener listen[SETTINGS_LISTENERS];
+	u32 listeners;
+	const char *push_path;
+	u32 push_mode;
+	const char *push_group;
+	const char *cert, *key, *state;
+	struct service service[SETTINGS_SERVICES];
+	u32 services;
+	struct str origin[SETTINGS_ORIGINS];
+	u32 origins;
+	bool duplicate_reject;
+	bool ack_sent;
+	bool no_page;
+	enum overflow overflow;
+	u32 max_sockets, max_per_ip;
+	u32 queue_messages, queue_bytes, store_bytes;
+	u32 max_message, max_inbound, send_buffer;
+	u32 session_ttl, ping_interval, pong_timeout, handshake_timeout;
+	u32 wait;         /* seconds to try again for what is not to be had */
+};
+
+static struct settings settings;
+/* ----- 17. Certificates --------------------------------------------------
+ *
+ * Owns the server's certificate and key: reads them from PEM or DER, whatever
+ * editors and tools have done to the files, and believes nothing; makes a pair
+ * of our own when nobody gave one.  Two places hold a pair each, so that a
+ * reload reads into the one that is not in use.  Every refusal is a sentence
+ * in `why` that names the file.
+ */
+
+/* The DER bytes of a certificate with its chain. */
+#ifndef WSP_TLS_CHAIN
+#define WSP_TLS_CHAIN 8192
+#endif
+
+/* A certificate or key file as it is on disk, comments and all. */
+#ifndef WSP_TLS_FILE
+#define WSP_TLS_FILE 32768
+#endif
+
+/* Days that a certificate of our own is good for: Apple takes no more. */
+#define WSP_CERT_DAYS 825
+
+/* Days before its end when one of our own is renewed and any is warned of. */
+#define WSP_CERT_RENEW 30
+
+/* When this program was built, in seconds since 1970: a clock that shows less
+ * is wrong.  The Makefile knows better than this line, which is just the day
+ * it was written. */
+#ifndef WSP_BUILD_DATE
+#define WSP_BUILD_DATE 1795305600
+#endif
+
+#define CERT_CHAIN   8    /* certificates in a chain */
+#define CERT_KEY_MAX 2400 /* DER bytes of a key: RSA-4096 has 2376 */
+#define CERT_NAMES   64   /* in a certificate of our own */
+#define CERT_DER_MAX 4096 /* its bytes */
+#define DAY          86400
+
+/* Zeroes what is secret; the compiler may not think it useless. */
+static void
+wipe(void *p, size_t n)
+{
+	memset(p, 0, n);
+	__asm__ volatile("" : : "r"(p) : "memory");
+}
+
+/* Says why, in one sentence, and returns -1. */
+static int cert_fail(char *why, size_t why_n, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static int
+cert_fail(char *why, size_t why_n, const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(why, why_n, format, ap);
+	va_end(ap);
+	return -1;
+}
+
+/*
+ * Dates.  time_t has 32 bits on many of our boards and ends in 2038, sooner
+ * than certificates do; so seconds since 1970 are int64_t and the calendar is
+ * our own.  Its years begin in March: the leap day is the last.
+ */
+struct date {
+	int year, month, day, hour, minute, second;
+};
+
+static int64_t
+date_to_seconds(struct date d)
+{
+	int64_t year = d.month > 2 ? d.year : d.year - 1;
+	int64_t march = (d.month + 9) % 12;
+	int64_t days = year * 365 + year / 4 - year / 100 + year / 400 +
+	    (march * 153 + 2) / 5 + d.day - 1 - 719468;
+
+	return days * DAY + d.hour * 3600 + d.minute * 60 + d.second;
+}
+
+static struct date
+date_of_seconds(int64_t seconds)
+{
+	int64_t days = seconds / DAY + 719468, left = seconds % DAY;
+	int64_t year = (days * 400 + 591) / 146097, march;
+	struct date d;
+
+	if (days < year * 365 + year / 4 - year / 100 + year / 400)
+		year--;
+	days -= year * 365 + year / 4 - year / 100 + year / 400;
+	march = (days * 5 + 2) / 153;
+	d.day = (int)(days - (march * 153 + 2) / 5) + 1;
+	d.month = (int)(march < 10 ? march + 3 : march - 9);
+	d.year = (int)(d.month > 2 ? year : year + 1);
+	d.hour = (int)(left / 3600);
+	d.minute = (int)(left / 60 % 60);
+	d.second = (int)(left % 60);
+	return d;
+}
+
+static int64_t
+date_now(void)
+{
+	return sys_clock_ms(CLOCK_REALTIME) / 1000;
+}
+
+/* A board without a battery starts in 1970. */
+static bool
+date_sane(int64_t now)
+{
+	return now >= WSP_BUILD_DATE;
+}
+
+/* Whole days until `seconds`, negative when that is past. */
+static int
+date_days_until(int64_t seconds)
+{
+	int64_t left = seconds - date_now();
+
+	return (int)(left >= 0 ? left / DAY : -((-left + DAY - 1) / DAY));
+}
+
+/* DER that is being read: what is left of a sequence. */
+struct der {
+	const u8 *p;
+	size_t n;
+};
+
+/* Takes the next element off d.  Returns its tag, -1 when there is none or it
+ * is malformed; d is then left as it was. */
+static int
+der_take(struct der *d, struct der *content)
+{
+	size_t head = 2, length;
+	int tag;
+
+	if (d->n < 2 || d->p[1] == 0x80)
+		return -1;
+	tag = d->p[0];
+	length = d->p[1];
+	if (length > 0x80) {
+		head += length - 0x80;
+		if (head > 5 || d->n < head)
+			return -1;
+		length = 0;
+		for (size_t i = 2; i < head; i++)
+			length = length << 8 | d->p[i];
+	}
+	if (length > d->n - head)
+		return -1;
+	*content = (struct der){ d->p + head, length };
+	*d = (struct der){ d->p + head + length, d->n - head - length };
+	return tag;
+}
+
+/* Takes the next element if it has this tag. */
+static bool
+der_take_a(struct der *d, int tag, struct der *content)
+{
+	struct der before = *d;
+
+	if (der_take(d, content) == tag)
+		return true;
+	*d = before;
+	return false;
+}
+
+static bool
+der_same(struct der a, struct der b)
+{
+	return a.n == b.n && memcmp(a.p, b.p, a.n) == 0;
+}
+
+/* UTCTime or GeneralizedTime, in the only forms that certificates have
+ * (RFC 5280, 4.1.2.5): two digits each, and a Z. */
+static bool
+der_take_date(struct der *d, int64_t *seconds)
+{
+	struct der c;
+	int tag = der_take(d, &c), pair[7], *v = pair;
+
+	if (tag == 0x17 && c.n == 13)
+		*v++ = c.p[0] < '5' ? 20 : 19;
+	else if (tag != 0x18 || c.n != 15)
+		return false;
+	for (; c.n > 1; c.p += 2, c.n -= 2, v++) {
+		if (c.p[0] < '0' || c.p[0] > '9' || c.p[1] < '0' ||
+		    c.p[1] > '9')
+			return false;
+		*v = (c.p[0] - '0') * 10 + c.p[1] - '0';
+	}
+	if (pair[2] < 1 || pair[2] > 12 || *c.p != 'Z')
+		return false;
+	*seconds = date_to_seconds((struct date){ pair[0] * 100 + pair[1],
+	    pair[2], pair[3], pair[4], pair[5], pair[6] });
+	return true;
+}
+
+/* What we want to know of a certificate, in its own bytes. */
+struct cert_facts {
+	struct der issuer, subject;
+	struct der names; /* the content of subjectAltName; may be empty */
+	int64_t not_before, not_after; /* seconds since 1970 */
+};
+
+/* Looks for the alternative names in [3], the extensions. */
+static struct der
+cert_find_names(struct der tbs)
+{
+	static const u8 san[] = { 0x55, 0x1d, 0x11 };
+	struct der part = { NULL, 0 }, list, one, oid, skip;
+	struct der names = { NULL, 0 };
+
+	while (!der_take_a(&tbs, 0xa3, &part))
+		if (der_take(&tbs, &part) < 0)
+			return names;
+	if (!der_take_a(&part, 0x30, &list))
+		return names;
+	while (der_take_a(&list, 0x30, &one)) {
+		if (!der_take_a(&one, 0x06, &oid) ||
+		    !der_same(oid, (struct der){ san, sizeof san }))
+			continue;
+		der_take_a(&one, 0x01, &skip); /* critical */
+		if (der_take_a(&one, 0x04, &part))
+			der_take_a(&part, 0x30, &names);
+		break;
+	}
+	return names;
+}
+
+/* (RFC 5280, 4.1) */
+static bool
+cert_read_facts(struct cert_facts *f, struct der cert)
+{
+	struct der whole, tbs, skip, validity;
+
+	if (!der_take_a(&cert, 0x30, &whole) || !der_take_a(&whole, 0x30, &tbs))
+		return false;
+	der_take_a(&tbs, 0xa0, &skip); /* version */
+	if (!der_take_a(&tbs, 0x02, &skip) || !der_take_a(&tbs, 0x30, &skip) ||
+	    !der_take_a(&tbs, 0x30, &f->issuer) ||
+	    !der_take_a(&tbs, 0x30, &validity) ||
+	    !der_take_a(&tbs, 0x30, &f->subject) ||
+	    !der_take_a(&tbs, 0x30, &skip)) /* the public key */
+		return false;
+	f->names = cert_find_names(tbs);
+	return der_take_date(&validity, &f->not_before) &&
+	    der_take_date(&validity, &f->not_after);
+}
+
+/* PEM that is being read, one object after the other. */
+struct pem {
+	br_pem_decoder_context decoder;
+	struct der file; /* the rest of it */
+	u8 *to; /* where the object's bytes go */
+	size_t to_n, to_cap;
+	bool full;
+};
+
+/*
+ * Makes a file plain in place, because BearSSL's decoder stumbles over what
+ * editors leave behind (TLS.md, 5): drops a byte order mark and carriage
+ * returns, ends the last line.  The buffer has a byte of room behind n.
+ */
+static size_t
+pem_plain(u8 *p, size_t n)
+{
+	size_t i = n >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0 ? 3 : 0, m = 0;
+
+	for (; i < n; i++)
+		if (p[i] != '\r')
+			p[m++] = p[i];
+	p[m++] = '\n';
+	return m;
+}
+
+static void
+pem_append(void *ctx, const void *p, size_t n)
+{
+	struct pem *m = ctx;
+
+	if (n > m->to_cap - m->to_n) {
+		m->full = true;
+		return;
+	}
+	memcpy(m->to + m->to_n, p, n);
+	m->to_n += n;
+}
+
+/* Decodes the next object into `to` and returns its name, NULL when there is
+ * none.  What is malformed or cut short is called "", and what does not fit
+ * sets m->full. */
+static const char *
+pem_next(struct pem *m, u8 *to, size_t cap)
+{
+	const char *name = NULL;
+
+	m->to = to;
+	m->to_n = 0;
+	m->to_cap = cap;
+	m->full = false;
+	while (m->file.n > 0) {
+		size_t used = br_pem_decoder_push(&m->decoder, m->file.p,
+		    m->file.n);
+
+		m->file.p += used;
+		m->file.n -= used;
+		switch (br_pem_decoder_event(&m->decoder)) {
+		case BR_PEM_BEGIN_OBJ:
+			br_pem_decoder_setdest(&m->decoder, pem_append, m);
+			name = "";
+			break;
+		case BR_PEM_END_OBJ:
+			return br_pem_decoder_name(&m->decoder);
+		case BR_PEM_ERROR:
+			return "";
+		}
+	}
+	return name;
+}
+
+/* A certificate with its key. */
+struct cert {
+	u8 der[WSP_TLS_CHAIN];
+	size_t der_n;
+	br_x509_certificate chain[CERT_CHAIN]; /* point into der */
+	size_t count;
+	/* BearSSL 0.6 writes up to 24 bytes past its context when a crafted
+	 * RSA key is decoded (TLS.md, 5): into the slack. */
+	struct {
+		br_skey_decoder_context decoder; /* the key stays in it */
+		u8 slack[64];
+	} key;
+	const br_rsa_private_key *rsa; /* one of the two, in key */
+	const br_ec_private_key *ec;
+	int64_t not_after; /* seconds since 1970 */
+};
+
+static struct {
+	struct cert place[2];
+	int in_use; /* -1: none is loaded */
+	u8 file[WSP_TLS_FILE + 1]; /* a file while it is read */
+	char cert_path[PATH_MAX], key_path[PATH_MAX]; /* for a reload */
+} certs = { .in_use = -1 };
+
+/* The place that is not in use, where the next pair is read into. */
+static struct cert *
+cert_spare(void)
+{
+	return &certs.place[certs.in_use == 0 ? 1 : 0];
+}
+
+static struct der
+cert_der(const struct cert *c, size_t i)
+{
+	return (struct der){ c->chain[i].data, c->chain[i].data_len };
+}
+
+/* Reads a file into certs.file; false when it is not there, empty, large. */
+static bool
+cert_read_file(struct der *file, const char *path, char *why, size_t why_n)
+{
+	ssize_t n = sys_read_file(path, certs.file, WSP_TLS_FILE);
+
+	*file = (struct der){ certs.file, n > 0 ? (size_t)n : 0 };
+	if (n == -EFBIG)
+		cert_fail(why, why_n, "%s is larger than %d bytes", path,
+		    WSP_TLS_FILE);
+	else if (n < 0)
+		cert_fail(why, why_n, "cannot read %s: %s", path,
+		    strerror((int)-n));
+	else if (n == 0)
+		cert_fail(why, why_n, "%s is empty", path);
+	else if (certs.file[0] != 0x30) /* not DER */
+		file->n = pem_plain(certs.file, file->n);
+	return n > 0;
+}
+
+static bool
+cert_file_has(struct der file, const char *words)
+{
+	return memmem(file.p, file.n, words, strlen(words)) != NULL;
+}
+
+/* Adds the certificate of n bytes that lies at the end of c->der. */
+static int
+cert_add(struct cert *c, size_t n, bool full, const char *path, char *why,
+    size_t why_n)
+{
+	if (full)
+		return cert_fail(why, why_n, "the certificates in %s are "
+		    "larger than %d bytes", path, WSP_TLS_CHAIN);
+	if (c->count == CERT_CHAIN)
+		return cert_fail(why, why_n,
+		    "%s holds more than %d certificates", path, CERT_CHAIN);
+	c->chain[c->count++] = (br_x509_certificate){ c->der + c->der_n, n };
+	c->der_n += n;
+	return 0;
+}
+
+/* One DER certificate, or several one behind the other. */
+static int
+cert_add_der(struct cert *c, struct der file, const char *path, char *why,
+    size_t why_n)
+{
+	struct der content;
+
+	while (file.n > 0) {
+		const u8 *from = file.p;
+		size_t n, room = sizeof c->der - c->der_n;
+
+		if (!der_take_a(&file, 0x30, &content))
+			return cert_fail(why, why_n,
+			    "%s is damaged or cut short", path);
+		n = (size_t)(file.p - from);
+		memcpy(c->der + c->der_n, from, min_size(n, room));
+		if (cert_add(c, n, n > room, path, why, why_n) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int
+cert_load_chain(struct cert *c, const char *path, char *why, size_t why_n)
+{
+	struct pem m = { .full = false };
+	const char *name;
+
+	c->count = c->der_n = 0;
+	if (!cert_read_file(&m.file, path, why, why_n))
+		return -1;
+	if (m.file.p[0] == 0x30)
+		return cert_add_der(c, m.file, path, why, why_n);
+	br_pem_decoder_init(&m.decoder);
+	while ((name = pem_next(&m, c->der + c->der_n,
+	    sizeof c->der - c->der_n)) && *name) {
+		if ((strcmp(name, "CERTIFICATE") == 0 ||
+		    strcmp(name, "X509 CERTIFICATE") == 0) &&
+		    cert_add(c, m.to_n, m.full, path, why, why_n) < 0)
+			return -1;
+	}
+	if (name)
+		return cert_fail(why, why_n, "%s is damaged: what follows "
+		    "certificate %zu is not valid PEM", path, c->count);
+	if (c->count > 0)
+		return 0;
+	m.file.n = (size_t)(m.file.p - certs.file);
+	m.file.p = certs.file;
+	return cert_fail(why, why_n, "%s holds no certificate%s", path,
+	    cert_file_has(m.file, "PRIVATE KEY-----") ?
+	    " but a private key: are --cert and --key swapped?" : "");
+}
+
+/* Finds the key in a PEM file, among EC PARAMETERS, certificates and
+ * comments.  Returns its length in DER. */
+static ssize_t
+cert_find_key(u8 der[CERT_KEY_MAX], struct der file, const char *path,
+    char *why, size_t why_n)
+{
+	struct pem m = { .file = file };
+	const char *name;
+
+	if (cert_file_has(file, "ENCRYPTED PRIVATE KEY") ||
+	    cert_file_has(file, "Proc-Type: 4,ENCRYPTED"))
+		return cert_fail(why, why_n, "the key in %s is encrypted; "
+		    "`openssl pkey -in %s -out NEW` takes its passphrase off",
+		    path, path);
+	br_pem_decoder_init(&m.decoder);
+	while ((name = pem_next(&m, der, CERT_KEY_MAX)) && *name)
+		if (strcmp(name, "PRIVATE KEY") == 0 ||
+		    strcmp(name, "EC PRIVATE KEY") == 0 ||
+		    strcmp(name, "RSA PRIVATE KEY") == 0)
+			break;
+	if (!name)
+		return cert_fail(why, why_n, "%s holds no private key%s",
+		    path, cert_file_has(file, "CERTIFICATE-----") ?
+		    " but a certificate: are --cert and --key swapped?" : "");
+	if (!*name)
+		return cert_fail(why, why_n,
+		    "the key in %s is not valid PEM", path);
+	return m.full ? CERT_KEY_MAX + 1 : (ssize_t)m.to_n;
+}
+
+/* Refuses keys that nobody should use or BearSSL cannot. */
+static int
+cert_check_key(struct cert *c, const char *path, char *why, size_t why_n)
+{
+	c->rsa = br_skey_decoder_get_rsa(&c->key.decoder);
+	c->ec = br_skey_decoder_get_ec(&c->key.decoder);
+	if (c->rsa && (c->rsa->n_bitlen < 2048 || c->rsa->n_bitlen > 4096))
+		return cert_fail(why, why_n, "the RSA key in %s has %u bits; "
+		    "it must have 2048 to 4096", path,
+		    (unsigned)c->rsa->n_bitlen);
+	if (c->rsa || (c->ec && c->ec->curve >= BR_EC_secp256r1 &&
+	    c->ec->curve <= BR_EC_secp521r1))
+		return 0;
+	if (c->ec || br_skey_decoder_last_error(&c->key.decoder) ==
+	    BR_ERR_X509_UNSUPPORTED)
+		return cert_fail(why, why_n, "the key in %s is neither RSA "
+		    "nor EC on P-256, P-384 or P-521", path);
+	return cert_fail(why, why_n,
+	    "the key in %s is damaged or of an unknown kind", path);
+}
+
+static int
+cert_load_key(struct cert *c, const char *path, char *why, size_t why_n)
+{
+	u8 der[CERT_KEY_MAX];
+	struct der file;
+	ssize_t n = -1;
+
+	if (cert_read_file(&file, path, why, why_n)) {
+		n = (ssize_t)file.n;
+		if (file.p[0] != 0x30)
+			n = cert_find_key(der, file, path, why, why_n);
+		else
+			memcpy(der, file.p, min_size(file.n, sizeof der));
+	}
+	wipe(certs.file, file.n);
+	if (n > CERT_KEY_MAX)
+		n = cert_fail(why, why_n, "the key in %s is larger than "
+		    "RSA-4096", path);
+	if (n < 0)
+		return -1;
+	br_skey_decoder_init(&c->key.decoder);
+	br_skey_decoder_push(&c->key.decoder, der, (size_t)n);
+	wipe(der, sizeof der);
+	return cert_check_key(c, path, why, why_n);
+}
+
+/* The public key of the i-th certificate, in d; NULL when BearSSL cannot read
+ * it. */
+static const br_x509_pkey *
+cert_public_key(const struct cert *c, size_t i, br_x509_decoder_context *d)
+{
+	br_x509_decoder_init(d, NULL, NULL);
+	br_x509_decoder_push(d, c->chain[i].data, c->chain[i].data_len);
+	return br_x509_decoder_get_pkey(d);
+}
+
+/* Curve 0 is RSA. */
+static const char *
+cert_kind(int curve)
+{
+	return curve == 0 ? "RSA" : curve == BR_EC_secp256r1 ? "P-256"
+	    : curve == BR_EC_secp384r1 ? "P-384"
+	    : curve == BR_EC_secp521r1 ? "P-521" : "EC";
+}
+
+static int
+cert_curve(const br_x509_pkey *k)
+{
+	return k->key_type == BR_KEYTYPE_EC ? k->key.ec.curve : 0;
+}
+
+/* Whether the key makes signatures that the i-th certificate's key accepts.
+ * To compare the numbers would be simpler, but 0.6 cannot compute the public
+ * part of every RSA key (TLS.md, 5). */
+static bool
+cert_fits(const struct cert *c, size_t i)
+{
+	const u8 *oid = BR_HASH_OID_SHA256;
+	u8 hash[32] = { 0x5a }, sig[512], out[32];
+	br_x509_decoder_context d;
+	const br_x509_pkey *public = cert_public_key(c, i, &d);
+	size_t n;
+
+	if (!public || cert_curve(public) != (c->ec ? c->ec->curve : 0))
+		return false;
+	if (c->ec) {
+		n = br_ecdsa_i31_sign_asn1(&br_ec_all_m31, &br_sha256_vtable,
+		    hash, c->ec, sig);
+		return n > 0 && br_ecdsa_i31_vrfy_asn1(&br_ec_all_m31, hash,
+		    sizeof hash, &public->key.ec, sig, n) == 1;
+	}
+	n = (c->rsa->n_bitlen + 7) / 8;
+	return br_rsa_pkcs1_sign_get_default()(oid, hash, sizeof hash, c->rsa,
+	    sig) == 1 && br_rsa_pkcs1_vrfy_get_default()(sig, n, oid,
+	    sizeof hash, &public->key.rsa, out) == 1 &&
+	    memcmp(out, hash, sizeof hash) == 0;
+}
+
+/* The first certificate must be the key's. */
+static int
+cert_check_match(const struct cert *c, const char *cert_path,
+    const char *key_path, char *why, size_t why_n)
+{
+	br_x509_decoder_context d;
+	const br_x509_pkey *public = cert_public_key(c, 0, &d);
+	int key = c->ec ? c->ec->curve : 0;
+
+	if (!public)
+		return cert_fail(why, why_n, "the first certificate in %s is "
+		    "damaged or its key is neither RSA nor EC", cert_path);
+	if (cert_fits(c, 0))
+		return 0;
+	for (size_t i = 1; i < c->count; i++)
+		if (cert_fits(c, i))
+			return cert_fail(why, why_n, "the certificates in %s "
+			    "are in the wrong order: number %zu fits the key "
+			    "and must be the first", cert_path, i + 1);
+	if (cert_curve(public) != key)
+		return cert_fail(why, why_n, "the key in %s is %s but the "
+		    "certificate in %s is for a key that is %s", key_path,
+		    cert_kind(key), cert_path, cert_kind(cert_curve(public)));
+	return cert_fail(why, why_n, "the key in %s is not the key of the "
+	    "certificate in %s", key_path, cert_path);
+}
+
+/* Each certificate must be signed by the next (RFC 5246, 7.4.2). */
+static int
+cert_check_order(struct cert *c, const char *path, char *why, size_t why_n)
+{
+	struct cert_facts facts, before = { .not_after = 0 };
+
+	for (size_t i = 0; i < c->count; i++, before = facts) {
+		if (!cert_read_facts(&facts, cert_der(c, i)))
+			return cert_fail(why, why_n,
+			    "certificate %zu in %s is damaged", i + 1, path);
+		if (i == 0)
+			c->not_after = facts.not_after;
+		else if (!der_same(before.issuer, facts.subject))
+			return cert_fail(why, why_n, "the certificates in %s "
+			    "are in the wrong order: number %zu did not sign "
+			    "number %zu", path, i + 1, i);
+	}
+	return 0;
+}
+
+/* Reads a certificate and its key, and checks both. */
+static int
+cert_load(struct cert *c, const char *cert_path, const char *key_path,
+    char *why, size_t why_n)
+{
+	if (cert_load_chain(c, cert_path, why, why_n) == 0 &&
+	    cert_load_key(c, key_path, why, why_n) == 0 &&
+	    cert_check_match(c, cert_path, key_path, why, why_n) == 0 &&
+	    cert_check_order(c, cert_path, why, why_n) == 0)
+		return 0;
+	wipe(&c->key, sizeof c->key);
+	return -1;
+}
+
+/* Days to the end of the certificate in use. */
+static int
+tls_cert_days(void)
+{
+	return certs.in_use < 0 ? 0
+	    : date_days_until(certs.place[certs.in_use].not_after);
+}
+
+/* Warns of an end that is near; a wrong clock is no reason not to serve. */
+static void
+cert_warn(void)
+{
+	int days = tls_cert_days();
+
+	if (certs.in_use >= 0 && days < WSP_CERT_RENEW)
+		log_event(LOG_LEVEL_WARN, "certificate", "%s path=%s days=%d",
+		    days < 0 ? "expired" : "expires soon", certs.cert_path,
+		    days);
+}
+
+/*
+ * A certificate of our own: P-256, signed by itself, as browsers want it.
+ * DER is written from its end to its start, so that every length is known
+ * when its place comes.
+ */
+struct der_out {
+	u8 *start, *p; /* what is written begins at p */
+	bool full;
+};
+
+static void
+der_put(struct der_out *o, const void *p, size_t n)
+{
+	if (o->full || n > (size_t)(o->p - o->start)) {
+		o->full = true;
+		return;
+	}
+	o->p -= n;
+	memcpy(o->p, p, n);
+}
+
+/* Puts tag and length before what was written since p was `end`. */
+static void
+der_wrap(struct der_out *o, u8 tag, const u8 *end)
+{
+	size_t n = (size_t)(end - o->p);
+	u8 low = (u8)n, high = (u8)(n >> 8), form = n > 255 ? 0x82 : 0x81;
+
+	der_put(o, &low, 1);
+	if (n > 255)
+		der_put(o, &high, 1);
+	if (n > 127)
+		der_put(o, &form, 1);
+	der_put(o, &tag, 1);
+}
+
+static void
+der_put_a(struct der_out *o, u8 tag, const void *p, size_t n)
+{
+	const u8 *end = o->p;
+
+	der_put(o, p, n);
+	der_wrap(o, tag, end);
+}
+
+/* UTCTime until 2049, GeneralizedTime from then on (RFC 5280, 4.1.2.5). */
+static void
+der_put_date(struct der_out *o, int64_t seconds)
+{
+	struct date d = date_of_seconds(seconds);
+	int skip = d.year < 2050 ? 2 : 0;
+	char text[80];
+	int n = snprintf(text, sizeof text, "%04d%02d%02d%02d%02d%02dZ",
+	    d.year, d.month, d.day, d.hour, d.minute, d.second);
+
+	der_put_a(o, skip ? 0x17 : 0x18, text + skip, (size_t)(n - skip));
+}
+
+/* An address in 4 or 16 bytes; 0 when it is none. */
+static size_t
+cert_parse_address(const char *name, u8 to[16])
+{
+	if (inet_pton(AF_INET, name, to) == 1)
+		return 4;
+	return inet_pton(AF_INET6, name, to) == 1 ? 16 : 0;
+}
+
+/* What may stand in a certificate: an address, a host name, `*.` and a host
+ * name. */
+static bool
+cert_name_ok(const char *name)
+{
+	static const char letters[] = "abcdefghijklmnopqrstuvwxyz"
+	    "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+	u8 address[16];
+	size_t label;
+
+	if (cert_parse_address(name, address) > 0)
+		return true;
+	if (strlen(name) > 253)
+		return false;
+	if (name[0] == '*' && name[1] == '.')
+		name += 2;
+	for (;; name += label + 1) {
+		label = strspn(name, letters);
+		if (label == 0 || label > 63 || name[0] == '-')
+			return false;
+		if (name[label] != '.')
+			return name[label] == '\0';
+	}
+}
+
+/* What cert_write puts into a certificate. */
+struct cert_plan {
+	const char *const *names;
+	size_t count;
+	int64_t not_before, not_after;
+	const br_ec_public_key *public;
+	const br_ec_private_key *private;
+};
+
+/* (RFC 5280, 4.2.1) */
+static void
+cert_put_extensions(struct der_out *o, const struct cert_plan *plan)
+{
+	static const u8 fixed[] = {
+		/* basicConstraints, critical: not a CA */
+		0x30, 12, 6, 3, 0x55, 0x1d, 0x13, 1, 1, 0xff, 4, 2, 0x30, 0,
+		/* keyUsage, critical: digitalSignature */
+		0x30, 14, 6, 3, 0x55, 0x1d, 0x0f, 1, 1, 0xff, 4, 4, 3, 2, 7,
+		0x80,
+		/* extKeyUsage: serverAuth */
+		0x30, 19, 6, 3, 0x55, 0x1d, 0x25, 4, 12, 0x30, 10, 6, 8, 0x2b,
+		6, 1, 5, 5, 7, 3, 1,
+		/* subjectKeyIdentifier: 20 bytes follow */
+		0x30, 29, 6, 3, 0x55, 0x1d, 0x0e, 4, 22, 4, 20
+	}, san[] = { 6, 3, 0x55, 0x1d, 0x11 };
+	const u8 *end = o->p;
+	u8 address[16], id[20];
+	br_sha1_context sha;
+
+	for (size_t i = plan->count; i-- > 0;) {
+		const char *name = plan->names[i];
+		size_t n = cert_parse_address(name, address);
+
+		if (n > 0)
+			der_put_a(o, 0x87, address, n);
+		else
+			der_put_a(o, 0x82, name, strlen(name));
+	}
+	der_wrap(o, 0x30, end);
+	der_wrap(o, 0x04, end);
+	der_put(o, san, sizeof san);
+	der_wrap(o, 0x30, end);
+	br_sha1_init(&sha);
+	br_sha1_update(&sha, plan->public->q, plan->public->qlen);
+	br_sha1_out(&sha, id);
+	der_put(o, id, sizeof id);
+	der_put(o, fixed, sizeof fixed);
+	der_wrap(o, 0x30, end);
+	der_wrap(o, 0xa3, end);
+}
+
+/* The common name: the first name when it is short enough to be one. */
+static void
+cert_put_subject(struct der_out *o, const struct cert_plan *plan)
+{
+	static const u8 common_name[] = { 6, 3, 0x55, 4, 3 };
+	const char *name = plan->names[0];
+	const u8 *end = o->p;
+
+	if (strlen(name) > 64)
+		name = "wspush";
+	der_put_a(o, 0x0c, name, strlen(name));
+	der_put(o, common_name, sizeof common_name);
+	der_wrap(o, 0x30, end);
+	der_wrap(o, 0x31, end);
+	der_wrap(o, 0x30, end);
+}
+
+static const u8 cert_ecdsa_sha256[] = { 0x30, 10, 6, 8, 0x2a, 0x86, 0x48,
+	0xce, 0x3d, 4, 3, 2 };
+
+/* What will be signed (RFC 5280, 4.1.2). */
+static void
+cert_put_body(struct der_out *o, const struct cert_plan *plan)
+{
+	static const u8 p256[] = { 0x30, 89, 0x30, 19, 6, 7, 0x2a, 0x86, 0x48,
+		0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7,
+		3, 66, 0 }, version3[] = { 0xa0, 3, 2, 1, 2 };
+	const u8 *end = o->p, *validity;
+	u8 serial[16];
+
+	cert_put_extensions(o, plan);
+	der_put(o, plan->public->q, plan->public->qlen);
+	der_put(o, p256, sizeof p256);
+	cert_put_subject(o, plan);
+	validity = o->p;
+	der_put_date(o, plan->not_after);
+	der_put_date(o, plan->not_before);
+	der_wrap(o, 0x30, validity);
+	cert_put_subject(o, plan); /* the issuer is the same */
+	der_put(o, cert_ecdsa_sha256, sizeof cert_ecdsa_sha256);
+	sys_random(serial, sizeof serial);
+	serial[0] = (serial[0] & 0x7f) | 0x40; /* positive, no leading zero */
+	der_put_a(o, 0x02, serial, sizeof serial);
+	der_put(o, version3, sizeof version3);
+	der_wrap(o, 0x30, end);
+}
+
+static void
+cert_hash(u8 hash[32], struct der d)
+{
+	br_sha256_context sha;
+
+	br_sha256_init(&sha);
+	br_sha256_update(&sha, d.p, d.n);
+	br_sha256_out(&sha, hash);
+}
+
+/* Makes the certificate somewhere in `room`; empty when it does not fit.  The
+ * signature comes last, so room is left for it. */
+static struct der
+cert_write(u8 room[CERT_DER_MAX], const struct cert_plan *plan)
+{
+	u8 hash[32], sig[12 + 3 + 72], *after;
+	struct der_out o = { room, room + CERT_DER_MAX - sizeof sig, false };
+	u8 *end = o.p;
+	size_t n;
+
+	cert_put_body(&o, plan);
+	cert_hash(hash, (struct der){ o.p, (size_t)(end - o.p) });
+	memcpy(sig, cert_ecdsa_sha256, 12);
+	n = br_ecdsa_i31_sign_asn1(&br_ec_p256_m31, &br_sha256_vtable, hash,
+	    plan->private, sig + 15);
+	assert(n > 0 && n <= 72);
+	sig[12] = 3;
+	sig[13] = (u8)(n + 1);
+	sig[14] = 0; /* no unused bits */
+	memcpy(end, sig, n + 15);
+	after = end + n + 15;
+	der_wrap(&o, 0x30, after);
+	return (struct der){ o.p, o.full ? 0 : (size_t)(after - o.p) };
+}
+
+/* The names that a certificate has when nobody named any: what this machine
+ * is called and reached by. */
+struct cert_names {
+	char room[CERT_NAMES][256];
+	const char *list[CERT_NAMES];
+	size_t count;
+};
+
+static void
+cert_add_name(struct cert_names *names, const char *name)
+{
+	if (names->count == CERT_NAMES || !cert_name_ok(name))
+		return;
+	for (size_t i = 0; i < names->count; i++)
+		if (strcmp(names->list[i], name) == 0)
+			return;
+	names->list[names->count] = strcpy(names->room[names->count], name);
+	names->count++;
+}
+
+/* An interface's address, unless it means nothing without the interface. */
+static void
+cert_add_address(struct cert_names *names, const struct sockaddr *a)
+{
+	struct sockaddr_in in4;
+	struct sockaddr_in6 in6;
+	char text[INET6_ADDRSTRLEN] = "";
+
+	if (a && a->sa_family == AF_INET) {
+		memcpy(&in4, a, sizeof in4);
+		inet_ntop(AF_INET, &in4.sin_addr, text, sizeof text);
+	} else if (a && a->sa_family == AF_INET6) {
+		memcpy(&in6, a, sizeof in6);
+		if (!IN6_IS_ADDR_LINKLOCAL(&in6.sin6_addr))
+			inet_ntop(AF_INET6, &in6.sin6_addr, text, sizeof text);
+	}
+	cert_add_name(names, text);
+}
+
+static void
+cert_default_names(struct cert_names *names)
+{
+	char host[256] = "";
+	struct ifaddrs *list;
+
+	names->count = 0;
+	if (gethostname(host, sizeof host - 1) == 0)
+		cert_add_name(names, host);
+	cert_add_name(names, "localhost");
+	cert_add_name(names, "127.0.0.1");
+	cert_add_name(names, "::1");
+	if (getifaddrs(&list) < 0)
+		return;
+	for (const struct ifaddrs *i = list; i; i = i->ifa_next)
+		cert_add_address(names, i->ifa_addr);
+	freeifaddrs(list);
+}
+
+/* Where the pair lies in the state directory. */
+struct cert_paths {
+	char cert[PATH_MAX], key[PATH_MAX];
+};
+
+static int
+cert_set_paths(struct cert_paths *paths, const char *dir, char *why,
+    size_t why_n)
+{
+	if (*dir == '\0' || strlen(dir) > PATH_MAX - 16)
+		return cert_fail(why, why_n,
+		    "the state directory's path is empty or too long");
+	snprintf(paths->cert, sizeof paths->cert, "%s/cert.pem", dir);
+	snprintf(paths->key, sizeof paths->key, "%s/key.pem", dir);
+	return 0;
+}
+
+/* The directories on the way to a file. */
+static int
+cert_make_directory(const char *file, char *why, size_t why_n)
+{
+	char path[PATH_MAX];
+
+	for (size_t i = 1; file[i]; i++) {
+		if (file[i] != '/')
+			continue;
+		memcpy(path, file, i);
+		path[i] = '\0';
+		if (mkdir(path, 0755) < 0 && access(path, F_OK) < 0)
+			return cert_fail(why, why_n, "cannot make the "
+			    "directory %s: %s", path, strerror(errno));
+	}
+	return 0;
+}
+
+static int
+cert_save(const char *path, const char *label, struct der der, mode_t mode,
+    char *why, size_t why_n)
+{
+	char pem[CERT_DER_MAX / 48 * 65 + 256];
+	size_t n = br_pem_encode(pem, der.p, der.n, label, BR_PEM_LINE64);
+	int r;
+
+	assert(n < sizeof pem);
+	r = sys_write_file(path, pem, n, mode);
+	wipe(pem, sizeof pem);
+	return r == 0 ? 0 : cert_fail(why, why_n, "cannot write %s: %s", path,
+	    strerror(-r));
+}
+
+/* Makes a key pair and a certificate for it, and saves both.  The key goes
+ * first: a power cut between the two leaves a pair that does not match, which
+ * the next start replaces. */
+static int
+cert_generate(const struct cert_paths *paths, struct cert_plan *plan,
+    char *why, size_t why_n)
+{
+	u8 point[BR_EC_KBUF_PUB_MAX_SIZE], room[CERT_DER_MAX];
+	struct {
+		br_hmac_drbg_context rng;
+		u8 seed[32], number[BR_EC_KBUF_PRIV_MAX_SIZE], der[256];
+	} secret;
+	br_ec_private_key private;
+	br_ec_public_key public;
+	struct der cert, key = { secret.der, 0 };
+	int r;
+
+	sys_random(secret.seed, sizeof secret.seed);
+	br_hmac_drbg_init(&secret.rng, &br_sha256_vtable, secret.seed,
+	    sizeof secret.seed);
+	br_ec_keygen(&secret.rng.vtable, &br_ec_p256_m31, &private,
+	    secret.number, BR_EC_secp256r1);
+	br_ec_compute_pub(&br_ec_p256_m31, &public, point, &private);
+	plan->private = &private;
+	plan->public = &public;
+	cert = cert_write(room, plan);
+	key.n = br_encode_ec_pkcs8_der(secret.der, &private, &public);
+	assert(key.n > 0 && key.n <= sizeof secret.der);
+	r = cert.n == 0
+	    ? cert_fail(why, why_n, "too many names for one certificate")
+	    : cert_save(paths->key, "PRIVATE KEY", key, 0600, why, why_n);
+	if (r == 0)
+		r = cert_save(paths->cert, "CERTIFICATE", cert, 0644, why,
+		    why_n);
+	wipe(&secret, sizeof secret);
+	return r;
+}
+
+static bool
+cert_is_missing(const char *path)
+{
+	struct stat st;
+
+	return stat(path, &st) < 0 ? errno == ENOENT : st.st_size == 0;
+}
+
+/*
+ * Makes cert.pem and key.pem in the state directory, for the names given or,
+ * when count is 0, for those of this machine.  Without `force` it refuses to
+ * replace what is there.
+ */
+static int
+tls_make_certificate(const char *state_dir, const char *const *names,
+    size_t count, int days, bool force, char *why, size_t why_n)
+{
+	struct cert_names own;
+	struct cert_paths paths;
+	struct cert_plan plan = { .names = names, .count = count };
+	int64_t now = date_now() - 3600; /* for clients whose clock is slow */
+
+	if (cert_set_paths(&paths, state_dir, why, why_n) < 0)
+		return -1;
+	if (!force && !(cert_is_missing(paths.cert) &&
+	    cert_is_missing(paths.key)))
+		return cert_fail(why, why_n,
+		    "there is a certificate or key in %s already; -f "
+		    "replaces it", state_dir);
+	if (cert_make_directory(paths.cert, why, why_n) < 0)
+		return -1;
+	if (count == 0) {
+		cert_default_names(&own);
+		plan.names = own.list;
+		plan.count = own.count;
+	}
+	plan.not_before = date_sane(now) ? now : WSP_BUILD_DATE;
+	plan.not_after = plan.not_before + (int64_t)days * DAY;
+	return cert_generate(&paths, &plan, why, why_n);
+}
+
+/* Whether a certificate signed itself, as ours do: we replace no other. */
+static bool
+cert_is_ours(const struct cert *c)
+{
+	struct cert_facts f;
+
+	return c->count == 1 && cert_read_facts(&f, cert_der(c, 0)) &&
+	    der_same(f.issuer, f.subject);
+}
+
+/* Whether the pair in the state directory must be made: 1 yes, 0 it is good,
+ * -1 it is broken and not ours to replace. */
+static int
+cert_needs_making(struct cert *c, const struct cert_paths *paths, char *why,
+    size_t why_n)
+{
+	if (cert_is_missing(paths->cert))
+		return 1;
+	if (cert_load_chain(c, paths->cert, why, why_n) < 0)
+		return -1;
+	if (cert_is_missing(paths->key) && cert_is_ours(c))
+		return 1;
+	if (cert_load_key(c, paths->key, why, why_n) < 0)
+		return -1;
+	if (cert_check_match(c, paths->cert, paths->key, why, why_n) < 0)
+		return cert_is_ours(c) ? 1 : -1;
+	if (cert_check_order(c, paths->cert, why, why_n) < 0)
+		return -1;
+	return cert_is_ours(c) && date_sane(date_now()) &&
+	    date_days_until(c->not_after) < WSP_CERT_RENEW;
+}
+
+/*
+ * The pair for a server that was given none: made when it is missing, made
+ * anew when it is ours and ends within WSP_CERT_RENEW days.  1: it was made,
+ * 0: it was good, -1: why not.  Load it with tls_load then.
+ */
+static int
+tls_state_certificate(const char *state_dir, char *why, size_t why_n)
+{
+	struct cert_paths paths;
+	struct cert *c = cert_spare();
+	int make;
+
+	if (cert_set_paths(&paths, state_dir, why, why_n) < 0)
+		return -1;
+	make = cert_needs_making(c, &paths, why, why_n);
+	wipe(&c->key, sizeof c->key);
+	if (make <= 0)
+		return make;
+	if (tls_make_certificate(state_dir, NULL, 0, WSP_CERT_DAYS, true, why,
+	    why_n) < 0)
+		return -1;
+	log_event(LOG_LEVEL_INFO, "certificate", "made path=%s days=%d",
+	    paths.cert, WSP_CERT_DAYS);
+	return 1;
+}
+
+static void
+cert_print_names(struct der names)
+{
+	char text[INET6_ADDRSTRLEN];
+	struct der name;
+	int tag;
+
+	printf("names:      ");
+	while ((tag = der_take(&names, &name)) >= 0) {
+		if (tag == 0x82)
+			printf(" %.*s", (int)name.n, (const char *)name.p);
+		else if (tag == 0x87 && (name.n == 4 || name.n == 16))
+			printf(" %s", inet_ntop(name.n == 4 ? AF_INET
+			    : AF_INET6, name.p, text, sizeof text));
+	}
+	printf("\n");
+}
+
+/* Reads back the pair and prints what clients will see. */
+static int
+cert_print(const struct cert_paths *paths)
+{
+	struct cert *c = cert_spare();
+	struct cert_facts f;
+	struct date d;
+	char why[512];
+	u8 hash[32];
+
+	if (cert_load(c, paths->cert, paths->key, why, sizeof why) < 0) {
+		fprintf(stderr, "wspush: %s\n", why);
+		return 1;
+	}
+	wipe(&c->key, sizeof c->key);
+	cert_read_facts(&f, cert_der(c, 0));
+	cert_hash(hash, cert_der(c, 0));
+	d = date_of_seconds(f.not_after);
+	printf("certificate: %s\nkey:         %s\n", paths->cert, paths->key);
+	cert_print_names(f.names);
+	printf("expires:     %04d-%02d-%02d (%d days)\nSHA-256:     ", d.year,
+	    d.month, d.day, date_days_until(f.not_after));
+	for (size_t i = 0; i < sizeof hash; i++)
+		printf("%s%02X", i > 0 ? ":" : "", hash[i]);
+	printf("\n");
+	return 0;
+}
+
+/* The options of `wspush cert`. */
+struct cert_order {
+	const char *state_dir;
+	int days; /* 0: not asked for */
+	bool force;
+	const char *const *names;
+	size_t count;
+};
+
+/* 1 to 3650, or 0. */
+static int
+cert_parse_days(const char *text)
+{
+	int days = 0;
+
+	for (; *text >= '0' && *text <= '9' && days <= 3650; text++)
+		days = days * 10 + (*text - '0');
+	return *text == '\0' && days <= 3650 ? days : 0;
+}
+
+/* Returns the word that is wrong, NULL if none is. */
+static const char *
+cert_parse_order(struct cert_order *o, int argc, char **argv)
+{
+	int i = 1;
+
+	while (i < argc && argv[i][0] == '-') {
+		const char *option = argv[i++];
+
+		if (strcmp(option, "--") == 0)
+			break;
+		if (strcmp(option, "-f") == 0)
+			o->force = true;
+		else if (i < argc && strcmp(option, "--state") == 0)
+			o->state_dir = argv[i++];
+		else if (i == argc || strcmp(option, "-d") != 0)
+			return option;
+		else if ((o->days = cert_parse_days(argv[i++])) == 0)
+			return argv[i - 1];
+	}
+	o->names = (const char *const *)(argv + i);
+	o->count = (size_t)(argc - i);
+	for (; i < argc; i++)
+		if (!cert_name_ok(argv[i]))
+			return argv[i];
+	return o->count <= CERT_NAMES ? NULL : argv[argc - 1];
+}
+
+/*
+ * `wspush cert`: makes the pair that the server uses when it is given none,
+ * and prints it.  A pair that is there is printed and stays, unless -f is
+ * given; to ask for names or days and not get them is a failure.
+ */
+static int
+tls_cert_command(int argc, char **argv)
+{
+	struct cert_order o = { .state_dir = WSP_STATE_DIR };
+	const char *wrong = cert_parse_order(&o, argc, argv);
+	struct cert_paths paths;
+	char why[512];
+
+	if (wrong) {
+		fprintf(stderr, "wspush: wrong option, name or number: %s\n"
+		    "usage: wspush cert [-f] [-d DAYS] [--state DIR] "
+		    "[NAME|ADDRESS]...\n", wrong);
+		return 2;
+	}
+	if (cert_set_paths(&paths, o.state_dir, why, sizeof why) == 0 &&
+	    !o.force && o.count == 0 && o.days == 0 &&
+	    !cert_is_missing(paths.cert) && !cert_is_missing(paths.key)) {
+		fprintf(stderr, "wspush: there already; -f replaces it\n");
+		return cert_print(&paths);
+	}
+	if (tls_make_certificate(o.state_dir, o.names, o.count, o.days ? o.days
+	    : WSP_CERT_DAYS, o.force, why, sizeof why) < 0) {
+		fprintf(stderr, "wspush: %s\n", why);
+		return 1;
+	}
+	return cert_print(&paths);
+}
+
+/* ----- 18. TLS -----------------------------------------------------------
+ *
+ * Owns the handshake pool and the session cache.  A client borrows one of a
+ * few BearSSL contexts for its handshake and leaves with 112 bytes of keys
+ * for room 12; the context goes to the next one.  TLS 1.2 with four suites
+ * and nothing else; no renegotiation.  Nothing is allocated: pool and cache
+ * lie in memory that the caller places.
+ *
+ *	tls_take -> tls_step ... -> TLS_DONE or TLS_FAILED -> tls_give
+ *
+ * BearSSL hands the raw keys to whatever record code it was configured with.
+ * Ours notes them and calls the stock code, which runs what is left of the
+ * handshake.
+ */
+
+/* The largest piece of a handshake in one record.  With BearSSL's overheads
+ * the sizes worth having are few (TLS.md, 1). */
+#define TLS_FRAGMENT 2048
+#define TLS_IN       (TLS_FRAGMENT + 325)
+#define TLS_OUT      (TLS_FRAGMENT + 85)
+
+/* What one session takes in BearSSL's cache. */
+#define TLS_SESSION 100
+
+/* System calls in one step: a client that trickles or floods gives way to
+ * others; what is left in the kernel makes the next event. */
+#define TLS_STEP_CALLS 24
+
+/* Handshakes after which a slot's generator gets fresh entropy. */
+#define TLS_FRESH 64
+
+enum tls_progress { TLS_WANT_READ, TLS_WANT_WRITE, TLS_DONE, TLS_FAILED };
+
+/* A place in the pool.  Its context is configured at its first use and keeps
+ * its generator's state from then on. */
+struct tls_slot {
+	br_ssl_server_context server;
+	struct record_keys keys; /* as far as they are known */
+	bool out_keyed;    /* our records are encrypted from here on */
+	bool found, saved; /* a session in the cache, to the cache */
+	bool corked;       /* the kernel holds back what we sent */
+	bool half_sent;    /* a record is partly out */
+	u8 cert;           /* which place of certs it works with */
+	int error;         /* of BearSSL, or TLS_ERROR_... */
+	u64 used;          /* handshakes so far; 0: not configured */
+	u8 in[TLS_IN], out[TLS_OUT];
+};
+
+/* Beside BearSSL's numbers, which are 0 to 62 and 256 up. */
+enum {
+	TLS_ERROR_EOF = 100,
+	TLS_ERROR_SOCKET,
+	TLS_ERROR_STALE,
+	TLS_ERROR_STUCK
+};
+
+/* A cache in front of BearSSL's, to see what a handshake took from it. */
+struct tls_cache {
+	const br_ssl_session_cache_class *vtable; /* BearSSL wants it first */
+	br_ssl_session_cache_lru lru;
+	u8 *rows;
+	u32 count, touched;
+	int64_t reset_ms; /* when it is emptied next */
+};
+
+static struct {
+	struct record_aead aead;
+	const u16 *suites;
+	br_sslrec_in_chapol_class chapol_in;
+	br_sslrec_out_chapol_class chapol_out;
+	br_sslrec_in_gcm_class gcm_in;
+	br_sslrec_out_gcm_class gcm_out;
+	br_ec_impl curves; /* for the key exchange: X25519 and P-256 */
+	br_rsa_pkcs1_sign rsa_sign;
+	struct tls_slot *slots;
+	u32 count;
+	bool busy[UINT8_MAX]; /* apart: an unused slot is not touched */
+	struct tls_cache cache;
+	char why[160];
+} tls;
+
+static void
+tls_wipe(struct record_keys *k)
+{
+	wipe(k, sizeof *k);
+}
+
+static const struct record_aead *
+tls_aead(void)
+{
+	return &tls.aead;
+}
+
+/* Which slot a part of a BearSSL context lies in. */
+static struct tls_slot *
+tls_slot_of(const void *part)
+{
+	size_t i = ((uintptr_t)part - (uintptr_t)tls.slots) /
+	    sizeof *tls.slots;
+
+	assert(i < tls.count);
+	return &tls.slots[i];
+}
+
+/* Notes the keys of one direction; a GCM key of 16 bytes has an iv of 4. */
+static void
+tls_note_in(const void *ctx, const void *key, size_t key_n, const void *iv)
+{
+	struct record_keys *k = &tls_slot_of(ctx)->keys;
+
+	assert(key_n == 16 || key_n == 32);
+	k->suite = key_n == 16 ? RECORD_AES128_GCM : RECORD_CHACHA20;
+	memcpy(k->in_key, key, key_n);
+	memcpy(k->in_iv, iv, key_n == 16 ? 4 : 12);
+}
+
+static void
+tls_note_out(const void *ctx, const void *key, size_t key_n, const void *iv)
+{
+	struct tls_slot *s = tls_slot_of(ctx);
+
+	s->out_keyed = true;
+	memcpy(s->keys.out_key, key, key_n);
+	memcpy(s->keys.out_iv, iv, key_n == 16 ? 4 : 12);
+}
+
+static void
+tls_chapol_in(const br_sslrec_in_chapol_class **ctx, br_chacha20_run chacha20,
+    br_poly1305_run poly1305, const void *key, const void *iv)
+{
+	tls_note_in(ctx, key, 32, iv);
+	br_sslrec_in_chapol_vtable.init(ctx, chacha20, poly1305, key, iv);
+}
+
+static void
+tls_chapol_out(const br_sslrec_out_chapol_class **ctx,
+    br_chacha20_run chacha20, br_poly1305_run poly1305, const void *key,
+    const void *iv)
+{
+	tls_note_out(ctx, key, 32, iv);
+	br_sslrec_out_chapol_vtable.init(ctx, chacha20, poly1305, key, iv);
+}
+
+static void
+tls_gcm_in(const br_sslrec_in_gcm_class **ctx, const br_block_ctr_class *aes,
+    const void *key, size_t key_n, br_ghash ghash, const void *iv)
+{
+	tls_note_in(ctx, key, key_n, iv);
+	br_sslrec_in_gcm_vtable.init(ctx, aes, key, key_n, ghash, iv);
+}
+
+static void
+tls_gcm_out(const br_sslrec_out_gcm_class **ctx, const br_block_ctr_class *aes,
+    const void *key, size_t key_n, br_ghash ghash, const void *iv)
+{
+	tls_note_out(ctx, key, key_n, iv);
+	br_sslrec_out_gcm_vtable.init(ctx, aes, key, key_n, ghash, iv);
+}
+
+/* Picks the implementations once: each of these asks the processor, which a
+ * virtual machine traps.  AES is best where there are instructions for it,
+ * and slow elsewhere, because it must not leak through its timing. */
+static void
+tls_choose(void)
+{
+	static const u16 suites[] = {
+		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+	};
+	struct record_aead *a = &tls.aead;
+	bool wide = sizeof(size_t) == 8;
+
+	a->aes = br_aes_x86ni_ctr_get_vtable();
+	a->ghash = br_ghash_pclmul_get();
+	tls.suites = suites + (a->aes && a->ghash ? 2 : 0);
+	if (!a->aes)
+		a->aes = wide ? &br_aes_ct64_ctr_vtable : &br_aes_ct_ctr_vtable;
+	if (!a->ghash)
+		a->ghash = wide ? br_ghash_ctmul64 : br_ghash_ctmul;
+	a->chacha20 = br_chacha20_sse2_get();
+	if (!a->chacha20)
+		a->chacha20 = br_chacha20_ct_run;
+	a->poly1305 = br_poly1305_ctmulq_get();
+	if (!a->poly1305)
+		a->poly1305 = br_poly1305_ctmul_run;
+	tls.rsa_sign = br_rsa_pkcs1_sign_get_default();
+	tls.curves = br_ec_all_m31;
+	tls.curves.supported_curves = (u32)1 << BR_EC_curve25519 |
+	    (u32)1 << BR_EC_secp256r1;
+}
+
+/* Once, before all else: chooses the ciphers and checks them. */
+static int
+tls_start(char *why, size_t why_n)
+{
+	tls_choose();
+	tls.chapol_in = br_sslrec_in_chapol_vtable;
+	tls.chapol_out = br_sslrec_out_chapol_vtable;
+	tls.gcm_in = br_sslrec_in_gcm_vtable;
+	tls.gcm_out = br_sslrec_out_gcm_vtable;
+	tls.chapol_in.init = tls_chapol_in;
+	tls.chapol_out.init = tls_chapol_out;
+	tls.gcm_in.init = tls_gcm_in;
+	tls.gcm_out.init = tls_gcm_out;
+	return record_self_test(&tls.aead) ? 0 : cert_fail(why, why_n,
+	    "the ciphers fail their self-test: wspush or BearSSL was built "
+	    "wrongly");
+}
+
+static void
+tls_cache_save(const br_ssl_session_cache_class **ctx,
+    br_ssl_server_context *server, const br_ssl_session_parameters *params)
+{
+	struct tls_cache *c = &tls.cache;
+
+	(void)ctx; /* there is one */
+	tls_slot_of(server)->saved = true;
+	if (c->touched < c->count)
+		c->touched++;
+	c->lru.vtable->save(&c->lru.vtable, server, params);
+}
+
+static int
+tls_cache_load(const br_ssl_session_cache_class **ctx,
+    br_ssl_server_context *server, br_ssl_session_parameters *params)
+{
+	struct tls_cache *c = &tls.cache;
+	int found = c->lru.vtable->load(&c->lru.vtable, server, params);
+
+	(void)ctx;
+	tls_slot_of(server)->found = found != 0;
+	return found;
+}
+
+/* Forgets all sessions: BearSSL's cache knows neither age nor certificate. */
+static void
+tls_cache_reset(void)
+{
+	struct tls_cache *c = &tls.cache;
+
+	wipe(c->rows, (size_t)c->touched * TLS_SESSION);
+	c->touched = 0;
+	br_ssl_session_cache_lru_init(&c->lru, c->rows,
+	    (size_t)c->count * TLS_SESSION);
+}
+
+static size_t
+tls_slots_size(u32 handshakes)
+{
+	return (handshakes * sizeof(struct tls_slot) + 63) & ~(size_t)63;
+}
+
+/* The bytes that tls_place wants: zeroed, aligned to 16. */
+static size_t
+tls_memory(u32 handshakes, u32 cache_rows)
+{
+	return tls_slots_size(handshakes) + (size_t)cache_rows * TLS_SESSION;
+}
+
+/* Gives the pool and the cache their memory.  Nothing of it is touched until
+ * a slot or a row is used. */
+static void
+tls_place(void *memory, u32 handshakes, u32 cache_rows)
+{
+	static const br_ssl_session_cache_class cache_class = {
+		sizeof(struct tls_cache), tls_cache_save, tls_cache_load
+	};
+
+	assert(handshakes <= COUNT(tls.busy));
+	tls.slots = memory;
+	tls.count = handshakes;
+	tls.cache.vtable = &cache_class;
+	tls.cache.rows = (u8 *)memory + tls_slots_size(handshakes);
+	tls.cache.count = cache_rows;
+	tls_cache_reset();
+}
+
+/* Once a day the sessions are forgotten, and the log hears of an end that is
+ * near.  Call it now and then with the monotonic clock. */
+static void
+tls_tick(int64_t now_ms)
+{
+	if (now_ms < tls.cache.reset_ms)
+		return;
+	if (tls.cache.reset_ms > 0 && tls.cache.rows) {
+		tls_cache_reset();
+		cert_warn();
+	}
+	tls.cache.reset_ms = now_ms + (int64_t)DAY * 1000;
+}
+
+/*
+ * Loads a certificate and its key.  When they are no good the ones in use
+ * stay.  Running handshakes go on with what they began with, except those
+ * that began before the last reload: their place is overwritten now.
+ */
+static int
+tls_load(const char *cert_path, const char *key_path, char *why, size_t why_n)
+{
+	struct cert *c = cert_spare(), *old = &certs.place[0];
+	int place = (int)(c - certs.place);
+
+	if (strlen(cert_path) >= PATH_MAX || strlen(key_path) >= PATH_MAX)
+		return cert_fail(why, why_n, "the path of the certificate or "
+		    "key is too long");
+	for (u32 i = 0; i < tls.count; i++)
+		if (tls.busy[i] && tls.slots[i].cert == place)
+			tls.slots[i].error = TLS_ERROR_STALE;
+	if (cert_load(c, cert_path, key_path, why, why_n) < 0)
+		return -1;
+	if (certs.in_use >= 0)
+		old = &certs.place[certs.in_use];
+	if (tls.cache.rows && (old->der_n != c->der_n ||
+	    memcmp(old->der, c->der, c->der_n) != 0))
+		tls_cache_reset();
+	memmove(certs.cert_path, cert_path, strlen(cert_path) + 1);
+	memmove(certs.key_path, key_path, strlen(key_path) + 1);
+	certs.in_use = place;
+	cert_warn();
+	return 0;
+}
+
+/* The same files again, on SIGHUP. */
+static int
+tls_reload(char *why, size_t why_n)
+{
+	if (certs.in_use < 0)
+		return cert_fail(why, why_n, "no certificate is in use");
+	return tls_load(certs.cert_path, certs.key_path, why, why_n);
+}
+
+static void
+tls_configure(struct tls_slot *s)
+{
+	static const char *protocols[] = { "http/1.1" };
+	br_ssl_engine_context *e = &s->server.eng;
+
+	br_ssl_server_zero(&s->server);
+	br_ssl_engine_set_versions(e, BR_TLS12, BR_TLS12);
+	br_ssl_engine_set_suites(e, tls.suites, 4);
+	br_ssl_engine_set_hash(e, br_sha256_ID, &br_sha256_vtable);
+	br_ssl_engine_set_prf_sha256(e, br_tls12_sha256_prf);
+	br_ssl_engine_set_ec(e, &tls.curves);
+	br_ssl_engine_set_chacha20(e, tls.aead.chacha20);
+	br_ssl_engine_set_poly1305(e, tls.aead.poly1305);
+	br_ssl_engine_set_aes_ctr(e, tls.aead.aes);
+	br_ssl_engine_set_ghash(e, tls.aead.ghash);
+	br_ssl_engine_set_chapol(e, &tls.chapol_in, &tls.chapol_out);
+	br_ssl_engine_set_gcm(e, &tls.gcm_in, &tls.gcm_out);
+	br_ssl_engine_set_protocol_names(e, protocols, COUNT(protocols));
+	br_ssl_engine_set_all_flags(e, BR_OPT_ENFORCE_SERVER_PREFERENCES |
+	    BR_OPT_NO_RENEGOTIATION);
+	br_ssl_server_set_cache(&s->server, &tls.cache.vtable);
+}
+
+/* BearSSL 0.6 seeds itself from /dev/urandom or RDRAND alone, and accepts a
+ * kernel that has no entropy yet (TLS.md, 3); getrandom waits for it. */
+static void
+tls_add_entropy(struct tls_slot *s)
+{
+	u8 seed[32];
+
+	sys_random(seed, sizeof seed);
+	br_ssl_engine_inject_entropy(&s->server.eng, seed, sizeof seed);
+	wipe(seed, sizeof seed);
+}
+
+static void
+tls_set_cert(struct tls_slot *s, int place)
+{
+	const struct cert *c = &certs.place[place];
+
+	s->cert = (u8)place;
+	if (c->rsa)
+		br_ssl_server_set_single_rsa(&s->server, c->chain, c->count,
+		    c->rsa, BR_KEYTYPE_SIGN, 0, tls.rsa_sign);
+	else
+		br_ssl_server_set_single_ec(&s->server, c->chain, c->count,
+		    c->ec, BR_KEYTYPE_SIGN, BR_KEYTYPE_EC, &br_ec_all_m31,
+		    br_ecdsa_i31_sign_asn1);
+}
+
+/* A slot for a handshake, -1 when all are busy or no certificate is there. */
+static int
+tls_take(void)
+{
+	struct tls_slot *s;
+	u32 i = 0;
+
+	while (i < tls.count && tls.busy[i])
+		i++;
+	if (i == tls.count || certs.in_use < 0)
+		return -1;
+	s = &tls.slots[i];
+	if (s->used == 0)
+		tls_configure(s);
+	if (s->used++ % TLS_FRESH == 0)
+		tls_add_entropy(s);
+	tls_set_cert(s, certs.in_use);
+	s->error = 0;
+	s->out_keyed = s->found = s->saved = s->corked = s->half_sent = false;
+	br_ssl_engine_set_buffers_bidi(&s->server.eng, s->in, sizeof s->in,
+	    s->out, sizeof s->out);
+	if (!br_ssl_server_reset(&s->server))
+		return -1;
+	tls.busy[i] = true;
+	return (int)i;
+}
+
+/*
+ * Gives the slot back, without its secrets: keys, master secret, the private
+ * half of the key exchange.  BearSSL has a call for one of them; for the rest
+ * we reach into its context, which starts afresh with its next client.
+ */
+static void
+tls_give(int slot)
+{
+	static const br_ssl_session_parameters nothing;
+	struct tls_slot *s = &tls.slots[slot];
+	br_ssl_engine_context *e = &s->server.eng;
+
+	assert(tls.busy[slot]);
+	tls.busy[slot] = false;
+	br_ssl_engine_set_session_parameters(e, &nothing);
+	wipe(&e->in, sizeof e->in);
+	wipe(&e->out, sizeof e->out);
+	wipe(e->pad, sizeof e->pad);
+	wipe(s->server.ecdhe_key, sizeof s->server.ecdhe_key);
+	tls_wipe(&s->keys);
+}
+
+/* Whether the finished handshake went on from an earlier one. */
+static bool
+tls_resumed(int slot)
+{
+	return tls.slots[slot].found && !tls.slots[slot].saved;
+}
+
+static const char *
+tls_alert_name(int number)
+{
+	static const struct {
+		u8 number;
+		const char *name;
+	} names[] = {
+		{ 10, "unexpected message" }, { 20, "bad record MAC" },
+		{ 40, "no cipher suite or curve in common" },
+		{ 42, "bad certificate" }, { 43, "unsupported certificate" },
+		{ 45, "certificate expired" }, { 46, "certificate unknown" },
+		{ 47, "illegal parameter" }, { 48, "unknown authority" },
+		{ 50, "decode error" }, { 51, "decrypt error" },
+		{ 70, "no TLS 1.2" }, { 71, "insufficient security" },
+		{ 80, "internal error" }, { 86, "inappropriate fallback" }
+	};
+
+	for (size_t i = 0; i < COUNT(names); i++)
+		if (names[i].number == number)
+			return names[i].name;
+	return "alert";
+}
+
+/* What an error means, and the alert that tells the client: BearSSL has the
+ * texts only in its tools, and after these errors it says nothing more. */
+struct tls_error {
+	u8 error, alert;
+	const char *text;
+};
+
+static const struct tls_error *
+tls_find_error(int error)
+{
+	static const struct tls_error list[] = {
+		{ BR_ERR_OK, 0, "the client closed during the handshake" },
+		{ TLS_ERROR_EOF, 0, "the client left during the handshake" },
+		{ TLS_ERROR_SOCKET, 0, "the connection broke" },
+		{ TLS_ERROR_STALE, 80, "the certificate has been replaced" },
+		{ TLS_ERROR_STUCK, 80, "the handshake cannot go on" },
+		{ BR_ERR_UNSUPPORTED_VERSION, 70, "no TLS 1.2" },
+		{ BR_ERR_BAD_VERSION, 70, "a record's version changed" },
+		{ BR_ERR_BAD_LENGTH, 50, "a record's length is impossible" },
+		{ BR_ERR_TOO_LARGE, 22, "a record is too large" },
+		{ BR_ERR_BAD_MAC, 20, "a record was changed on its way" },
+		{ BR_ERR_NO_RANDOM, 80, "there is no entropy" },
+		{ BR_ERR_UNKNOWN_TYPE, 10, "what came is not TLS" },
+		{ BR_ERR_UNEXPECTED, 10, "a message came out of turn" },
+		{ BR_ERR_BAD_CCS, 10, "a bad ChangeCipherSpec" },
+		{ BR_ERR_BAD_ALERT, 50, "a malformed alert" },
+		{ BR_ERR_BAD_HANDSHAKE, 50, "a malformed message" },
+		{ BR_ERR_BAD_SECRENEG, 40, "a bad renegotiation extension" },
+		{ BR_ERR_BAD_FINISHED, 51, "Finished does not match" },
+		{ UINT8_MAX, 50, "the handshake failed" }
+	}, *e = list;
+
+	while (e->error != error && e->error != UINT8_MAX)
+		e++;
+	return e;
+}
+
+/* Why a handshake failed, until the next call. */
+static const char *
+tls_why(int slot)
+{
+	int error = tls.slots[slot].error;
+
+	if (error < BR_ERR_RECV_FATAL_ALERT)
+		return tls_find_error(error)->text;
+	snprintf(tls.why, sizeof tls.why, "%srefused: %s (alert %d)",
+	    error < BR_ERR_SEND_FATAL_ALERT ? "the client " : "",
+	    tls_alert_name(error & 255), error & 255);
+	return tls.why;
+}
+
+/* Ends a handshake; tells the client why unless BearSSL has done so or half a
+ * record is out. */
+static enum tls_progress
+tls_fail(struct tls_slot *s, int fd, int error)
+{
+	u8 record[RECORD_ALERT_MAX] = { RECORD_ALERT, 3, 3, 0, 2, ALERT_FATAL };
+	u8 alert = tls_find_error(error)->alert;
+	size_t n = RECORD_HEADER + 2;
+
+	s->error = error;
+	if (alert == 0 || error >= BR_ERR_RECV_FATAL_ALERT || s->half_sent)
+		return TLS_FAILED;
+	record[6] = alert;
+	if (s->out_keyed) /* and Finished was number 0 */
+		n = record_seal_alert(&tls.aead, &s->keys, 1, ALERT_FATAL,
+		    alert, record);
+	(void)sys_send(fd, record, n, 0);
+	return TLS_FAILED;
+}
+
+/* Takes the keys out of a finished handshake. */
+static enum tls_progress
+tls_finish(struct tls_slot *s, int fd, struct record_keys *keys)
+{
+	size_t n;
+	const u8 *in = br_ssl_engine_recvrec_buf(&s->server.eng, &n);
+
+	/* If something behind Finished were in there it would be lost. */
+	if (in != s->in || n != RECORD_HEADER || !s->out_keyed)
+		return tls_fail(s, fd, TLS_ERROR_STUCK);
+	*keys = s->keys;
+	keys->in_seq = keys->out_seq = 1;
+	return TLS_DONE;
+}
+
+/*
+ * Sends a piece.  What surely has a successor waits for it in the kernel, so
+ * that a flight is one packet: a ChangeCipherSpec, what stands before it in a
+ * resumed handshake, a record that is full.
+ */
+static ssize_t
+tls_send(struct tls_slot *s, int fd)
+{
+	size_t n;
+	const u8 *p = br_ssl_engine_sendrec_buf(&s->server.eng, &n);
+	bool more = !s->half_sent && (p[0] == 20 ||
+	    n == RECORD_HEADER + TLS_FRAGMENT || (s->found && !s->out_keyed));
+	ssize_t r = sys_send(fd, p, n, more ? MSG_MORE : 0);
+
+	if (r > 0) {
+		s->corked = more;
+		s->half_sent = (size_t)r < n;
+		br_ssl_engine_sendrec_ack(&s->server.eng, (size_t)r);
+	}
+	return r;
+}
+
+/* Receives no more than BearSSL asks for, a header or the rest of a record:
+ * what follows the client's Finished is room 12's. */
+static ssize_t
+tls_receive(struct tls_slot *s, int fd)
+{
+	size_t n;
+	u8 *p = br_ssl_engine_recvrec_buf(&s->server.eng, &n);
+	ssize_t r = sys_recv(fd, p, n, 0);
+
+	if (r > 0)
+		br_ssl_engine_recvrec_ack(&s->server.eng, (size_t)r);
+	return r;
+}
+
+/*
+ * Goes on with a handshake until the socket blocks, or for a bounded number
+ * of system calls.  TLS_DONE fills `keys`, TLS_FAILED has tls_why; after
+ * either the slot only wants to be given back.
+ */
+static enum tls_progress
+tls_step(int slot, int fd, struct record_keys *keys)
+{
+	struct tls_slot *s = &tls.slots[slot];
+	br_ssl_engine_context *e = &s->server.eng;
+	ssize_t r;
+
+	if (s->error != 0)
+		return tls_fail(s, fd, s->error);
+	for (int calls = 0; calls < TLS_STEP_CALLS; calls++) {
+		unsigned state = br_ssl_engine_current_state(e);
+		bool sending = (state & BR_SSL_SENDREC) != 0;
+
+		if (state & BR_SSL_CLOSED)
+			return tls_fail(s, fd, br_ssl_engine_last_error(e));
+		if (!sending && s->corked) {
+			sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+			s->corked = false;
+		}
+		if (!sending && (state & BR_SSL_SENDAPP))
+			return tls_finish(s, fd, keys);
+		if (!sending && !(state & BR_SSL_RECVREC))
+			return tls_fail(s, fd, TLS_ERROR_STUCK);
+		r = sending ? tls_send(s, fd) : tls_receive(s, fd);
+		if (r == -EAGAIN)
+			return sending ? TLS_WANT_WRITE : TLS_WANT_READ;
+		if (r <= 0)
+			return tls_fail(s, fd, r == 0 ? TLS_ERROR_EOF
+			                              : TLS_ERROR_SOCKET);
+	}
+	return TLS_WANT_READ;
+}
+
+
+/* ----- 19. Connections ---------------------------------------------------
+ *
+ * One row for each TCP link from a client, from accept to close.
+ *
+ *   accept --> WAIT --> TLS --+
+ *     |    (a ClientHello     |
+ *     |     and a context)    v
+ *     +---- plain --------> HTTP --> OPEN --> CLOSING --+
+ *                             |        |    (Close out)  |
+ *                             |        +-----------------+
+ *                             +--------------------------+--> DRAIN --> DEAD
+ *                                 (an answer, an error)    (our FIN out)
+ *
+ * Any state may go to DEAD.  conn_enter() alone writes the state, conn_free()
+ * alone frees the row, at the end of the turn.  The row holds only what an
+ * idle client needs; what is half received or half answered lies in buffers
+ * of a small pool, and when that is empty, who has held one longest gives way.
+ *
+ * Two kinds of bytes leave through a connection: the stream of its socket's
+ * queue (see Queues), and what we call aside: answers, control frames, HTTP.
+ * Aside bytes go out between two units of the stream.
+ */
+enum conn_state {
+	CONN_FREE,
+	CONN_WAIT,    /* TLS: for a whole ClientHello, then for a context */
+	CONN_TLS,     /* handshake */
+	CONN_HTTP,    /* request */
+	CONN_OPEN,    /* bound to a socket */
+	CONN_CLOSING, /* our Close is out, theirs is not in */
+	CONN_DRAIN,   /* last bytes out, then FIN, then what still comes in */
+	CONN_DEAD     /* to be freed when the turn ends */
+};
+
+enum conn_deadline {
+	DEADLINE_HANDSHAKE,
+	DEADLINE_PING,    /* time for a keepalive Ping */
+	DEADLINE_ACK,     /* a Ping for what was written may go now */
+	DEADLINE_PONG,    /* a Ping is unanswered */
+	DEADLINE_CLOSING,
+	DEADLINE_DRAIN
+};
+
+/* Milliseconds. */
+#define CLOSING_MS      2000 /* for the client's Close after ours */
+#define DRAIN_MS        1000 /* for the client's FIN after ours */
+#define ACK_INTERVAL_MS 200  /* between two Pings for acknowledgement */
+
+/* Bytes one connection may write in one turn. */
+#define CONN_TURN_BYTES (256 * 1024)
+
+/* Plaintext of the records that carry the stream, and how many of them are
+ * sealed for one send. */
+#define STREAM_RECORD  4096
+#define STREAM_RECORDS 4
+
+struct conn {
+	int fd;
+	u32 gen;
+	u32 sock;         /* its row, NONE */
+	u32 done;         /* bytes of the stream out, beyond marked units */
+	u64 sent_number;  /* of the last message that is wholly out */
+	u64 ping_number;  /* of the last Ping */
+	u8 nonce[8];      /* in our Pings, so that a Pong is an answer */
+	u32 rx_ms;        /* when a byte came last; low half of the clock */
+	u32 ping_ms;      /* when the last Ping went */
+	u32 since_ping;   /* bytes written since, the Ping included */
+	u16 rec_n;        /* plaintext of the half-out record; 0: none */
+	u16 rec_sent;     /* its bytes that are out */
+	u8 state;
+	u8 in;            /* buffers, by number; 0: none */
+	u8 message;
+	u8 out;
+	u8 context;       /* 1 + handshake context */
+	u16 asked;        /* what epoll was last asked for */
+	bool tls : 1;
+	bool blocked : 1; /* the kernel takes no more for now */
+	bool dirty : 1;   /* on the list of those who have something to say */
+	bool pinged : 1;  /* a Ping is unanswered, or has yet to leave */
+	bool ping_due : 1; /* it goes at the next boundary */
+	bool waiting : 1; /* in line for a handshake context */
+	bool notified : 1; /* our last TLS alert is out */
+	bool shut : 1;    /* our FIN is out */
+	bool slow : 1;    /* was reported */
+	u16 port;
+	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
+};
+
+/* A buffer of the pool.  As `in`: bytes received, `raw` of them opened
+ * already, the rest ciphertext.  As `out`: `raw` bytes ready for the kernel
+ * of which `at` are out, the rest aside bytes not yet sealed.  As `message`:
+ * what has come of a message. */
+struct buffer {
+	u32 conn;         /* slot of its owner, NONE: free */
+	u32 n, raw, at;
+	int64_t since;
+	struct message_in message;
+	struct frame frame;
+	u64 frame_left;   /* bytes of the frame still to come */
+	bool in_frame;
+};
+
+static struct {
+	int64_t now;             /* ms, read once a turn */
+	int epoll;
+	struct conn *conn;
+	u32 conns, fresh, free, live;
+	struct record_keys *keys;
+	u32 *next_waiting;       /* the line for handshake contexts */
+	u32 first_waiting, last_waiting;
+	struct deadline *deadline_rows;
+	struct deadlines deadlines;
+	struct deadlines away;   /* of sockets: their sessions' ends */
+	struct sockets sockets;
+	struct queues queues;
+	struct tags tags;
+	struct buffer buffer[WSP_BUFFERS];
+	u8 *buffer_bytes;
+	size_t buffer_size;
+	u8 *scratch_in;          /* what was received last, buffer_size */
+	u8 *scratch_out;         /* records on their way out */
+	u32 *dirty;              /* slots */
+	u32 dirties;
+	u32 *dead;
+	u32 deads;
+	u32 *selected;           /* rows that the target at hand selects */
+	u32 handshakes_left;     /* steps of the budget of this turn */
+	struct awaiting {        /* beside each waiter of the queues */
+		struct sockaddr_un to;
+		socklen_t to_n;
+		u8 ref_n;
+		char ref[WSP_MAX_REF];
+		int64_t due;
+	} awaiting[WSP_WAITERS];
+	int push;                /* the push socket */
+	int signals;
+	size_t push_size, reply_size;
+	u8 *scratch_push;        /* the datagram at hand */
+	char *scratch_reply, *scratch_list;
+	u8 *scratch_answer;      /* a frame aside, or a page */
+	int64_t started;
+	int64_t listen_again;    /* when the listeners rest, 0: they do not */
+	int64_t stop_at;
+	bool listening;          /* the listeners are armed */
+	bool replacing;          /* a new connection takes a socket over */
+	bool stopping;
+} srv;
+
+#define SCRATCH_OUT                                                           \
+	(2 * RECORD_MAX + STREAM_RECORDS * (STREAM_RECORD + RECORD_OVERHEAD_MAX))
+
+/* The three calls down from here into Services, which decides what requests,
+ * messages and ends mean.  They stand here so that the state machine can be
+ * read in one place. */
+static void service_request(struct conn *c, const struct http_request *r);
+static void service_message(struct conn *c, u8 opcode, const u8 *p, size_t n);
+static void service_ended(struct conn *c, u16 code);
+
+static void conn_kill(struct conn *c, const char *why);
+static void conn_fail(struct conn *c, u16 code, const char *why);
+
+static u32
+conn_slot(const struct conn *c)
+{
+	return (u32)(c - srv.conn);
+}
+
+static void
+conn_peer(char to[64], const struct conn *c)
+{
+	static const u8 mapped[12] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff,
+		0xff };
+	char ip[INET6_ADDRSTRLEN];
+
+	if (memcmp(c->addr, mapped, sizeof mapped) == 0) {
+		inet_ntop(AF_INET, c->addr + 12, ip, sizeof ip);
+		snprintf(to, 64, "%s:%u", ip, c->port);
+	} else {
+		inet_ntop(AF_INET6, c->addr, ip, sizeof ip);
+		snprintf(to, 64, "[%s]:%u", ip, c->port);
+	}
+}
+
+/*
+ * ---- Buffers
+ */
+
+static u8 *
+buffer_at(u8 number)
+{
+	return srv.buffer_bytes + (number - 1u) * srv.buffer_size;
+}
+
+static struct buffer *
+buffer_row(u8 number)
+{
+	return &srv.buffer[number - 1];
+}
+
+static void
+buffer_give(u8 *number)
+{
+	if (*number == 0)
+		return;
+	buffer_row(*number)->conn = NONE;
+	*number = 0;
+}
+
+/* The buffer that another connection has held longest, or NULL. */
+static struct buffer *
+buffer_oldest(u32 not_of)
+{
+	struct buffer *oldest = NULL;
+
+	for (u32 i = 0; i < WSP_BUFFERS; i++) {
+		struct buffer *b = &srv.buffer[i];
+
+		if (b->conn != NONE && b->conn != not_of &&
+		    (!oldest || b->since < oldest->since))
+			oldest = b;
+	}
+	return oldest;
+}
+
+static bool
+buffer_find(u8 *number)
+{
+	for (u32 i = 0; i < WSP_BUFFERS; i++)
+		if (srv.buffer[i].conn == NONE) {
+			*number = (u8)(i + 1);
+			return true;
+		}
+	return false;
+}
+
+/* Takes a buffer for a connection.  If all are taken, the connection that
+ * has held one longest is cut: who trickles bytes cannot keep others out. */
+static void
+buffer_take(struct conn *c, u8 *number)
+{
+	struct buffer *oldest;
+
+	if (!buffer_find(number)) {
+		oldest = buffer_oldest(conn_slot(c));
+		assert(oldest);
+		conn_kill(&srv.conn[oldest->conn],
+		    "its buffer was needed by others");
+		(void)buffer_find(number);
+	}
+	*buffer_row(*number) = (struct buffer){ .conn = conn_slot(c),
+		.since = srv.now };
+}
+
+/*
+ * ---- State
+ */
+
+static int64_t
+conn_deadline_ms(enum conn_deadline class)
+{
+	switch (class) {
+	case DEADLINE_HANDSHAKE:
+		return settings.handshake_timeout * INT64_C(1000);
+	case DEADLINE_PING:
+		return settings.ping_interval * INT64_C(1000);
+	case DEADLINE_PONG:
+		return settings.pong_timeout * INT64_C(1000);
+	case DEADLINE_ACK:
+		return ACK_INTERVAL_MS;
+	case DEADLINE_CLOSING:
+		return CLOSING_MS;
+	case DEADLINE_DRAIN:
+		return DRAIN_MS;
+	}
+	return 0;
+}
+
+static void
+conn_arm(struct conn *c, enum conn_deadline class)
+{
+	deadline_arm(&srv.deadlines, conn_slot(c), class,
+	    srv.now + conn_deadline_ms(class));
+}
+
+/* What epoll should tell us, worked out from the data. */
+static u16
+conn_interest(const struct conn *c)
+{
+	u16 events = c->state == CONN_WAIT ? EPOLLRDHUP : 0;
+
+	if (!c->waiting && c->out == 0)
+		events |= EPOLLIN;
+	if (c->blocked)
+		events |= EPOLLOUT;
+	return events;
+}
+
+static void
+conn_ask(struct conn *c)
+{
+	u16 events = conn_interest(c);
+
+	if (events == c->asked || c->state == CONN_DEAD)
+		return;
+	c->asked = events;
+	sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD, c->fd, events,
+	    (u64)c->gen << 32 | conn_slot(c));
+}
+
+static void
+conn_leave_line(struct conn *c)
+{
+	u32 *link = &srv.first_waiting, prev = NONE, slot = conn_slot(c);
+
+	while (*link != slot) {
+		prev = *link;
+		link = &srv.next_waiting[prev];
+	}
+	*link = srv.next_waiting[slot];
+	if (srv.last_waiting == slot)
+		srv.last_waiting = prev;
+	c->waiting = false;
+}
+
+static void
+conn_give_context(struct conn *c)
+{
+	if (c->context == 0)
+		return;
+	tls_give(c->context - 1);
+	c->context = 0;
+}
+
+/* The one place where a state begins. */
+static void
+conn_enter(struct conn *c, enum conn_state state)
+{
+	c->state = (u8)state;
+	switch (state) {
+	case CONN_WAIT:
+	case CONN_TLS:
+	case CONN_HTTP:
+	case CONN_FREE:
+		break;
+	case CONN_OPEN:
+		if (settings.ping_interval > 0)
+			conn_arm(c, DEADLINE_PING);
+		else
+			deadline_cancel(&srv.deadlines, conn_slot(c));
+		break;
+	case CONN_CLOSING:
+		conn_arm(c, DEADLINE_CLOSING);
+		break;
+	case CONN_DRAIN:
+		buffer_give(&c->in);
+		buffer_give(&c->message);
+		conn_arm(c, DEADLINE_DRAIN);
+		break;
+	case CONN_DEAD:
+		deadline_cancel(&srv.deadlines, conn_slot(c));
+		buffer_give(&c->in);
+		buffer_give(&c->message);
+		buffer_give(&c->out);
+		if (c->waiting)
+			conn_leave_line(c);
+		conn_give_context(c);
+		srv.dead[srv.deads++] = conn_slot(c);
+		break;
+	}
+}
+
+/* Ends a connection now, without another byte: the client sees 1006. */
+static void
+conn_kill(struct conn *c, const char *why)
+{
+	char peer[64];
+
+	if (c->state == CONN_DEAD)
+		return;
+	conn_peer(peer, c);
+	log_event(LOG_LEVEL_DEBUG, "gone", "peer=%s why=\"%s\"", peer, why);
+	if (c->state == CONN_OPEN)
+		service_ended(c, WSP_CLOSE_ABNORMAL);
+	conn_enter(c, CONN_DEAD);
+}
+
+/* At the end of the turn: closes and frees what died in it. */
+static void
+conn_free_dead(void)
+{
+	while (srv.deads > 0) {
+		u32 slot = srv.dead[--srv.deads];
+		struct conn *c = &srv.conn[slot];
+
+		sys_close(c->fd);
+		if (c->tls)
+			tls_wipe(&srv.keys[slot]);
+		*c = (struct conn){ .fd = -1, .gen = c->gen + 1,
+			.sock = srv.free };
+		srv.free = slot;
+		srv.live--;
+	}
+}
+
+static void
+conn_mark_dirty(struct conn *c)
+{
+	if (c->dirty)
+		return;
+	c->dirty = true;
+	srv.dirty[srv.dirties++] = conn_slot(c);
+}
+
+/*
+ * ---- Out
+ */
+
+static bool
+conn_at_boundary(const struct conn *c)
+{
+	return c->done == 0 && c->rec_n == 0;
+}
+
+/* Takes the kernel's answer to a write.  Returns the bytes written; on -1
+ * the connection is blocked or dead. */
+static ssize_t
+conn_wrote(struct conn *c, ssize_t n)
+{
+	if (n >= 0) {
+		c->since_ping += (u32)n;
+		return n;
+	}
+	if (n == -EAGAIN || n == -ENOBUFS || n == -ENOMEM)
+		c->blocked = true;
+	else
+		conn_kill(c, strerror((int)-n));
+	return -1;
+}
+
+/* Seals n bytes into records at `to` and returns their length; out_seq goes
+ * on.  For what will leave wholly, from here or from a buffer. */
+static size_t
+conn_seal(struct conn *c, u8 *to, const u8 *p, size_t n)
+{
+	struct record_keys *k = &srv.keys[conn_slot(c)];
+	size_t total = 0;
+
+	while (n > 0) {
+		size_t part = min_size(n, RECORD_MAX_PLAIN);
+
+		memcpy(to + total + record_head(k->suite), p, part);
+		total += record_seal(tls_aead(), k, k->out_seq++, RECORD_DATA,
+		    to + total, part);
+		p += part;
+		n -= part;
+	}
+	return total;
+}
+
+/* Keeps bytes that the kernel did not take.  They go before all else. */
+static void
+conn_keep_raw(struct conn *c, const u8 *p, size_t n)
+{
+	struct buffer *b;
+
+	if (n == 0)
+		return;
+	if (c->out == 0)
+		buffer_take(c, &c->out);
+	b = buffer_row(c->out);
+	if (n > srv.buffer_size - b->n || b->n > b->raw) {
+		conn_kill(c, "it does not take its answers");
+		return;
+	}
+	memcpy(buffer_at(c->out) + b->n, p, n);
+	b->n += (u32)n;
+	b->raw = b->n;
+}
+
+/* Sends bytes that are ready for the wire, and keeps what does not go. */
+static void
+conn_send_or_keep(struct conn *c, const u8 *p, size_t n)
+{
+	ssize_t sent = c->blocked ? -1 :
+	    conn_wrote(c, sys_send(c->fd, p, n, 0));
+
+	if (c->state == CONN_DEAD)
+		return;
+	if (sent < 0)
+		sent = 0;
+	if ((size_t)sent < n)
+		c->blocked = true;
+	conn_keep_raw(c, p + sent, n - (size_t)sent);
+}
+
+/* Sends bytes aside: now when nothing is in their way, else at the next
+ * boundary. */
+static void
+conn_aside(struct conn *c, const u8 *p, size_t n)
+{
+	struct buffer *b;
+
+	if (c->state == CONN_DEAD || n == 0)
+		return;
+	if (c->out == 0 && conn_at_boundary(c)) {
+		if (c->tls) {
+			n = conn_seal(c, srv.scratch_out, p, n);
+			p = srv.scratch_out;
+		}
+		conn_send_or_keep(c, p, n);
+		return;
+	}
+	if (c->out == 0)
+		buffer_take(c, &c->out);
+	b = buffer_row(c->out);
+	if (n > srv.buffer_size - RECORD_OVERHEAD_MAX * 2 - b->n) {
+		conn_kill(c, "it does not take its answers");
+		return;
+	}
+	memcpy(buffer_at(c->out) + b->n, p, n);
+	b->n += (u32)n;
+	conn_mark_dirty(c);
+}
+
+/* Writes what is ready in the out buffer.  False: it has to wait. */
+static bool
+conn_send_raw(struct conn *c)
+{
+	struct buffer *b = buffer_row(c->out);
+	u8 *p = buffer_at(c->out);
+	ssize_t n = conn_wrote(c, sys_send(c->fd, p + b->at, b->raw - b->at,
+	    0));
+
+	if (n < 0)
+		return false;
+	b->at += (u32)n;
+	if (b->at < b->raw) {
+		c->blocked = true;
+		return false;
+	}
+	memmove(p, p + b->raw, b->n - b->raw);
+	b->n -= b->raw;
+	b->raw = b->at = 0;
+	if (b->n == 0)
+		buffer_give(&c->out);
+	return true;
+}
+
+/* At a boundary: makes the aside bytes that waited ready for the wire. */
+static void
+conn_ready_aside(struct conn *c)
+{
+	struct buffer *b = buffer_row(c->out);
+	u8 *p = buffer_at(c->out);
+
+	assert(b->raw == 0);
+	if (c->tls) {
+		b->n = (u32)conn_seal(c, srv.scratch_out, p, b->n);
+		memcpy(p, srv.scratch_out, b->n);
+	}
+	b->raw = b->n;
+}
+
+static enum keep
+conn_keeps(const struct conn *c)
+{
+	const struct sock *s = &srv.sockets.row[c->sock];
+
+	if (settings.service[s->service].ack_sent)
+		return KEEP_NONE;
+	return s->stateful ? KEEP_ALL : KEEP_AWAITED;
+}
+
+/* `n` more bytes of the stream are out. */
+static void
+conn_advance(struct conn *c, size_t n)
+{
+	c->done = (u32)queue_advance(&srv.queues, c->sock,
+	    queue_limit(&srv.queues, c->sock), c->done + n, conn_keeps(c),
+	    &c->sent_number);
+}
+
+/* Writes some of the stream in plain.  False: the rest has to wait. */
+static bool
+conn_stream_plain(struct conn *c)
+{
+	struct gather g;
+	ssize_t n;
+
+	queue_gather(&g, &srv.queues, c->sock,
+	    queue_limit(&srv.queues, c->sock), c->done, CONN_TURN_BYTES);
+	if (g.spans == 1)
+		n = sys_send(c->fd, g.span[0].iov_base, g.span[0].iov_len, 0);
+	else
+		n = sys_sendv(c->fd, g.span, g.spans);
+	n = conn_wrote(c, n);
+	if (n < 0)
+		return false;
+	conn_advance(c, (size_t)n);
+	if (c->done > 0)
+		queue_freeze(&srv.queues, c->sock, c->done);
+	if ((size_t)n < g.bytes)
+		c->blocked = true;
+	return (size_t)n == g.bytes;
+}
+
+/* Copies up to n bytes of the gathering, from *span and *at on. */
+static size_t
+gather_copy(u8 *to, size_t n, const struct gather *g, size_t *span, size_t *at)
+{
+	size_t done = 0;
+
+	while (done < n && *span < g->spans) {
+		const struct iovec *v = &g->span[*span];
+		size_t part = min_size(n - done, v->iov_len - *at);
+
+		memcpy(to + done, (u8 *)v->iov_base + *at, part);
+		done += part;
+		*at += part;
+		if (*at == v->iov_len) {
+			*at = 0;
+			++*span;
+		}
+	}
+	return done;
+}
+
+/* Seals the gathering into records of STREAM_RECORD, numbered from out_seq
+ * on, which stays; returns their length. */
+static size_t
+conn_seal_stream(struct conn *c, const struct gather *g)
+{
+	const struct record_keys *k = &srv.keys[conn_slot(c)];
+	size_t total = 0, left = g->bytes, span = 0, at = 0;
+	u64 seq = k->out_seq;
+
+	while (left > 0) {
+		size_t part = min_size(left, STREAM_RECORD);
+		u8 *to = srv.scratch_out + total;
+
+		gather_copy(to + record_head(k->suite), part, g, &span, &at);
+		total += record_seal(tls_aead(), k, seq++, RECORD_DATA, to,
+		    part);
+		left -= part;
+	}
+	return total;
+}
+
+/* The first n bytes of the records in scratch are out.  A record that is
+ * half out stays as a plan: how much plaintext, how much is out. */
+static void
+conn_records_sent(struct conn *c, size_t plain, size_t n)
+{
+	struct record_keys *k = &srv.keys[conn_slot(c)];
+	size_t overhead = record_overhead(k->suite), out = 0;
+
+	c->rec_n = c->rec_sent = 0;
+	while (n > 0) {
+		size_t part = min_size(plain - out, STREAM_RECORD);
+
+		if (n < part + overhead) {
+			c->rec_n = (u16)part;
+			c->rec_sent = (u16)n;
+			break;
+		}
+		n -= part + overhead;
+		out += part;
+		k->out_seq++;
+	}
+	conn_advance(c, out);
+	if (c->done + c->rec_n > 0)
+		queue_freeze(&srv.queues, c->sock, c->done + c->rec_n);
+}
+
+/* Writes some of the stream as records.  A record that is half out is sealed
+ * again from the same bytes with the same number. */
+static bool
+conn_stream_tls(struct conn *c)
+{
+	struct gather g;
+	size_t total, before = c->rec_sent;
+	ssize_t n;
+
+	queue_gather(&g, &srv.queues, c->sock,
+	    queue_limit(&srv.queues, c->sock), c->done,
+	    c->rec_n > 0 ? c->rec_n : STREAM_RECORD * STREAM_RECORDS);
+	assert(c->rec_n == 0 || g.bytes == c->rec_n);
+	total = conn_seal_stream(c, &g);
+	n = conn_wrote(c, sys_send(c->fd, srv.scratch_out + before,
+	    total - before, 0));
+	if (n < 0)
+		return false;
+	conn_records_sent(c, g.bytes, before + (size_t)n);
+	if (before + (size_t)n < total)
+		c->blocked = true;
+	return before + (size_t)n == total;
+}
+
+static bool
+conn_wants_pong(const struct conn *c)
+{
+	const struct queue *q = &srv.queues.queue[c->sock];
+
+	return q->sent > 0 && conn_keeps(c) != KEEP_NONE;
+}
+
+/* May a Ping for acknowledgement go before its 200 ms are over? */
+static bool
+conn_ping_is_urgent(const struct conn *c)
+{
+	const struct queue *q = &srv.queues.queue[c->sock];
+	const struct queues *t = &srv.queues;
+
+	if (q->count * 2u >= t->cap || q->bytes * UINT64_C(2) >= t->byte_cap)
+		return true;
+	return queue_is_awaited(t, c->sock);
+}
+
+/* Asks for a Ping at the next boundary, which may be now. */
+static void
+conn_ping(struct conn *c)
+{
+	c->pinged = c->ping_due = true;
+	conn_arm(c, DEADLINE_PONG);
+	conn_mark_dirty(c);
+}
+
+static void
+conn_send_ping(struct conn *c)
+{
+	u8 frame[2 + 16] = { 0x80 | FRAME_PING, 16 };
+
+	c->ping_due = false;
+	c->pinged = true;
+	c->ping_number = c->sent_number;
+	c->ping_ms = (u32)srv.now;
+	c->since_ping = 0;
+	store64(frame + 2, c->ping_number);
+	memcpy(frame + 10, c->nonce, sizeof c->nonce);
+	conn_arm(c, DEADLINE_PONG);
+	conn_aside(c, frame, sizeof frame);
+}
+
+/* After a flush: one Ping asks for all that was written. */
+static void
+conn_ping_if_due(struct conn *c)
+{
+	if (c->pinged || !conn_wants_pong(c))
+		return;
+	if ((u32)srv.now - c->ping_ms >= ACK_INTERVAL_MS ||
+	    conn_ping_is_urgent(c))
+		conn_send_ping(c);
+	else if (srv.deadlines.row[conn_slot(c)].class != DEADLINE_ACK + 1)
+		conn_arm(c, DEADLINE_ACK);
+}
+
+/* Something to write from the queue? */
+static bool
+conn_has_stream(struct conn *c)
+{
+	if (c->state != CONN_OPEN)
+		return false;
+	if (!conn_at_boundary(c))
+		return true;
+	queue_expire(&srv.queues, c->sock, srv.now);
+	return queue_limit(&srv.queues, c->sock) > 0;
+}
+
+/* Writes one piece of whatever is next.  False: nothing is left to write,
+ * or the kernel takes no more. */
+static bool
+conn_write_some(struct conn *c)
+{
+	if (c->out != 0 && buffer_row(c->out)->raw > 0)
+		return conn_send_raw(c);
+	if (c->out != 0 && conn_at_boundary(c)) {
+		conn_ready_aside(c);
+		return true;
+	}
+	if (c->ping_due && c->state == CONN_OPEN && conn_at_boundary(c)) {
+		conn_send_ping(c);
+		return true;
+	}
+	if (!conn_has_stream(c))
+		return false;
+	return c->tls ? conn_stream_tls(c) : conn_stream_plain(c);
+}
+
+/* A TLS alert, the last bytes that the connection says. */
+static void
+conn_alert(struct conn *c, u8 level, u8 number)
+{
+	struct record_keys *k = &srv.keys[conn_slot(c)];
+	u8 record[RECORD_OVERHEAD_MAX + 2];
+
+	if (!conn_at_boundary(c) || c->out != 0)
+		return;
+	c->notified = level == 2 || number == 0;
+	conn_send_or_keep(c, record,
+	    record_seal_alert(tls_aead(), k, k->out_seq++, level, number,
+	    record));
+}
+
+/* All is out: an ending connection sends its FIN, an open one may ping. */
+static void
+conn_flushed(struct conn *c)
+{
+	if (c->state == CONN_DRAIN && c->tls && !c->notified)
+		conn_alert(c, 1, 0); /* close_notify */
+	if (c->state == CONN_DRAIN && c->out == 0 && !c->shut) {
+		c->shut = true;
+		sys_shutdown(c->fd, SHUT_WR);
+	}
+	if (c->state == CONN_OPEN)
+		conn_ping_if_due(c);
+}
+
+/* Writes all that the connection owes, as far as the kernel and the turn's
+ * budget go. */
+static void
+conn_flush(struct conn *c)
+{
+	u32 before = c->since_ping;
+
+	while (!c->blocked && c->since_ping - before < CONN_TURN_BYTES)
+		if (!conn_write_some(c))
+			break;
+	if (c->state == CONN_DEAD)
+		return;
+	if (!c->blocked && c->since_ping - before >= CONN_TURN_BYTES)
+		conn_mark_dirty(c);
+	else if (!c->blocked && c->out == 0 && conn_at_boundary(c))
+		conn_flushed(c);
+	conn_ask(c);
+}
+
+/*
+ * ---- Pongs
+ */
+
+/* A Pong counts only when it answers a Ping of ours. */
+static void
+conn_ponged(struct conn *c, const u8 *p, size_t n)
+{
+	u64 number;
+
+	if (n != 16 || memcmp(p + 8, c->nonce, sizeof c->nonce) != 0)
+		return;
+	number = load64(p);
+	if (number > c->ping_number)
+		return;
+	queue_acknowledge(&srv.queues, c->sock, number);
+	if (number < c->ping_number)
+		return;
+	c->pinged = false;
+	if (settings.ping_interval > 0)
+		conn_arm(c, DEADLINE_PING);
+	else
+		deadline_cancel(&srv.deadlines, conn_slot(c));
+	conn_mark_dirty(c);
+}
+
+/* A Ping went unanswered for the whole time that a Pong may take. */
+static void
+conn_pong_missed(struct conn *c)
+{
+	bool heard = (int32_t)(c->rx_ms - c->ping_ms) > 0;
+	int held = sys_unsent(c->fd);
+
+	c->pinged = false;
+	if (settings.ping_interval == 0 || conn_keeps(c) == KEEP_NONE) {
+		deadline_cancel(&srv.deadlines, conn_slot(c));
+	} else if (heard) {
+		conn_arm(c, DEADLINE_PING);
+	} else if (c->ping_due || c->out != 0 || held > (int)c->since_ping) {
+		/* The Ping has not even left: its time begins later. */
+		c->pinged = true;
+		conn_arm(c, DEADLINE_PONG);
+	} else {
+		conn_kill(c, "no Pong in time");
+	}
+}
+
+/*
+ * ---- Endings
+ */
+
+/* Moves what is half out of the stream into the out buffer, so that the
+ * socket may go elsewhere.  False: it does not fit. */
+static bool
+conn_settle(struct conn *c)
+{
+	struct gather g;
+	struct record_keys *k = &srv.keys[conn_slot(c)];
+	u32 limit = queue_limit(&srv.queues, c->sock);
+	size_t total = 0, skip;
+	struct buffer *b;
+
+	if (conn_at_boundary(c))
+		return true;
+	if (c->out != 0)
+		return false;
+	if (c->tls && c->rec_n > 0) {
+		queue_gather(&g, &srv.queues, c->sock, limit, c->done,
+		    c->rec_n);
+		total = conn_seal_stream(c, &g);
+		k->out_seq++;
+	}
+	skip = c->rec_sent;
+	queue_gather(&g, &srv.queues, c->sock, limit, c->done + c->rec_n,
+	    srv.buffer_size);
+	if (total + g.bytes + (g.bytes / RECORD_MAX_PLAIN + g.spans) *
+	    RECORD_OVERHEAD_MAX > srv.buffer_size || g.room == 0)
+		return false;
+	buffer_take(c, &c->out);
+	b = buffer_row(c->out);
+	memcpy(buffer_at(c->out), srv.scratch_out + skip, total - skip);
+	b->n = (u32)(total - skip);
+	for (size_t i = 0; i < g.spans; i++) {
+		u8 *to = buffer_at(c->out) + b->n;
+		size_t n = g.span[i].iov_len;
+
+		if (c->tls)
+			n = conn_seal(c, to, g.span[i].iov_base, n);
+		else
+			memcpy(to, g.span[i].iov_base, n);
+		b->n += (u32)n;
+	}
+	b->raw = b->n;
+	c->done = 0;
+	c->rec_n = c->rec_sent = 0;
+	return true;
+}
+
+/* Ends an open connection with a Close frame: `next` says whether we wait
+ * for the client's, or have it or do not want it. */
+static void
+conn_end(struct conn *c, u16 code, struct str reason, enum conn_state next)
+{
+	u8 frame[127];
+	size_t n = close_frame(frame, code, reason);
+
+	assert(c->state == CONN_OPEN);
+	if (!conn_settle(c)) {
+		service_ended(c, WSP_CLOSE_ABNORMAL);
+		conn_enter(c, CONN_DEAD);
+		return;
+	}
+	service_ended(c, code);
+	conn_enter(c, next);
+	conn_aside(c, frame, n);
+	if (c->state != CONN_DEAD)
+		conn_mark_dirty(c);
+}
+
+/* Our Close; theirs is awaited. */
+static void
+conn_close(struct conn *c, u16 code, struct str reason)
+{
+	conn_end(c, code, reason, CONN_CLOSING);
+}
+
+/* The client broke a rule: Close with the code that says so, and away. */
+static void
+conn_fail(struct conn *c, u16 code, const char *why)
+{
+	char peer[64];
+
+	conn_peer(peer, c);
+	log_event(LOG_LEVEL_INFO, "failed", "peer=%s code=%u why=\"%s\"", peer,
+	    code, why);
+	if (c->state == CONN_OPEN)
+		conn_end(c, code, STR(""), CONN_DRAIN);
+	else if (c->state != CONN_DEAD)
+		conn_enter(c, CONN_DRAIN);
+	if (c->state != CONN_DEAD)
+		conn_mark_dirty(c);
+}
+
+/* An HTTP answer that is not 101, and the end. */
+static void
+conn_reply(struct conn *c, struct out *o)
+{
+	srv.queues.total.http_refused++;
+	conn_enter(c, CONN_DRAIN);
+	conn_aside(c, (u8 *)o->p, o->n);
+	if (c->state != CONN_DEAD)
+		conn_mark_dirty(c);
+}
+
+static void
+conn_refuse(struct conn *c, int status, const char *headers, const char *why,
+    bool head_only)
+{
+	char text[1024], body[256];
+	struct out o = out_to(text, sizeof text);
+	int n = snprintf(body, sizeof body, "%s\n", why);
+
+	http_response(&o, status, headers, NULL,
+	    (struct str){ body, min_size((size_t)n, sizeof body - 1) },
+	    head_only);
+	assert(!o.full);
+	conn_reply(c, &o);
+}
+
+/*
+ * ---- In
+ */
+
+/* The client's Close: echoed if we did not begin, and the end either way. */
+static void
+conn_got_close(struct conn *c, const u8 *p, size_t n)
+{
+	u16 code;
+	struct str reason;
+	int bad = close_parse(&code, &reason, p, n);
+
+	if (bad < 0) {
+		conn_fail(c, (u16)-bad, "a malformed Close");
+		return;
+	}
+	if (c->state == CONN_OPEN) {
+		conn_end(c, code, reason, CONN_DRAIN);
+		return;
+	}
+	conn_enter(c, CONN_DRAIN);
+	conn_mark_dirty(c);
+}
+
+static void
+conn_control(struct conn *c, u8 opcode, u8 *p, size_t n)
+{
+	u8 frame[2 + 125];
+
+	if (opcode == FRAME_CLOSE) {
+		conn_got_close(c, p, n);
+	} else if (opcode == FRAME_PONG && c->state == CONN_OPEN) {
+		conn_ponged(c, p, n);
+	} else if (opcode == FRAME_PING && c->state == CONN_OPEN) {
+		frame[0] = 0x80 | FRAME_PONG;
+		frame[1] = (u8)n;
+		memcpy(frame + 2, p, n);
+		conn_aside(c, frame, 2 + n);
+	}
+}
+
+/* A whole message.  One that came after our Close is nobody's. */
+static void
+conn_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
+{
+	if (c->state != CONN_OPEN)
+		return;
+	srv.queues.total.inbound_messages++;
+	service_message(c, opcode, p, n);
+}
+
+/* A whole frame that is a whole message or a control frame. */
+static void
+conn_whole_frame(struct conn *c, const struct frame *f, u8 *p)
+{
+	size_t n = (size_t)f->length;
+
+	frame_unmask(p, n, f->mask, 0);
+	if (f->opcode >= FRAME_CLOSE)
+		conn_control(c, f->opcode, p, n);
+	else if (f->opcode == FRAME_TEXT && !text_is_utf8(p, n))
+		conn_fail(c, WSP_CLOSE_BAD_TEXT, "text that is not UTF-8");
+	else
+		conn_message(c, f->opcode, p, n);
+}
+
+/* Takes what is there of a data frame that is not whole, or belongs to a
+ * message in several; returns the bytes used. */
+static size_t
+conn_partial_frame(struct conn *c, u8 *p, size_t n)
+{
+	struct buffer *b = buffer_row(c->message);
+	u8 *to = buffer_at(c->message) + b->n;
+	size_t part = n < b->frame_left ? n : (size_t)b->frame_left;
+	u8 opcode;
+
+	memcpy(to, p, part);
+	frame_unmask(to, part, b->frame.mask,
+	    (size_t)(b->frame.length - b->frame_left));
+	b->n += (u32)part;
+	b->frame_left -= part;
+	if (b->message.opcode == FRAME_TEXT)
+		b->message.utf8 = utf8_run(b->message.utf8, to, part);
+	if (b->message.utf8 == UTF8_BAD || (b->frame_left == 0 &&
+	    b->frame.fin && b->message.utf8 != UTF8_START)) {
+		conn_fail(c, WSP_CLOSE_BAD_TEXT, "text that is not UTF-8");
+		return part;
+	}
+	if (b->frame_left > 0)
+		return part;
+	b->in_frame = false;
+	b->message.length = b->n;
+	if (b->frame.fin) {
+		opcode = b->message.opcode;
+		b->message.opcode = 0;
+		conn_message(c, opcode, buffer_at(c->message), b->n);
+		buffer_give(&c->message);
+	}
+	return part;
+}
+
+/* Begins a data frame whose bytes go to the message buffer. */
+static void
+conn_begin_frame(struct conn *c, const struct frame *f)
+{
+	struct buffer *b;
+
+	if (c->message == 0) {
+		buffer_take(c, &c->message);
+		b = buffer_row(c->message);
+		b->message.opcode = f->opcode;
+		b->message.utf8 = UTF8_START;
+	}
+	b = buffer_row(c->message);
+	b->frame = *f;
+	b->frame_left = f->length;
+	b->in_frame = true;
+}
+
+/* One frame, or what is there of it, of the n bytes at p: bytes used, 0 when
+ * more must come. */
+static size_t
+conn_frame(struct conn *c, u8 *p, size_t n)
+{
+	static const struct message_in none;
+	const struct message_in *m = c->message != 0 ?
+	    &buffer_row(c->message)->message : &none;
+	struct frame f;
+	int head = frame_decode(&f, m, p, n, settings.max_inbound);
+	bool control, whole;
+
+	if (head < 0) {
+		conn_fail(c, (u16)-head, head == -WSP_CLOSE_TOO_BIG ?
+		    "a message over --max-inbound" : "a malformed frame");
+		return n;
+	}
+	if (head == 0)
+		return 0;
+	control = f.opcode >= FRAME_CLOSE;
+	whole = f.length <= n - (size_t)head;
+	if (control && !whole)
+		return 0;
+	if (whole && (control || (f.fin && m->opcode == 0))) {
+		conn_whole_frame(c, &f, p + head);
+		return (size_t)head + (size_t)f.length;
+	}
+	conn_begin_frame(c, &f);
+	return (size_t)head + conn_partial_frame(c, p + head,
+	    n - (size_t)head);
+}
+
+/* Frames in the n bytes at p; returns bytes used.  While an answer waits the
+ * client is not heard. */
+static size_t
+conn_frames(struct conn *c, u8 *p, size_t n)
+{
+	size_t used = 0;
+
+	while (used < n && c->out == 0 &&
+	    (c->state == CONN_OPEN || c->state == CONN_CLOSING)) {
+		size_t k;
+
+		if (c->message != 0 && buffer_row(c->message)->in_frame)
+			k = conn_partial_frame(c, p + used, n - used);
+		else
+			k = conn_frame(c, p + used, n - used);
+		if (k == 0)
+			return used;
+		used += k;
+	}
+	return c->state == CONN_OPEN || c->state == CONN_CLOSING ? used : n;
+}
+
+static size_t
+conn_http(struct conn *c, u8 *p, size_t n)
+{
+	struct http_request r;
+	int used = http_parse(&r, p, n);
+
+	if (used == 0)
+		return 0;
+	if (used < 0) {
+		conn_refuse(c, -used, "", r.why, false);
+		return n;
+	}
+	service_request(c, &r);
+	return (size_t)used;
+}
+
+/* The client's bytes in plain; returns how many were used. */
+static size_t
+conn_bytes(struct conn *c, u8 *p, size_t n)
+{
+	size_t used = 0;
+
+	if (c->state == CONN_HTTP) {
+		used = conn_http(c, p, n);
+		if (used == 0)
+			return 0;
+	}
+	return used + conn_frames(c, p + used, n - used);
+}
+
+/* Keeps what was not used: opened bytes, then ciphertext. */
+static void
+conn_keep_input(struct conn *c, const u8 *plain, size_t plain_n,
+    const u8 *sealed, size_t sealed_n)
+{
+	struct buffer *b;
+
+	if (plain_n + sealed_n == 0 || c->state == CONN_DEAD ||
+	    c->state == CONN_DRAIN) {
+		buffer_give(&c->in);
+		return;
+	}
+	if (c->in == 0)
+		buffer_take(c, &c->in);
+	b = buffer_row(c->in);
+	memmove(buffer_at(c->in), plain, plain_n);
+	memmove(buffer_at(c->in) + plain_n, sealed, sealed_n);
+	b->raw = (u32)plain_n;
+	b->n = (u32)(plain_n + sealed_n);
+}
+
+/* The client's record was bad: a fatal alert, and nothing else. */
+static void
+conn_tls_fail(struct conn *c, u8 number)
+{
+	char peer[64];
+
+	conn_peer(peer, c);
+	log_event(LOG_LEVEL_INFO, "tls-failed", "peer=%s alert=%u", peer,
+	    number);
+	conn_alert(c, 2, number);
+	if (!c->notified) {
+		conn_kill(c, "a bad TLS record");
+		return;
+	}
+	if (c->state == CONN_OPEN)
+		service_ended(c, WSP_CLOSE_ABNORMAL);
+	conn_enter(c, CONN_DRAIN);
+	conn_mark_dirty(c);
+}
+
+/* An alert or a handshake message on an established TLS connection. */
+static void
+conn_tls_control(struct conn *c, const struct record *r)
+{
+	if (r->type == RECORD_HANDSHAKE) {
+		conn_alert(c, 1, 100); /* no_renegotiation (RFC 5246, 7.2) */
+		return;
+	}
+	if (r->n == 2 && r->p[0] == 1 && r->p[1] != 0)
+		return;
+	conn_kill(c, r->n == 2 && r->p[0] == 1 ? "TLS closed" : "TLS alert");
+}
+
+/*
+ * Works through n bytes at p, the first `plain` of them already opened:
+ *
+ *     p + a .. p + b   opened, not used      p + d .. p + n   ciphertext
+ */
+static void
+conn_input(struct conn *c, u8 *p, size_t n, size_t plain)
+{
+	size_t a = 0, b = c->tls ? plain : n, d = b;
+
+	for (;;) {
+		struct record r;
+		int used;
+
+		if (a < b)
+			a += conn_bytes(c, p + a, b - a);
+		if (d == n || c->out != 0 || c->state >= CONN_DRAIN)
+			break;
+		used = record_open(tls_aead(), &srv.keys[conn_slot(c)], p + d,
+		    n - d, &r);
+		if (used < 0) {
+			conn_tls_fail(c, (u8)-used);
+			break;
+		}
+		if (used == 0)
+			break;
+		d += (size_t)used;
+		if (r.type != RECORD_DATA) {
+			conn_tls_control(c, &r);
+			continue;
+		}
+		if (a == b)
+			a = b = (size_t)(r.p - p);
+		memmove(p + b, r.p, r.n);
+		b += r.n;
+	}
+	conn_keep_input(c, p + a, b - a, p + d, n - d);
+	conn_ask(c);
+}
+
+/* The client is gone, or has closed its side. */
+static void
+conn_eof(struct conn *c, ssize_t n)
+{
+	conn_kill(c, n == 0 ? "closed by the client" : strerror((int)-n));
+}
+
+static void
+conn_receive(struct conn *c)
+{
+	struct buffer *b = c->in != 0 ? buffer_row(c->in) : NULL;
+	u8 *p = b ? buffer_at(c->in) : srv.scratch_in;
+	size_t have = b ? b->n : 0, plain = b ? b->raw : 0;
+	ssize_t n = sys_recv(c->fd, p + have, srv.buffer_size - have, 0);
+
+	if (n == -EAGAIN)
+		return;
+	if (n <= 0) {
+		conn_eof(c, n);
+		return;
+	}
+	c->rx_ms = (u32)srv.now;
+	conn_input(c, p, have + (size_t)n, plain);
+}
+
+/* Input that waited until an answer was out. */
+static void
+conn_resume(struct conn *c)
+{
+	struct buffer *b;
+
+	if (c->in == 0 || c->out != 0 || c->state >= CONN_DRAIN)
+		return;
+	b = buffer_row(c->in);
+	conn_input(c, buffer_at(c->in), b->n, b->raw);
+}
+
+/*
+ * ---- TLS handshakes
+ */
+
+static void
+conn_start_handshake(struct conn *c, int context)
+{
+	c->context = (u8)(context + 1);
+	sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, 1);
+	conn_enter(c, CONN_TLS);
+}
+
+/* Gives contexts that are free to those who wait in line. */
+static void
+conn_serve_line(void)
+{
+	while (srv.first_waiting != NONE) {
+		struct conn *c = &srv.conn[srv.first_waiting];
+		int context = tls_take();
+
+		if (context < 0)
+			return;
+		conn_leave_line(c);
+		conn_start_handshake(c, context);
+		conn_ask(c);
+	}
+}
+
+static void
+conn_join_line(struct conn *c)
+{
+	u32 slot = conn_slot(c);
+
+	c->waiting = true;
+	srv.next_waiting[slot] = NONE;
+	if (srv.first_waiting == NONE)
+		srv.first_waiting = slot;
+	else
+		srv.next_waiting[srv.last_waiting] = slot;
+	srv.last_waiting = slot;
+}
+
+/* Waits for a whole ClientHello, which stays in the kernel until a context
+ * is free: half of one costs us nothing. */
+static void
+conn_hello(struct conn *c)
+{
+	u8 head[5];
+	ssize_t n = sys_recv(c->fd, head, sizeof head, MSG_PEEK);
+	int need = 5;
+
+	if (n == -EAGAIN)
+		return;
+	if (n <= 0) {
+		conn_eof(c, n);
+		return;
+	}
+	if (head[0] != RECORD_HANDSHAKE) {
+		c->tls = false;
+		conn_refuse(c, 400, "", "this port speaks TLS: use https:// or "
+		    "wss://", false);
+		return;
+	}
+	if (n == sizeof head)
+		need += load16(head + 3);
+	if (need > 5 && sys_available(c->fd) < need) {
+		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, need);
+		return;
+	}
+	if (need == 5) {
+		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, 5);
+		return;
+	}
+	conn_join_line(c);
+	conn_serve_line();
+	conn_ask(c);
+}
+
+static void
+conn_handshake(struct conn *c)
+{
+	int context = c->context - 1;
+
+	if (srv.handshakes_left == 0)
+		return;
+	srv.handshakes_left--;
+	switch (tls_step(context, c->fd, &srv.keys[conn_slot(c)])) {
+	case TLS_WANT_READ:
+		c->blocked = false;
+		break;
+	case TLS_WANT_WRITE:
+		c->blocked = true;
+		break;
+	case TLS_DONE:
+		c->blocked = false;
+		if (tls_resumed(context))
+			srv.queues.total.handshakes_resumed++;
+		else
+			srv.queues.total.handshakes_full++;
+		conn_give_context(c);
+		conn_enter(c, CONN_HTTP);
+		conn_serve_line();
+		break;
+	case TLS_FAILED: {
+		char peer[64];
+
+		conn_peer(peer, c);
+		srv.queues.total.handshakes_failed++;
+		log_event(LOG_LEVEL_INFO, "tls-failed", "peer=%s why=\"%s\"",
+		    peer, tls_why(context));
+		conn_give_context(c);
+		c->tls = false; /* no keys: nothing more is sealed */
+		conn_enter(c, CONN_DRAIN);
+		conn_mark_dirty(c);
+		conn_serve_line();
+		break;
+	}
+	}
+	conn_ask(c);
+}
+
+/*
+ * ---- Events
+ */
+
+/* After our FIN only the client's is awaited; what it still says is lost. */
+static void
+conn_drain(struct conn *c)
+{
+	ssize_t n = sys_recv(c->fd, srv.scratch_in, srv.buffer_size, 0);
+
+	if (n == 0 || (n < 0 && n != -EAGAIN))
+		conn_kill(c, "done");
+}
+
+static void
+conn_readable(struct conn *c)
+{
+	switch ((enum conn_state)c->state) {
+	case CONN_WAIT:
+		conn_hello(c);
+		break;
+	case CONN_TLS:
+		conn_handshake(c);
+		break;
+	case CONN_HTTP:
+	case CONN_OPEN:
+	case CONN_CLOSING:
+		conn_receive(c);
+		break;
+	case CONN_DRAIN:
+		conn_drain(c);
+		break;
+	case CONN_FREE:
+	case CONN_DEAD:
+		break;
+	}
+}
+
+static void
+conn_event(u64 id, u32 events)
+{
+	struct conn *c = &srv.conn[(u32)id];
+
+	if (c->gen != id >> 32 || c->state == CONN_DEAD)
+		return;
+	if (c->state == CONN_WAIT && events & EPOLLRDHUP) {
+		conn_kill(c, "closed by the client");
+		return;
+	}
+	if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP) && c->blocked) {
+		c->blocked = false;
+		if (c->state != CONN_TLS) {
+			conn_flush(c);
+			conn_resume(c);
+		}
+	}
+	if (events & (EPOLLIN | EPOLLERR | EPOLLHUP) &&
+	    c->state != CONN_DEAD) {
+		if (conn_interest(c) & EPOLLIN)
+			conn_readable(c);
+		else if (events & (EPOLLERR | EPOLLHUP))
+			conn_kill(c, "connection reset");
+	} else if (events & EPOLLOUT && c->state == CONN_TLS) {
+		conn_readable(c);
+	}
+}
+
+/* Everybody who has something to say says it; `slice` connections at most. */
+static void
+conn_flush_dirty(u32 slice)
+{
+	u32 done = 0;
+
+	while (srv.dirties > 0 && done < slice) {
+		struct conn *c = &srv.conn[srv.dirty[--srv.dirties]];
+
+		c->dirty = false;
+		if (c->state == CONN_DEAD || c->state == CONN_FREE)
+			continue;
+		conn_flush(c);
+		conn_resume(c);
+		done++;
+	}
+}
+
+static void
+conn_deadline(struct conn *c, enum conn_deadline class)
+{
+	switch (class) {
+	case DEADLINE_HANDSHAKE:
+		if (c->state == CONN_HTTP)
+			conn_refuse(c, 408, "", "the request was not finished "
+			    "in time", false);
+		else
+			conn_kill(c, "no handshake in time");
+		break;
+	case DEADLINE_PING:
+	case DEADLINE_ACK:
+		conn_ping(c);
+		conn_ask(c);
+		break;
+	case DEADLINE_PONG:
+		conn_pong_missed(c);
+		break;
+	case DEADLINE_CLOSING:
+	case DEADLINE_DRAIN:
+		conn_kill(c, "closed");
+		break;
+	}
+}
+
+/* Cuts who has begun a frame or a message and does not finish it. */
+static void
+conn_input_deadlines(void)
+{
+	int64_t limit = conn_deadline_ms(DEADLINE_HANDSHAKE);
+
+	for (u32 i = 0; i < WSP_BUFFERS; i++) {
+		struct buffer *b = &srv.buffer[i];
+		struct conn *c = &srv.conn[b->conn];
+
+		if (b->conn == NONE || srv.now - b->since < limit)
+			continue;
+		if (c->state == CONN_OPEN && c->out != i + 1)
+			conn_fail(c, 1008, "a message not finished in time");
+	}
+}
+
+static void
+conn_deadlines(void)
+{
+	for (int class = 0; class <= DEADLINE_DRAIN; class++) {
+		u32 slot;
+
+		while ((slot = deadline_due(&srv.deadlines, class, srv.now)) !=
+		    NONE) {
+			deadline_cancel(&srv.deadlines, slot);
+			conn_deadline(&srv.conn[slot],
+			    (enum conn_deadline)class);
+		}
+	}
+	conn_input_deadlines();
+}
+
+/*
+ * ---- Accept
+ */
+
+static void
+conn_set_peer(struct conn *c, const struct sockaddr_storage *from)
+{
+	if (from->ss_family == AF_INET6) {
+		const struct sockaddr_in6 *a =
+		    (const struct sockaddr_in6 *)(const void *)from;
+
+		memcpy(c->addr, &a->sin6_addr, 16);
+		c->port = ntohs(a->sin6_port);
+	} else {
+		const struct sockaddr_in *a =
+		    (const struct sockaddr_in *)(const void *)from;
+
+		memset(c->addr, 0, 10);
+		c->addr[10] = c->addr[11] = 0xff;
+		memcpy(c->addr + 12, &a->sin_addr, 4);
+		c->port = ntohs(a->sin_port);
+	}
+}
+
+/* Would one more from this address be too many? */
+static bool
+conn_ip_is_full(const struct conn *new)
+{
+	u32 count = 0;
+
+	if (settings.max_per_ip == 0)
+		return false;
+	for (u32 i = 0; i < srv.fresh; i++)
+		if (srv.conn[i].state != CONN_FREE && &srv.conn[i] != new &&
+		    memcmp(srv.conn[i].addr, new->addr, 16) == 0)
+			count++;
+	return count >= settings.max_per_ip;
+}
+
+/* Cuts the one that has been on its way in for longest, if that is over a
+ * second and it is us who wait for it: newcomers must get in. */
+static bool
+conn_make_way(void)
+{
+	u32 i = srv.deadlines.fifo[DEADLINE_HANDSHAKE].first;
+	int64_t armed_before = srv.now + conn_deadline_ms(DEADLINE_HANDSHAKE) -
+	    1000;
+
+	while (i != NONE && srv.deadlines.row[i].due < armed_before) {
+		if (!srv.conn[i].waiting) {
+			conn_kill(&srv.conn[i], "others wait to come in");
+			return true;
+		}
+		i = srv.deadlines.row[i].next;
+	}
+	return false;
+}
+
+static bool
+conn_is_room(void)
+{
+	return srv.live < srv.conns;
+}
+
+static void
+conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
+{
+	u32 slot = srv.free;
+	struct conn *c;
+
+	if (slot != NONE)
+		srv.free = srv.conn[slot].sock;
+	else
+		slot = srv.fresh++;
+	c = &srv.conn[slot];
+	*c = (struct conn){ .fd = fd, .gen = c->gen, .sock = NONE,
+		.tls = is_tls, .asked = EPOLLIN };
+	srv.live++;
+	srv.queues.total.connections++;
+	conn_set_peer(c, from);
+	conn_enter(c, is_tls ? CONN_WAIT : CONN_HTTP);
+	conn_arm(c, DEADLINE_HANDSHAKE);
+	if (sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, fd, EPOLLIN,
+	    (u64)c->gen << 32 | slot) < 0) {
+		conn_kill(c, "epoll has no room");
+	} else if (conn_ip_is_full(c)) {
+		srv.queues.total.turned_away++;
+		conn_kill(c, "too many from this address");
+	}
+}
+
+/* ----- 20. Services ------------------------------------------------------
+ *
+ * What requests mean: who may come in and as which socket, what a client's
+ * message does, and what the verbs of the push socket do to queues.  The
+ * kernel is met through rooms 14 and 18; the rules are in the pure half.
+ */
+
+/* The test page: tools/page.html as `make` turns it into numbers, or one
+ * line when the compiler was called by hand. */
+static const u8 page[] =
+#ifdef WSP_PAGE
+{
+#include WSP_PAGE
+};
+#define PAGE_N sizeof page
+#else
+    "<!doctype html><title>wspush</title><p>wspush runs. This build has no "
+    "test page: build it with make.\n";
+#define PAGE_N (sizeof page - 1)
+#endif
+
+#define PAGE_HEADERS                                                          \
+	"Content-Security-Policy: default-src 'none'; "                       \
+	"style-src 'unsafe-inline'; script-src 'unsafe-inline'; "             \
+	"img-src data:; connect-src ws: wss:; base-uri 'none'; "              \
+	"form-action 'none'; frame-ancestors 'none'\r\n"                      \
+	"Cache-Control: no-cache\r\n"
+
+_Static_assert(PAGE_N + 1024 < RECORD_MAX, "the page fits one buffer");
+
+/*
+ * ---- Sockets and their ends
+ */
+
+static struct str
+service_name(u32 sock)
+{
+	return settings.service[srv.sockets.row[sock].service].name;
+}
+
+static struct conn *
+service_conn(u32 sock)
+{
+	const struct sock *s = &srv.sockets.row[sock];
+
+	return s->conn == NONE ? NULL : &srv.conn[s->conn];
+}
+
+/* Ends a socket that has no connection (any more). */
+static void
+service_forget(u32 sock, enum leave why)
+{
+	queue_clear(&srv.queues, sock, why);
+	tags_clear(&srv.tags, &srv.sockets.row[sock]);
+	deadline_cancel(&srv.away, sock);
+	sock_remove(&srv.sockets, sock);
+}
+
+/* A connection that was open ends: its socket stays, away, or ends too. */
+static void
+service_ended(struct conn *c, u16 code)
+{
+	u32 sock = c->sock;
+	struct sock *s = &srv.sockets.row[sock];
+
+	assert(s->conn == conn_slot(c) && s->conn_gen == c->gen);
+	(void)code;
+	c->sock = NONE;
+	c->done = 0;
+	c->rec_n = c->rec_sent = 0;
+	queue_rewind(&srv.queues, sock);
+	settings.service[s->service].open--;
+	sock_unbind(&srv.sockets, sock);
+	if (srv.replacing)
+		return;
+	if (!s->stateful || settings.session_ttl == 0)
+		service_forget(sock, LEAVE_FORGOTTEN);
+	else
+		deadline_arm(&srv.away, sock, 0, srv.now +
+		    settings.session_ttl * INT64_C(1000));
+}
+
+/* Ends the sessions whose time is over. */
+static void
+service_sessions(void)
+{
+	u32 sock;
+
+	while ((sock = deadline_due(&srv.away, 0, srv.now)) != NONE)
+		service_forget(sock, LEAVE_FORGOTTEN);
+}
+
+/*
+ * ---- Coming in
+ */
+
+/* A request on its way to 101, and the sentence when it is refused. */
+struct arrival {
+	const struct http_request *r;
+	struct service *service;
+	u8 number;           /* of the service */
+	bool stateful;
+	char id[WSP_MAX_ID];
+	size_t id_n;
+	struct str protocol; /* agreed, or empty */
+	int status;
+	const char *headers;
+	const char *why;
+};
+
+static bool
+arrival_refuse(struct arrival *a, int status, const char *headers,
+    const char *why)
+{
+	a->status = status;
+	a->headers = headers;
+	a->why = why;
+	return false;
+}
+
+static bool
+arrival_route(struct arrival *a)
+{
+	struct str path = a->r->path, prefix = STR("/services/");
+
+	if (str_begins(path, prefix)) {
+		struct str name = { path.p + prefix.n, path.n - prefix.n };
+
+		for (u32 i = 0; i < settings.services; i++)
+			if (str_eq(settings.service[i].name, name)) {
+				a->service = &settings.service[i];
+				a->number = (u8)i;
+				return true;
+			}
+	}
+	return arrival_refuse(a, 404, "", "there is no such page or service");
+}
+
+/* The stateful id that the request asks for, if it does. */
+static bool
+arrival_id(struct arrival *a)
+{
+	struct str value;
+	const char *why;
+	int n = http_parameter(&value, a->r->query, "X-StatefulSocketId");
+
+	if (n < 0)
+		return arrival_refuse(a, 400, "",
+		    "X-StatefulSocketId is given twice");
+	if (n == 0 || value.n == 0)
+		return true;
+	n = percent_decode(a->id, sizeof a->id, value);
+	if (n == -1)
+		return arrival_refuse(a, 400, "",
+		    "X-StatefulSocketId has a bad percent-escape");
+	if (n < 0)
+		return arrival_refuse(a, 400, "",
+		    "X-StatefulSocketId is longer than 128 bytes");
+	a->id_n = (size_t)n;
+	a->stateful = true;
+	if (!text_is_clean((struct str){ a->id, a->id_n }))
+		return arrival_refuse(a, 400, "", "X-StatefulSocketId must be "
+		    "UTF-8 without white space and control characters");
+	if (!id_tags_valid((struct str){ a->id, a->id_n }, &why))
+		return arrival_refuse(a, 400, "", why);
+	return true;
+}
+
+static bool
+arrival_origin(struct arrival *a)
+{
+	const struct http_request *r = a->r;
+
+	if (!r->has_origin || http_origin_same(r->origin, r->host))
+		return true;
+	for (u32 i = 0; i < settings.origins; i++)
+		if (http_origin_is(r->origin, settings.origin[i], r->host))
+			return true;
+	for (u32 i = 0; i < a->service->origins; i++)
+		if (http_origin_is(r->origin, a->service->origin[i], r->host))
+			return true;
+	return arrival_refuse(a, 403, "", "pages of this origin may not "
+	    "connect: start the server with --origin to allow it");
+}
+
+/* The client's first subprotocol that the service has. */
+static void
+arrival_protocol(struct arrival *a)
+{
+	struct str list, word;
+	size_t cursor = 0;
+
+	while (http_header_next(a->r, "Sec-WebSocket-Protocol", &cursor,
+	    &list))
+		while (http_list_next(&list, &word))
+			for (u32 i = 0; i < a->service->protocols; i++)
+				if (str_eq(a->service->protocol[i], word)) {
+					a->protocol = word;
+					return;
+				}
+}
+
+/* A random id for a volatile socket. */
+static void
+arrival_guid(struct arrival *a)
+{
+	u8 random[16];
+
+	sys_random(random, sizeof random);
+	uuid_text(a->id, random);
+	a->id_n = UUID_TEXT;
+}
+
+/* Everything that can be said before a row is looked for. */
+static bool
+arrival_check(struct arrival *a)
+{
+	int status;
+
+	if (!arrival_route(a))
+		return false;
+	if (a->r->method == HTTP_OTHER)
+		return arrival_refuse(a, 405, "Allow: GET, HEAD\r\n",
+		    "only GET and HEAD are understood here");
+	status = http_upgrade_check(a->r, &a->why, &a->headers);
+	if (status != 0) {
+		a->status = status;
+		return false;
+	}
+	return arrival_id(a) && arrival_origin(a);
+}
+
+/* Frees a row when all are taken: the socket away longest gives way. */
+static bool
+service_make_row(void)
+{
+	u32 sock;
+
+	if (!sock_is_full(&srv.sockets))
+		return true;
+	sock = srv.away.fifo[0].first;
+	if (sock == NONE)
+		return false;
+	service_forget(sock, LEAVE_DROPPED);
+	return true;
+}
+
+/* The row for an arrival: its own from before, or a new one. */
+static u32
+arrival_row(struct arrival *a)
+{
+	struct str id = { a->id, a->id_n };
+	u32 sock = NONE;
+	const char *retry = "Retry-After: 5\r\n";
+
+	if (a->stateful)
+		sock = sock_find(&srv.sockets, a->number, true, id);
+	if (sock != NONE && settings.duplicate_reject &&
+	    !sock_is_away(&srv.sockets, sock)) {
+		(void)arrival_refuse(a, 409, "",
+		    "this id is connected already");
+		return NONE;
+	}
+	if (a->service->max > 0 && a->service->open >= a->service->max &&
+	    (sock == NONE || sock_is_away(&srv.sockets, sock))) {
+		(void)arrival_refuse(a, 503, retry,
+		    "this service has all the connections it may have");
+		return NONE;
+	}
+	if (sock != NONE)
+		return sock;
+	if (!service_make_row()) {
+		(void)arrival_refuse(a, 503, retry,
+		    "the socket table is full");
+		return NONE;
+	}
+	if (!a->stateful)
+		arrival_guid(a);
+	id.n = a->id_n;
+	sock = sock_add(&srv.sockets, a->number, a->stateful, id, srv.now);
+	queue_reset(&srv.queues, sock);
+	if (a->stateful)
+		tags_from_id(&srv.tags, &srv.sockets.row[sock], sock);
+	return sock;
+}
+
+/* The connection that has this socket now gives it up for a new one. */
+static void
+service_replace(u32 sock)
+{
+	struct conn *old = service_conn(sock);
+
+	if (!old)
+		return;
+	srv.replacing = true;
+	conn_close(old, WSP_CLOSE_REPLACED, STR("replaced"));
+	srv.replacing = false;
+}
+
+static void
+service_open(struct conn *c, struct arrival *a, u32 sock)
+{
+	char text[512];
+	struct out o = out_to(text, sizeof text);
+
+	service_replace(sock);
+	deadline_cancel(&srv.away, sock);
+	http_accept(&o, a->r->key, a->protocol);
+	assert(!o.full);
+	sock_bind(&srv.sockets, sock, conn_slot(c), c->gen);
+	a->service->open++;
+	c->sock = sock;
+	c->ping_ms = (u32)srv.now - ACK_INTERVAL_MS;
+	sys_random(c->nonce, sizeof c->nonce);
+	conn_enter(c, CONN_OPEN);
+	conn_aside(c, (u8 *)text, o.n);
+	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
+		conn_mark_dirty(c);
+}
+
+static void
+service_page(struct conn *c, const struct http_request *r)
+{
+	struct out o = out_to(srv.scratch_answer, srv.buffer_size);
+
+	http_response(&o, 200, PAGE_HEADERS, "text/html; charset=utf-8",
+	    (struct str){ (const char *)page, PAGE_N },
+	    r->method == HTTP_HEAD);
+	assert(!o.full);
+	conn_reply(c, &o);
+}
+
+static void
+service_health(struct conn *c, const struct http_request *r)
+{
+	char text[512];
+	struct out o = out_to(text, sizeof text);
+
+	http_response(&o, 200, "", NULL, STR("ok\n"), r->method == HTTP_HEAD);
+	conn_reply(c, &o);
+}
+
+/* A whole request head has come. */
+static void
+service_request(struct conn *c, const struct http_request *r)
+{
+	struct arrival a = { .r = r, .headers = "", .why = "" };
+	bool plain = r->method != HTTP_OTHER && !r->upgrade;
+	u32 sock;
+
+	if (plain && str_is(r->path, "/") && !settings.no_page) {
+		service_page(c, r);
+		return;
+	}
+	if (plain && str_is(r->path, "/healthz")) {
+		service_health(c, r);
+		return;
+	}
+	if ((str_is(r->path, "/") && !settings.no_page) ||
+	    str_is(r->path, "/healthz")) {
+		if (r->upgrade)
+			conn_refuse(c, 404, "", "this is a page, services are "
+			    "under /services/", false);
+		else
+			conn_refuse(c, 405, "Allow: GET, HEAD\r\n",
+			    "only GET and HEAD are understood here", false);
+		return;
+	}
+	if (!arrival_check(&a)) {
+		conn_refuse(c, a.status, a.headers, a.why,
+		    r->method == HTTP_HEAD);
+		return;
+	}
+	arrival_protocol(&a);
+	sock = arrival_row(&a);
+	if (sock == NONE)
+		conn_refuse(c, a.status, a.headers, a.why, false);
+	else
+		service_open(c, &a, sock);
+}
+
+/*
+ * ---- What a client says
+ */
+
+/* An answer: a text frame aside, no queued message. */
+static void
+service_answer(struct conn *c, u8 opcode, const void *p, size_t n)
+{
+	u8 *frame = srv.scratch_answer;
+	size_t head = frame_head(frame, opcode, n);
+
+	if (n > 0)
+		memcpy(frame + head, p, n);
+	conn_aside(c, frame, head + n);
+}
+
+/* Is it `{"type":"ping",...}`? */
+static bool
+service_is_json_ping(const u8 *p, size_t n)
+{
+	struct json_token tokens[32];
+	struct str text = { (const char *)p, n };
+	int type;
+
+	if (n == 0 || p[0] != '{' ||
+	    json_tokens(tokens, COUNT(tokens), text) <= 0)
+		return false;
+	type = json_member(tokens, text, 0, "type");
+	return type > 0 && str_eq((struct str){ text.p + tokens[type].at,
+	    tokens[type].n }, STR("\"ping\""));
+}
+
+static void
+service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
+{
+	const struct sock *s = &srv.sockets.row[c->sock];
+	enum handler handler = settings.service[s->service].handler;
+
+	if (handler == HANDLER_ECHO) {
+		service_answer(c, opcode, p, n);
+		return;
+	}
+	if (opcode == FRAME_TEXT &&
+	    str_is((struct str){ (const char *)p, n }, "$hbt"))
+		service_answer(c, FRAME_TEXT, "$ok", 3);
+	else if (handler == HANDLER_MAIN && opcode == FRAME_TEXT &&
+	    service_is_json_ping(p, n))
+		service_answer(c, FRAME_TEXT, "{\"type\":\"pong\"}", 15);
+	else
+		srv.queues.total.inbound_dropped++;
+}
+
+/*
+ * ---- send
+ */
+
+/* A message on its way into queues. */
+struct sending {
+	const struct request *r;
+	struct admission a;  /* policy is set for each socket */
+	enum form form;
+	struct str value;    /* what goes out of the body */
+	bool quote;          /* as a JSON string */
+	u8 opcode;
+	u32 n;               /* bytes for the wire */
+	u32 message;
+	u32 open, away, full;
+};
+
+/* Works out the message's wire form.  False: its escaped form is too big. */
+static bool
+sending_shape(struct sending *s)
+{
+	const struct request *r = s->r;
+	u8 head[FRAME_HEAD_MAX];
+	size_t body = r->body.n;
+	enum json_shape shape = JSON_ARRAY;
+
+	s->value = r->body;
+	s->opcode = r->kind == KIND_BINARY ? FRAME_BINARY : FRAME_TEXT;
+	if (r->kind == KIND_JSON) {
+		shape = json_shape(&s->value, r->body);
+		s->quote = shape == JSON_NOT;
+		if (s->quote)
+			s->value = r->body;
+		body = s->quote ? json_string_size(s->value) : s->value.n;
+	}
+	s->form = shape == JSON_ARRAY ? FORM_FRAME : FORM_ELEMENT;
+	s->a.body = (u32)body;
+	s->a.key = r->key;
+	s->n = (u32)(body + (s->form == FORM_ELEMENT ? 1 :
+	    frame_head(head, s->opcode, body)));
+	return body <= settings.max_message;
+}
+
+static void
+sending_write(const struct sending *s)
+{
+	u8 *p = store_bytes(&srv.queues.store, s->message);
+	struct out o = out_to(p, s->n);
+
+	if (s->form == FORM_ELEMENT)
+		out_char(&o, ',');
+	else
+		o.n = frame_head(p, s->opcode, s->a.body);
+	if (s->quote)
+		json_string(&o, s->value);
+	else
+		out_str(&o, s->value);
+	assert(!o.full && o.n == s->n);
+}
+
+static enum overflow
+service_overflow(u32 sock)
+{
+	const struct service *s =
+	    &settings.service[srv.sockets.row[sock].service];
+	enum overflow policy = s->has_overflow ? s->overflow :
+	    settings.overflow;
+
+	if (policy == OVERFLOW_CLOSE && sock_is_away(&srv.sockets, sock))
+		return OVERFLOW_REFUSE;
+	return policy;
+}
+
+/* Will the socket take the message?  A full queue is first flushed. */
+static bool
+sending_fits(struct sending *s, u32 sock)
+{
+	struct conn *c = service_conn(sock);
+
+	if (queue_has_room(&srv.queues, sock, s->a.body))
+		return true;
+	if (c)
+		conn_flush(c);
+	if (!sock_is_used(&srv.sockets, sock))
+		return false;
+	s->a.policy = service_overflow(sock);
+	return queue_admits(&srv.queues, sock, &s->a);
+}
+
+/* A socket that does not take the message: --overflow close cuts it. */
+static void
+sending_full(struct sending *s, u32 sock)
+{
+	struct conn *c = service_conn(sock);
+
+	s->full++;
+	if (!c || service_overflow(sock) != OVERFLOW_CLOSE)
+		return;
+	log_event(LOG_LEVEL_WARN, "slow", "cut=1 depth=%u",
+	    srv.queues.queue[sock].count);
+	conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
+}
+
+/* One line for the first drop of a socket: who it is, how far behind. */
+static void
+service_log_slow(u32 sock)
+{
+	struct sock *s = &srv.sockets.row[sock];
+	struct conn *c = service_conn(sock);
+	struct log_room room;
+	char name[WSP_MAX_SOCKET_ID], peer[64] = "-";
+	struct out o = out_to(name, sizeof name);
+
+	if (s->slow)
+		return;
+	s->slow = true;
+	sock_name(&o, &srv.sockets, sock, service_name(sock));
+	if (c)
+		conn_peer(peer, c);
+	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
+	    "bytes=%u age=%llds", log_quote(&room, (struct str){ name, o.n }),
+	    peer, srv.queues.queue[sock].count, srv.queues.queue[sock].bytes,
+	    (long long)(srv.now - s->since) / 1000);
+}
+
+static void
+sending_put(struct sending *s, u32 sock, bool counted)
+{
+	struct conn *c = service_conn(sock);
+	u32 drops = srv.queues.drops[sock];
+
+	s->a.policy = service_overflow(sock);
+	queue_make_room(&srv.queues, sock, &s->a);
+	if (srv.queues.drops[sock] != drops)
+		service_log_slow(sock);
+	queue_put(&srv.queues, sock, s->message, counted);
+	if (c) {
+		s->open++;
+		conn_mark_dirty(c);
+	} else {
+		s->away++;
+	}
+}
+
+/* May every queue that holds this message let it go? */
+static bool
+service_may_drop(u32 message)
+{
+	const struct message *m = &srv.queues.store.row[message];
+	u32 found = 0;
+
+	if (m->retained)
+		return false;
+	for (u32 i = m->holds == 1 ? m->holder : 0;
+	    i < srv.sockets.fresh && found < m->holds; i++)
+		for (u32 at = 0; at < srv.queues.queue[i].count; at++) {
+			if (queue_message(&srv.queues, i, at) != message)
+				continue;
+			if (!queue_yields(&srv.queues, i, at,
+			    service_overflow(i)))
+				return false;
+			found++;
+		}
+	return true;
+}
+
+static void
+service_drop(u32 message)
+{
+	struct message *m = &srv.queues.store.row[message];
+	u32 left = m->holds;
+
+	for (u32 i = left == 1 ? m->holder : 0; left > 0; i++)
+		for (u32 at = 0; at < srv.queues.queue[i].count; at++) {
+			if (queue_message(&srv.queues, i, at) != message)
+				continue;
+			queue_take(&srv.queues, i, at,
+			    at < srv.queues.queue[i].sent ? LEAVE_UNCONFIRMED :
+			    LEAVE_DROPPED);
+			service_log_slow(i);
+			left--;
+			break;
+		}
+}
+
+/* Makes room for n more bytes in the store at those who hold the oldest
+ * messages.  False: what is left may not go, and nothing was dropped. */
+static bool
+service_make_store_room(u32 n)
+{
+	struct store *s = &srv.queues.store;
+	u64 freed = 0;
+	u32 victims = 0, i;
+
+	for (i = s->eldest; i != NONE; i = s->row[i].younger) {
+		s->row[i].victim = service_may_drop(i);
+		if (!s->row[i].victim)
+			continue;
+		victims++;
+		freed += store_size(&s->row[i]);
+		if (s->held - freed + n <= s->limit)
+			break;
+	}
+	if (i == NONE || victims == 0)
+		return false;
+	for (u32 next, stop = s->row[i].younger, k = s->eldest; k != stop;
+	    k = next) {
+		next = s->row[k].younger;
+		if (s->row[k].victim)
+			service_drop(k);
+	}
+	return true;
+}
+
+/* Stores the message.  Before anything is dropped everybody who can take
+ * bytes takes them. */
+static bool
+sending_store(struct sending *s)
+{
+	struct store *store = &srv.queues.store;
+
+	for (int try = 0; try < 3; try++) {
+		s->message = store_add(store, s->n, s->a.body, s->form,
+		    s->a.key);
+		if (s->message != NONE)
+			break;
+		if (try == 0)
+			conn_flush_dirty(UINT32_MAX);
+		else if (!service_make_store_room(s->n + (u32)s->a.key.n))
+			return false;
+	}
+	if (s->message == NONE)
+		return false;
+	sending_write(s);
+	if (s->r->ttl_s > 0) {
+		store->row[s->message].expires = srv.now +
+		    s->r->ttl_s * INT64_C(1000);
+		store->mortal++;
+	}
+	return true;
+}
+
+/*
+ * ---- The push socket's verbs
+ */
+
+/* A request at work: where its answer goes. */
+struct asking {
+	struct request r;
+	struct target target;
+	struct out reply;
+	const struct sockaddr_un *from;
+	socklen_t from_n;    /* 0: the sender has no address */
+};
+
+static void
+asking_ok(struct asking *q, u64 count)
+{
+	reply_ok(&q->reply, count);
+}
+
+static void
+asking_end(struct asking *q)
+{
+	reply_ref(&q->reply, q->r.ref);
+	out_char(&q->reply, '\n');
+}
+
+static void
+asking_refuse(struct asking *q, enum refusal why, const char *sentence)
+{
+	srv.queues.total.refused++;
+	q->reply.n = 0;
+	q->r.refusal = why;
+	reply_error(&q->reply, why, q->r.ref, sentence);
+}
+
+/* Selects the target's sockets.  False, and the answer is there: a socketId
+ * that is nobody's. */
+static bool
+asking_select(struct asking *q, u32 *count)
+{
+	*count = tags_select(&srv.tags, &q->target, srv.selected);
+	if (*count > 0 || q->target.socket.n == 0 ||
+	    tags_find_socket(&srv.tags, q->target.socket) != NONE)
+		return true;
+	asking_refuse(q, REFUSED_UNKNOWN_SOCKET, "no socket has this id");
+	return false;
+}
+
+/* How many of the selected sockets will take the message; the others are
+ * marked in `selected` by NONE. */
+static u32
+sending_admit(struct sending *s, u32 count)
+{
+	u32 fit = 0;
+
+	for (u32 k = 0; k < count; k++) {
+		u32 sock = srv.selected[k];
+
+		if (sending_fits(s, sock)) {
+			srv.selected[fit++] = sock;
+			continue;
+		}
+		if (sock_is_used(&srv.sockets, sock))
+			sending_full(s, sock);
+	}
+	return fit;
+}
+
+static struct waiter *
+service_free_waiter(void)
+{
+	for (u32 i = 0; i < WSP_WAITERS; i++)
+		if (!srv.queues.waiter[i].used)
+			return &srv.queues.waiter[i];
+	return NULL;
+}
+
+/* The sender waits for its message's fate. */
+static void
+asking_wait(struct asking *q, struct waiter *w, u32 message)
+{
+	u32 i = (u32)(w - srv.queues.waiter);
+	struct awaiting *a = &srv.awaiting[i];
+
+	*w = (struct waiter){ .used = true, .message = message };
+	srv.queues.waiters++;
+	srv.queues.store.row[message].waiter = (u8)(i + 1);
+	a->to = *q->from;
+	a->to_n = q->from_n;
+	a->due = srv.now + q->r.ack_s * INT64_C(1000);
+	a->ref_n = (u8)q->r.ref.n;
+	if (q->r.ref.n > 0)
+		memcpy(a->ref, q->r.ref.p, q->r.ref.n);
+}
+
+static void
+asking_send(struct asking *q)
+{
+	struct sending s = { .r = &q->r };
+	struct waiter *waiter = NULL;
+	u32 count, fit;
+
+	if (!sending_shape(&s)) {
+		asking_refuse(q, REFUSED_TOO_BIG, "the message is longer than "
+		    "--max-message once it is a JSON string");
+		return;
+	}
+	if (!asking_select(q, &count))
+		return;
+	if (count > 0 && q->r.ack_s > 0 && q->from_n > 0) {
+		waiter = service_free_waiter();
+		if (!waiter) {
+			asking_refuse(q, REFUSED_NO_ROOM,
+			    "too many senders wait for acknowledgement");
+			return;
+		}
+	}
+	fit = sending_admit(&s, count);
+	if (count > 0 && fit == 0) {
+		asking_refuse(q, REFUSED_QUEUE_FULL,
+		    "the queues of all selected sockets are full");
+		return;
+	}
+	if (fit > 0 && !sending_store(&s)) {
+		asking_refuse(q, REFUSED_NO_ROOM,
+		    "the store is full of messages that may not be dropped");
+		return;
+	}
+	if (waiter)
+		asking_wait(q, waiter, s.message);
+	for (u32 k = 0; k < fit; k++)
+		if (sock_is_used(&srv.sockets, srv.selected[k]))
+			sending_put(&s, srv.selected[k], waiter != NULL);
+	srv.queues.total.messages_taken++;
+	if (waiter)
+		waiter->count = s.open + s.away;
+	asking_ok(q, s.open + s.away);
+	reply_number(&q->reply, "open", s.open);
+	reply_number(&q->reply, "away", s.away);
+	if (s.full > 0)
+		reply_number(&q->reply, "full", s.full);
+	asking_end(q);
+}
+
+static void
+list_text(struct out *o, u32 sock)
+{
+	const struct sock *s = &srv.sockets.row[sock];
+	const struct queue *queue = &srv.queues.queue[sock];
+	char peer[64] = "-";
+
+	sock_name(o, &srv.sockets, sock, service_name(sock));
+	out_text(o, s->conn == NONE ? "\taway\t" : "\topen\t");
+	out_u64(o, queue->count);
+	out_char(o, '\t');
+	out_u64(o, queue->bytes);
+	out_char(o, '\t');
+	out_u64(o, (u64)(srv.now - s->since) / 1000);
+	out_char(o, '\t');
+	if (s->conn != NONE)
+		conn_peer(peer, &srv.conn[s->conn]);
+	out_text(o, peer);
+	out_char(o, '\t');
+	out_u64(o, srv.queues.drops[sock]);
+	out_text(o, "\tservice:");
+	out_str(o, service_name(sock));
+	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
+		out_char(o, ',');
+		out_str(o, tag_name(&srv.tags, i));
+		out_char(o, ':');
+		out_str(o, tag_value(&srv.tags, i));
+	}
+	out_char(o, '\n');
+}
+
+static void
+list_json(struct out *o, u32 sock)
+{
+	const struct sock *s = &srv.sockets.row[sock];
+	const struct queue *queue = &srv.queues.queue[sock];
+	char name[WSP_MAX_SOCKET_ID], peer[64];
+	struct out id = out_to(name, sizeof name);
+
+	sock_name(&id, &srv.sockets, sock, service_name(sock));
+	out_text(o, "{\"socketId\":");
+	json_string(o, (struct str){ name, id.n });
+	out_text(o, s->conn == NONE ? ",\"state\":\"away\"" :
+	    ",\"state\":\"open\"");
+	out_text(o, ",\"messages\":");
+	out_u64(o, queue->count);
+	out_text(o, ",\"bytes\":");
+	out_u64(o, queue->bytes);
+	out_text(o, ",\"age\":");
+	out_u64(o, (u64)(srv.now - s->since) / 1000);
+	out_text(o, ",\"peer\":");
+	if (s->conn != NONE) {
+		conn_peer(peer, &srv.conn[s->conn]);
+		json_string(o, (struct str){ peer, strlen(peer) });
+	} else {
+		out_text(o, "null");
+	}
+	out_text(o, ",\"drops\":");
+	out_u64(o, srv.queues.drops[sock]);
+	out_text(o, ",\"tags\":{\"service\":");
+	json_string(o, service_name(sock));
+	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
+		out_char(o, ',');
+		json_string(o, tag_name(&srv.tags, i));
+		out_char(o, ':');
+		json_string(o, tag_value(&srv.tags, i));
+	}
+	out_text(o, "}}");
+}
+
+/* Lists from a row on until the reply is full; that row is the cursor for
+ * the next.  Rows keep their places, so nobody is listed twice. */
+static void
+asking_list(struct asking *q)
+{
+	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
+	u32 count = 0;
+	u64 i = q->r.from;
+
+	if (q->r.json)
+		out_char(&o, '[');
+	for (; i < srv.sockets.fresh; i++) {
+		size_t before = o.n;
+
+		if (!sock_is_used(&srv.sockets, (u32)i) ||
+		    !tags_match(&srv.tags, (u32)i, &q->target))
+			continue;
+		if (q->r.json && count > 0)
+			out_char(&o, ',');
+		if (q->r.json)
+			list_json(&o, (u32)i);
+		else
+			list_text(&o, (u32)i);
+		if (o.full || o.n + 1 > o.cap) {
+			o.full = false;
+			o.n = before;
+			break;
+		}
+		count++;
+	}
+	if (q->r.json)
+		out_char(&o, ']');
+	asking_ok(q, count);
+	if (i < srv.sockets.fresh)
+		reply_number(&q->reply, "next", i);
+	asking_end(q);
+	out_bytes(&q->reply, o.p, o.n);
+}
+
+static void
+asking_close(struct asking *q)
+{
+	u32 count;
+
+	if (!asking_select(q, &count))
+		return;
+	for (u32 k = 0; k < count; k++) {
+		u32 sock = srv.selected[k];
+		struct conn *c = service_conn(sock);
+
+		if (!sock_is_used(&srv.sockets, sock))
+			continue;
+		if (c)
+			conn_flush(c);
+		if (c && c->state == CONN_OPEN)
+			conn_close(c, q->r.code, q->r.body);
+		if (sock_is_used(&srv.sockets, sock))
+			service_forget(sock, LEAVE_FORGOTTEN);
+	}
+	asking_ok(q, count);
+	asking_end(q);
+}
+
+static void
+asking_abort(struct asking *q)
+{
+	u32 count;
+
+	if (!asking_select(q, &count))
+		return;
+	for (u32 k = 0; k < count; k++) {
+		struct conn *c = service_conn(srv.selected[k]);
+
+		if (sock_is_used(&srv.sockets, srv.selected[k]) && c)
+			conn_kill(c, "aborted by a request");
+	}
+	asking_ok(q, count);
+	asking_end(q);
+}
+
+/* Calls `each` for every line of `stats`; what only grows is a counter. */
+static u32
+stats_walk(struct out *o, void (*each)(struct out *o, const char *name, u64 v,
+    bool counter))
+{
+	const struct counters *t = &srv.queues.total;
+	u32 n = 0;
+
+#define GAUGE(name, value) (each(o, name, (u64)(value), false), n++)
+	GAUGE("sockets_open", srv.sockets.count - srv.sockets.away);
+	GAUGE("sockets_away", srv.sockets.away);
+#define X(name) (each(o, #name, t->name, true), n++);
+	COUNTERS(X)
+#undef X
+	GAUGE("store_bytes", srv.queues.store.held);
+	GAUGE("store_bytes_max", srv.queues.store.limit);
+	GAUGE("sockets_max", srv.sockets.rows);
+	GAUGE("cert_days", tls_cert_days() > 0 ? tls_cert_days() : 0);
+	GAUGE("uptime", (srv.now - srv.started) / 1000);
+#undef GAUGE
+	return n;
+}
+
+static void
+stats_text(struct out *o, const char *name, u64 v, bool counter)
+{
+	(void)counter;
+	out_text(o, name);
+	out_char(o, ' ');
+	out_u64(o, v);
+	out_char(o, '\n');
+}
+
+static void
+stats_json(struct out *o, const char *name, u64 v, bool counter)
+{
+	(void)counter;
+	out_text(o, o->n == 0 ? "{\"" : ",\"");
+	out_text(o, name);
+	out_text(o, "\":");
+	out_u64(o, v);
+}
+
+static void
+asking_stats(struct asking *q)
+{
+	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
+	u32 lines = stats_walk(&o, q->r.json ? stats_json : stats_text);
+
+	if (q->r.json)
+		out_text(&o, "}\n");
+	asking_ok(q, lines);
+	asking_end(q);
+	out_bytes(&q->reply, o.p, o.n);
+}
+
+static void
+asking_ping(struct asking *q)
+{
+	asking_ok(q, 0);
+	asking_end(q);
+}
+
+/* A target that names a service which is not configured is an error: a typo
+ * must not look like an empty group. */
+static bool
+asking_knows_services(struct asking *q)
+{
+	for (size_t k = 0; k < q->target.n; k++) {
+		const struct target_term *term = &q->target.terms[k];
+
+		if ((term->kind == TERM_SERVICE || term->kind == TERM_SOCKET)
+		    && !tags_has_service(&srv.tags, term->name))
+			return false;
+	}
+	return true;
+}
+
+static void
+asking_do(struct asking *q)
+{
+	switch (q->r.verb) {
+	case VERB_SEND:
+		asking_send(q);
+		break;
+	case VERB_LIST:
+		asking_list(q);
+		break;
+	case VERB_CLOSE:
+		asking_close(q);
+		break;
+	case VERB_ABORT:
+		asking_abort(q);
+		break;
+	case VERB_STATS:
+		asking_stats(q);
+		break;
+	case VERB_PING:
+		asking_ping(q);
+		break;
+	case VERB_TAG:
+	case VERB_WATCH:
+	case VERB_ALLOW:
+	case VERB_DENY:
+		asking_refuse(q, REFUSED_UNKNOWN_VERB,
+		    "this verb is not in this version");
+		break;
+	}
+}
+
+/* One datagram, of which n bytes of full_n were received: does what it asks
+ * and leaves the answer in q->reply. */
+static void
+service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
+    bool allowed)
+{
+	const char *why = NULL;
+	enum refusal bad = request_parse(&q->r, p, n, full_n, allowed);
+
+	if (bad == REFUSED_NOT && q->r.target.n > 0) {
+		if (target_parse(&q->target, q->r.target, &why) < 0)
+			bad = REFUSED_BAD_TARGET;
+		else if (!asking_knows_services(q)) {
+			bad = REFUSED_BAD_TARGET;
+			why = "the target names a service that is not "
+			    "configured; see --service";
+		}
+	}
+	if (bad == REFUSED_NOT && q->r.retain) {
+		bad = REFUSED_BAD_OPTION;
+		why = "retain is not in this version";
+	}
+	if (bad == REFUSED_NOT)
+		bad = request_body(&q->r, settings.max_message);
+	if (bad == REFUSED_NOT)
+		asking_do(q);
+	else
+		asking_refuse(q, bad, why ? why : q->r.why);
+}
+
+/* ----- 21. Push socket ---------------------------------------------------
+ *
+ * Datagrams in, one reply each to senders that have an address.  It is
+ * drained before anything else in a turn: its kernel queue holds only
+ * net.unix.max_dgram_qlen datagrams, 10 on routers, and the next one hangs a
+ * shell script.  Replies never block: one that cannot be delivered at once is
+ * dropped and counted.
+ */
+
+/* Datagrams and bytes taken at once; then clients get their turn. */
+#define PUSH_BUDGET       64
+#define PUSH_BUDGET_BYTES 65536
+
+static void
+push_reply(int fd, const struct sockaddr_un *to, socklen_t to_n, const char *p,
+    size_t n)
+{
+	if (sys_sendto(fd, p, n, to, to_n) < 0)
+		srv.queues.total.replies_lost++;
+}
+
+/* A sender without an address learns nothing, so the log does. */
+static void
+push_log_refusal(const struct asking *q, const struct ucred *who)
+{
+	struct log_room room;
+
+	log_event(LOG_LEVEL_WARN, "refused", "pid=%d uid=%d reply=%s",
+	    (int)who->pid, (int)who->uid, log_quote(&room,
+	    (struct str){ q->reply.p, min_size(q->reply.n, 120) }));
+}
+
+static void
+push_handle(size_t n, size_t full_n, const struct sockaddr_un *from,
+    socklen_t from_n, const struct ucred *who)
+{
+	static struct asking q;
+	bool bound = from_n > offsetof(struct sockaddr_un, sun_path);
+
+	q.reply = out_to(srv.scratch_reply, srv.reply_size);
+	q.from = from;
+	q.from_n = bound ? from_n : 0;
+	service_ask(&q, srv.scratch_push, n, full_n, true);
+	assert(!q.reply.full);
+	if (bound)
+		push_reply(srv.push, from, from_n, q.reply.p, q.reply.n);
+	else if (q.r.refusal != REFUSED_NOT)
+		push_log_refusal(&q, who);
+}
+
+/* Takes what is there, up to the budget.  True: the budget ended it. */
+static bool
+push_drain(void)
+{
+	size_t bytes = 0;
+
+	for (u32 k = 0; k < PUSH_BUDGET && bytes < PUSH_BUDGET_BYTES; k++) {
+		struct sockaddr_un from;
+		socklen_t from_n;
+		struct ucred who = { .pid = 0, .uid = (uid_t)-1 };
+		ssize_t n = sys_recvfrom(srv.push, srv.scratch_push,
+		    srv.push_size, &from, &from_n, NULL);
+
+		if (n < 0)
+			return false;
+		push_handle(min_size((size_t)n, srv.push_size), (size_t)n,
+		    &from, from_n, &who);
+		bytes += (size_t)n;
+	}
+	return true;
+}
+
+/* Answers the senders whose message has met its fate, or whose time is up. */
+static void
+push_answer_waiters(void)
+{
+	for (u32 i = 0; i < WSP_WAITERS && srv.queues.waiters > 0; i++) {
+		struct waiter *w = &srv.queues.waiter[i];
+		const struct awaiting *a = &srv.awaiting[i];
+		char text[160];
+		struct out o = out_to(text, sizeof text);
+
+		if (!w->used || (w->decided < w->count && a->due > srv.now))
+			continue;
+		reply_acked(&o, w->acked, w->count,
+		    (struct str){ a->ref, a->ref_n });
+		push_reply(srv.push, &a->to, a->to_n, o.p, o.n);
+		if (w->decided < w->count)
+			srv.queues.store.row[w->message].waiter = 0;
+		w->used = false;
+		srv.queues.waiters--;
+	}
+}
+
+/* When the next waiter's time is up. */
+static int64_t
+push_next_waiter(int64_t latest)
+{
+	for (u32 i = 0; i < WSP_WAITERS && srv.queues.waiters > 0; i++)
+		if (srv.queues.waiter[i].used && srv.awaiting[i].due < latest)
+			latest = srv.awaiting[i].due;
+	return latest;
+}
+
+/* ----- 22. Loop ----------------------------------------------------------
+ *
+ * The order of one turn: wait; the push socket; clients; the push socket
+ * again, for its senders were waiting to refill it; then everybody who is
+ * owed something is written to once, in slices, between which the push
+ * socket is looked at; deadlines; newcomers; and the dead are freed.
+ */
+#define LOOP_EVENTS     256
+#define LOOP_SLICE      64 /* connections written to between two looks */
+#define LOOP_ACCEPTS    64 /* newcomers a turn */
+#define LOOP_HANDSHAKES 8  /* steps of TLS handshakes a turn */
+
+/* What epoll carries for descriptors that are no connections. */
+#define LOOP_PUSH     (UINT64_MAX - 1)
+#define LOOP_SIGNAL   (UINT64_MAX - 2)
+#define LOOP_LISTENER (UINT64_MAX - 256) /* + its number */
+
+static void
+loop_listen(bool on)
+{
+	if (srv.listening == on)
+		return;
+	srv.listening = on;
+	for (u32 i = 0; i < settings.listeners; i++)
+		sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD, settings.listen[i].fd,
+		    on ? EPOLLIN : 0, LOOP_LISTENER + i);
+}
+
+/* Takes newcomers.  Without a row for one more the listener rests, and the
+ * kernel's backlog is the queue. */
+static void
+loop_accept(const struct listener *l)
+{
+	for (int k = 0; k < LOOP_ACCEPTS; k++) {
+		struct sockaddr_storage from;
+		socklen_t from_n = sizeof from;
+		int fd;
+
+		if (!conn_is_room()) {
+			if (!conn_make_way())
+				loop_listen(false);
+			return;
+		}
+		fd = sys_accept(l->fd, &from, &from_n);
+		if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM ||
+		    fd == -ENOBUFS) {
+			log_event(LOG_LEVEL_ERROR, "accept", "why=\"%s\" "
+			    "retry=1s", strerror(-fd));
+			loop_listen(false);
+			srv.listen_again = srv.now + 1000;
+			return;
+		}
+		if (fd == -EAGAIN)
+			return;
+		if (fd >= 0)
+			conn_add(fd, l->tls, &from);
+	}
+}
+
+/* How long the kernel may keep us. */
+static int
+loop_timeout(void)
+{
+	int64_t next = srv.now + 60000;
+
+	if (srv.dirties > 0)
+		return 0;
+	next = deadline_next(&srv.deadlines, next);
+	next = deadline_next(&srv.away, next);
+	next = push_next_waiter(next);
+	if (srv.listen_again != 0 && srv.listen_again < next)
+		next = srv.listen_again;
+	for (u32 i = 0; i < WSP_BUFFERS; i++)
+		if (srv.buffer[i].conn != NONE && next > srv.now + 1000)
+			next = srv.now + 1000;
+	if (srv.stop_at != 0 && srv.stop_at < next)
+		next = srv.stop_at;
+	return next <= srv.now ? 0 : (int)(next - srv.now);
+}
+
+static void serve_signal(int number);
+
+static void
+loop_signals(void)
+{
+	struct signalfd_siginfo info;
+
+	while (read(srv.signals, &info, sizeof info) == sizeof info)
+		serve_signal((int)info.ssi_signo);
+}
+
+static void
+loop_event(const struct epoll_event *ev)
+{
+	u64 id = ev->data.u64;
+
+	if (id == LOOP_PUSH)
+		return;
+	if (id == LOOP_SIGNAL)
+		loop_signals();
+	else if (id >= LOOP_LISTENER)
+		loop_accept(&settings.listen[id - LOOP_LISTENER]);
+	else
+		conn_event(id, ev->events);
+}
+
+static void
+loop_flush(void)
+{
+	while (srv.dirties > 0) {
+		u32 before = srv.dirties;
+
+		conn_flush_dirty(LOOP_SLICE);
+		if (srv.dirties > 0)
+			(void)push_drain();
+		/* A connection that used up its turn's bytes is dirty still:
+		 * once all that remain are such, the turn is over. */
+		if (srv.dirties >= before)
+			break;
+	}
+}
+
+static void
+loop_turn(void)
+{
+	struct epoll_event ev[LOOP_EVENTS];
+	int n = sys_epoll_wait(srv.epoll, ev, LOOP_EVENTS, loop_timeout());
+	bool pushed = false;
+
+	srv.now = sys_clock_ms(CLOCK_MONOTONIC);
+	srv.handshakes_left = LOOP_HANDSHAKES;
+	for (int i = 0; i < n; i++)
+		pushed |= ev[i].data.u64 == LOOP_PUSH;
+	if (pushed)
+		(void)push_drain();
+	for (int i = 0; i < n; i++)
+		loop_event(&ev[i]);
+	if (pushed)
+		(void)push_drain();
+	loop_flush();
+	conn_deadlines();
+	service_sessions();
+	push_answer_waiters();
+	tls_tick(srv.now);
+	conn_free_dead();
+	if (!srv.listening && !srv.stopping && conn_is_room() &&
+	    srv.now >= srv.listen_again) {
+		srv.listen_again = 0;
+		loop_listen(true);
+	}
+}
+
+/* ----- 23. Serve ---------------------------------------------------------
+ *
+ * `wspush serve`: reads the options, takes all its memory and descriptors,
+ * says that it is ready, runs the loop, and leaves in good order.  After
+ * `ready` nothing is allocated.
+ */
+
+/*
+ * ---- Options
+ *
+ * One table for the command line and the settings file.  A setting that can
+ * be given several times collects; the command line's list replaces the
+ * file's.
+ */
+
+enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_CALL };
+
+struct serve_option {
+	const char *name;
+	enum option_kind kind;
+	void *to;              /* u32, const char * or bool */
+	u32 min, max;
+	const char *(*call)(const char *value);
+	u32 *list;             /* length of what a repeatable one collects */
+	bool reload;           /* SIGHUP reads it again */
+	const char *shape;     /* its value, for the usage */
+	const char *help;
+};
+
+static char serve_why[256]; /* why the start failed: one sentence */
+
+static struct {
+	const char *config;
+	const char *user;
+	bool memory, check, syslog;
+	bool from_file;        /* options come from the settings file now */
+	int argc;
+	char **argv;
+	u32 pending;           /* connection rows beside the open ones */
+	dev_t push_dev;        /* the push socket as we bound it */
+	ino_t push_ino;
+	bool replaced[64];     /* lists that the command line has replaced */
+} serve;
+
+/* The settings file stays in memory, for settings point into it: as it was
+ * at start, and as it was at the last reload that was good. */
+static char serve_file[3][16384];
+static int serve_file_now = -1, serve_file_next;
+
+static const char *
+opt_listen(const char *value, bool is_tls)
+{
+	if (settings.listeners == SETTINGS_LISTENERS)
+		return "there are too many listeners";
+	settings.listen[settings.listeners++] = (struct listener){
+		.text = value, .tls = is_tls, .fd = -1 };
+	return NULL;
+}
+
+static const char *
+opt_listen_tls(const char *value)
+{
+	return opt_listen(value, true);
+}
+
+static const char *
+opt_listen_plain(const char *value)
+{
+	return opt_listen(value, false);
+}
+
+static const char *
+opt_push_mode(const char *value)
+{
+	char *end;
+	long mode = strtol(value, &end, 8);
+
+	if (*value == '\0' || *end != '\0' || mode < 0 || mode > 0777)
+		return "it takes an octal mode, such as 0660";
+	settings.push_mode = (u32)mode;
+	return NULL;
+}
+
+static const char *
+opt_overflow_word(enum overflow *to, struct str word)
+{
+	static const char *const words[] = { "drop-oldest", "refuse",
+		"close" };
+
+	for (u32 i = 0; i < COUNT(words); i++)
+		if (str_is(word, words[i])) {
+			*to = (enum overflow)i;
+			return NULL;
+		}
+	return "it is drop-oldest, refuse or close";
+}
+
+static const char *
+opt_overflow(const char *value)
+{
+	return opt_overflow_word(&settings.overflow, text_of(value));
+}
+
+static const char *
+opt_ack_word(bool *sent, struct str word)
+{
+	*sent = str_is(word, "sent");
+	return *sent || str_is(word, "pong") ? NULL : "it is pong or sent";
+}
+
+static const char *
+opt_ack(const char *value)
+{
+	return opt_ack_word(&settings.ack_sent, text_of(value));
+}
+
+static const char *
+opt_duplicate(const char *value)
+{
+	settings.duplicate_reject = strcmp(value, "reject") == 0;
+	if (settings.duplicate_reject || strcmp(value, "takeover") == 0)
+		return NULL;
+	return "it is takeover or reject";
+}
+
+static const char *
+opt_origin(const char *value)
+{
+	if (settings.origins == SETTINGS_ORIGINS)
+		return "there are too many origins";
+	if (!http_origin_valid(text_of(value)))
+		return "it takes an origin such as https://example.org:8443, "
+		    "same-host or *";
+	settings.origin[settings.origins++] = text_of(value);
+	return NULL;
+}
+
+static const char *
+opt_log_level(const char *value)
+{
+	static const char *const words[] = { "error", "warn", "info",
+		"debug" };
+
+	for (u32 i = 0; i < COUNT(words); i++)
+		if (strcmp(value, words[i]) == 0) {
+			log_to.level = (enum log_level)i;
+			return NULL;
+		}
+	return "it is error, warn, info or debug";
+}
+
+/* One `name=value` behind a service's handler. */
+static const char *
+opt_service_option(struct service *s, struct str name, struct str value)
+{
+	u64 v;
+
+	if (str_is(name, "protocol")) {
+		if (s->protocols == SERVICE_PROTOCOLS)
+			return "a service has too many protocols";
+		s->protocol[s->protocols++] = value;
+		return value.n > 0 ? NULL : "protocol= needs a name";
+	}
+	if (str_is(name, "origin")) {
+		if (s->origins == SERVICE_PROTOCOLS)
+			return "a service has too many origins";
+		s->origin[s->origins++] = value;
+		return http_origin_valid(value) ? NULL :
+		    "origin= takes an origin, same-host or *";
+	}
+	if (str_is(name, "max")) {
+		if (!text_u64(&v, value, 1000000) || v == 0)
+			return "max= takes a number from 1 on";
+		s->max = (u32)v;
+		return NULL;
+	}
+	if (str_is(name, "ack")) {
+		s->has_ack = true;
+		return opt_ack_word(&s->ack_sent, value);
+	}
+	if (str_is(name, "overflow")) {
+		s->has_overflow = true;
+		return opt_overflow_word(&s->overflow, value);
+	}
+	return "a service's options are protocol=, origin=, max=, ack= and "
+	    "overflow=";
+}
+
+static const char *
+opt_service_handler(struct service *s, struct str word)
+{
+	static const char *const words[] = { "main", "echo", "none" };
+
+	for (u32 i = 0; i < COUNT(words); i++)
+		if (str_is(word, words[i])) {
+			s->handler = (enum handler)i;
+			return NULL;
+		}
+	return "a service's handler is main, echo or none";
+}
+
+/* NAME[=HANDLER][,option...] */
+static const char *
+opt_service(const char *value)
+{
+	struct str rest = text_of(value), piece, name;
+	struct service *s = &settings.service[settings.services];
+	const char *why = NULL;
+
+	if (settings.services == SETTINGS_SERVICES)
+		return "there are too many services";
+	(void)split_next(&rest, ',', &piece);
+	*s = (struct service){ .name = piece };
+	(void)split_next(&piece, '=', &s->name);
+	if (!service_name_valid(s->name))
+		return "a service's name is 1 to 64 of A-Z a-z 0-9 _ .";
+	for (u32 i = 0; i < settings.services; i++)
+		if (str_eq(settings.service[i].name, s->name))
+			return "a service is given twice";
+	if (piece.p)
+		why = opt_service_handler(s, piece);
+	while (!why && rest.p) {
+		(void)split_next(&rest, ',', &piece);
+		(void)split_next(&piece, '=', &name);
+		why = opt_service_option(s, name, piece.p ? piece : STR(""));
+	}
+	settings.services++;
+	return why;
+}
+
+#define MAX_SECONDS 999999999
+
+static const struct serve_option serve_options[] = {
+	{ "listen", OPT_CALL, .call = opt_listen_tls,
+		.list = &settings.listeners, .shape = "[ADDR:]PORT",
+		.help = "serve wss here; repeatable; 8443 if there is no "
+		"listener at all" },
+	{ "listen-plain", OPT_CALL, .call = opt_listen_plain,
+		.list = &settings.listeners, .shape = "[ADDR:]PORT",
+		.help = "serve ws here; repeatable" },
+	{ "push", OPT_TEXT, .to = &settings.push_path, .shape = "PATH",
+		.help = "the push socket (" WSP_PUSH_PATH ")" },
+	{ "push-mode", OPT_CALL, .call = opt_push_mode, .shape = "MODE",
+		.help = "its mode (0660)" },
+	{ "push-group", OPT_TEXT, .to = &settings.push_group, .shape = "GROUP",
+		.help = "its group" },
+	{ "cert", OPT_TEXT, .to = &settings.cert, .reload = true,
+		.shape = "FILE", .help = "certificate chain, PEM or DER" },
+	{ "key", OPT_TEXT, .to = &settings.key, .reload = true,
+		.shape = "FILE", .help = "its private key, RSA or EC" },
+	{ "state", OPT_TEXT, .to = &settings.state, .shape = "DIR",
+		.help = "where a certificate is made without --cert ("
+		WSP_STATE_DIR ")" },
+	{ "service", OPT_CALL, .call = opt_service, .list = &settings.services,
+		.shape = "NAME[=HANDLER][,...]",
+		.help = "a service; repeatable (main_ws_service)" },
+	{ "origin", OPT_CALL, .call = opt_origin, .list = &settings.origins,
+		.reload = true, .shape = "ORIGIN",
+		.help = "pages of this origin may connect; repeatable" },
+	{ "duplicate", OPT_CALL, .call = opt_duplicate,
+		.shape = "takeover|reject",
+		.help = "when an id connects twice (takeover)" },
+	{ "max-sockets", OPT_NUMBER, .to = &settings.max_sockets, .min = 1,
+		.max = 1000000, .shape = "N",
+		.help = "rows of the socket table (256)" },
+	{ "max-per-ip", OPT_NUMBER, .to = &settings.max_per_ip,
+		.max = 1000000, .shape = "N",
+		.help = "connections from one address (0: no limit)" },
+	{ "queue-messages", OPT_NUMBER, .to = &settings.queue_messages,
+		.min = 1, .max = 65535, .shape = "N",
+		.help = "messages in a socket's queue (64)" },
+	{ "queue-bytes", OPT_NUMBER, .to = &settings.queue_bytes, .min = 1,
+		.max = 1 << 30, .shape = "N",
+		.help = "bytes in a socket's queue (65536)" },
+	{ "overflow", OPT_CALL, .call = opt_overflow, .reload = true,
+		.shape = "drop-oldest|refuse|close",
+		.help = "when a queue is full (drop-oldest)" },
+	{ "store-bytes", OPT_NUMBER, .to = &settings.store_bytes, .min = 1024,
+		.max = 1 << 30, .shape = "N",
+		.help = "memory for all queued messages (1048576)" },
+	{ "max-message", OPT_NUMBER, .to = &settings.max_message, .min = 1,
+		.max = 16 << 20, .shape = "N",
+		.help = "bytes of a pushed message (65536)" },
+	{ "max-inbound", OPT_NUMBER, .to = &settings.max_inbound, .min = 125,
+		.max = 16 << 20, .shape = "N",
+		.help = "bytes of a client's message (16384)" },
+	{ "send-buffer", OPT_NUMBER, .to = &settings.send_buffer, .min = 2048,
+		.max = 16 << 20, .shape = "N",
+		.help = "SO_SNDBUF of a connection (32768)" },
+	{ "session-ttl", OPT_NUMBER, .to = &settings.session_ttl,
+		.max = MAX_SECONDS, .reload = true, .shape = "S",
+		.help = "seconds an away socket is kept (300)" },
+	{ "ping-interval", OPT_NUMBER, .to = &settings.ping_interval,
+		.max = MAX_SECONDS, .shape = "S",
+		.help = "seconds between keepalive Pings; 0: off (25)" },
+	{ "pong-timeout", OPT_NUMBER, .to = &settings.pong_timeout, .min = 1,
+		.max = MAX_SECONDS, .shape = "S",
+		.help = "seconds for the Pong (10)" },
+	{ "handshake-timeout", OPT_NUMBER, .to = &settings.handshake_timeout,
+		.min = 1, .max = MAX_SECONDS, .shape = "S",
+		.help = "seconds from accept to 101 (10)" },
+	{ "ack", OPT_CALL, .call = opt_ack, .shape = "pong|sent",
+		.help = "what acknowledges a message (pong)" },
+	{ "no-page", OPT_FLAG, .to = &settings.no_page,
+		.help = "no test page at /" },
+	{ "wait", OPT_NUMBER, .to = &settings.wait, .max = MAX_SECONDS,
+		.shape = "S",
+		.help = "try again so long for what is not to be had (0)" },
+	{ "user", OPT_TEXT, .to = &serve.user, .shape = "USER[:GROUP]",
+		.help = "become this user once everything is bound" },
+	{ "config", OPT_TEXT, .to = &serve.config, .shape = "FILE",
+		.help = "read these options from a file" },
+	{ "memory", OPT_FLAG, .to = &serve.memory,
+		.help = "print the memory it will take, and exit" },
+	{ "check", OPT_FLAG, .to = &serve.check,
+		.help = "check options and certificate, and exit" },
+	{ "log-level", OPT_CALL, .call = opt_log_level, .reload = true,
+		.shape = "error|warn|info|debug", .help = "(info)" },
+	{ "syslog", OPT_FLAG, .to = &serve.syslog,
+		.help = "log to syslog, not to standard error" },
+};
+
+static const struct serve_option *
+serve_find_option(struct str name)
+{
+	for (u32 i = 0; i < COUNT(serve_options); i++)
+		if (str_is(name, serve_options[i].name))
+			return &serve_options[i];
+	return NULL;
+}
+
+/* Takes one value; the sentence says what is wrong with it. */
+static const char *
+serve_set(const struct serve_option *o, const char *value)
+{
+	static char why[96];
+	u64 v;
+
+	switch (o->kind) {
+	case OPT_FLAG:
+		*(bool *)o->to = true;
+		return NULL;
+	case OPT_TEXT:
+		*(const char **)o->to = value;
+		return value[0] ? NULL : "it needs a value";
+	case OPT_NUMBER:
+		if (text_u64(&v, text_of(value), o->max) && v >= o->min) {
+			*(u32 *)o->to = (u32)v;
+			return NULL;
+		}
+		snprintf(why, sizeof why, "it takes a number from %u to %u",
+		    o->min, o->max);
+		return why;
+	case OPT_CALL:
+		return o->call(value);
+	}
+	return NULL;
+}
+
+/* The first value of a list on the command line replaces the file's. */
+static void
+serve_replace_list(const struct serve_option *o)
+{
+	size_t i = (size_t)(o - serve_options);
+
+	if (!o->list || serve.from_file || serve.replaced[i])
+		return;
+	for (size_t k = 0; k < COUNT(serve_options); k++)
+		if (serve_options[k].list == o->list)
+			serve.replaced[k] = true;
+	*o->list = 0;
+}
+
+static void
+serve_usage(FILE *to)
+{
+	fprintf(to, "usage: wspush serve [options]\n");
+	for (u32 i = 0; i < COUNT(serve_options); i++) {
+		const struct serve_option *o = &serve_options[i];
+		char left[64];
+
+		snprintf(left, sizeof left, "--%s %s", o->name,
+		    o->shape ? o->shape : "");
+		fprintf(to, "  %-36s %s\n", left, o->help);
+	}
+}
+
+/* Reads the command line.  With `only_config` just --config is looked for.
+ * Returns 0, or 2 when the sentence is out. */
+static int
+serve_read_arguments(int argc, char **argv, bool only_config)
+{
+	for (int i = 1; i < argc; i++) {
+		struct str arg = text_of(argv[i]), name;
+		const struct serve_option *o = NULL;
+		const char *value = NULL, *why;
+
+		if (str_begins(arg, STR("--"))) {
+			arg = text_from(arg, 2);
+			(void)split_next(&arg, '=', &name);
+			o = serve_find_option(name);
+			value = arg.p;
+		}
+		if (!o) {
+			fprintf(stderr, "wspush: unknown option %s; see "
+			    "wspush help serve\n", argv[i]);
+			return 2;
+		}
+		if (o->kind == OPT_FLAG ? value != NULL :
+		    !value && !(value = argv[++i])) {
+			fprintf(stderr, "wspush: --%s takes %s\n", o->name,
+			    o->kind == OPT_FLAG ? "no value" : o->shape);
+			return 2;
+		}
+		if (only_config != (o->to == &serve.config))
+			continue;
+		serve_replace_list(o);
+		why = serve_set(o, value);
+		if (why) {
+			fprintf(stderr, "wspush: --%s %s: %s\n", o->name,
+			    value, why);
+			return 2;
+		}
+	}
+	return 0;
+}
+
+/* One line of the settings file, `name value`, which may be changed. */
+static const char *
+serve_read_line(char *line)
+{
+	size_t n = strlen(line), name_n;
+	const struct serve_option *o;
+	char *value;
+
+	while (n > 0 && strchr(" \t\r", line[n - 1]))
+		line[--n] = '\0';
+	line += strspn(line, " \t");
+	if (*line == '\0' || *line == '#')
+		return NULL;
+	name_n = strcspn(line, " \t");
+	value = line + name_n + strspn(line + name_n, " \t");
+	o = serve_find_option((struct str){ line, name_n });
+	if (!o || o->to == &serve.config)
+		return "no option has this name";
+	if (o->kind == OPT_FLAG && *value != '\0')
+		return "this option takes no value";
+	if (o->kind != OPT_FLAG && *value == '\0')
+		return "this option needs a value";
+	return serve_set(o, value);
+}
+
+static int
+serve_read_file(const char *path)
+{
+	char *text, *line, *next;
+	ssize_t n;
+	int number = 1, result = 0;
+
+	serve_file_next = serve_file_now < 0 ? 0 : 1 + (serve_file_now == 1);
+	text = serve_file[serve_file_next];
+	n = sys_read_file(path, text, sizeof serve_file[0]);
+	if (n < 0) {
+		fprintf(stderr, "wspush: --config %s: %s\n", path,
+		    strerror((int)-n));
+		return 2;
+	}
+	text[n] = '\0';
+	serve.from_file = true;
+	for (line = text; line && result == 0; line = next, number++) {
+		const char *why;
+		char shown[80];
+
+		next = strchr(line, '\n');
+		if (next)
+			*next++ = '\0';
+		snprintf(shown, sizeof shown, "%s", line);
+		why = serve_read_line(line);
+		if (why) {
+			fprintf(stderr, "wspush: %s:%d: %s: %s\n", path,
+			    number, shown, why);
+			result = 2;
+		}
+	}
+	serve.from_file = false;
+	return result;
+}
+
+static void
+serve_defaults(void)
+{
+	settings = (struct settings){ .push_path = WSP_PUSH_PATH,
+		.push_mode = 0660, .state = WSP_STATE_DIR,
+		.max_sockets = WSP_SOCKETS,
+		.queue_messages = WSP_QUEUE_MESSAGES,
+		.queue_bytes = WSP_QUEUE_BYTES,
+		.store_bytes = WSP_STORE_BYTES,
+		.max_message = WSP_MAX_MESSAGE,
+		.max_inbound = WSP_MAX_INBOUND, .send_buffer = 32768,
+		.session_ttl = 300, .ping_interval = 25, .pong_timeout = 10,
+		.handshake_timeout = 10 };
+}
+
+/* What one option cannot know of another.  NULL: all is well. */
+static const char *
+serve_check(void)
+{
+	if (settings.queue_bytes < settings.max_message)
+		return "--queue-bytes is less than --max-message";
+	if (settings.store_bytes < settings.max_message +
+	    FRAME_HEAD_MAX + WSP_MAX_KEY)
+		return "--store-bytes has no room for one --max-message";
+	if (!settings.cert != !settings.key)
+		return "--cert and --key go together";
+	if (strlen(settings.push_path) >
+	    sizeof ((struct sockaddr_un *)0)->sun_path - 1)
+		return "--push is longer than 107 bytes";
+	return NULL;
+}
+
+/* File first, then the command line, which wins. */
+static int
+serve_read_settings(int argc, char **argv)
+{
+	const char *why;
+
+	serve_defaults();
+	memset(serve.replaced, 0, sizeof serve.replaced);
+	if (serve_read_arguments(argc, argv, true) != 0)
+		return 2;
+	if (serve.config && serve_read_file(serve.config) != 0)
+		return 2;
+	if (serve_read_arguments(argc, argv, false) != 0)
+		return 2;
+	if (settings.listeners == 0)
+		(void)opt_listen("8443", true);
+	if (settings.services == 0)
+		(void)opt_service("main_ws_service");
+	for (u32 i = 0; i < settings.services; i++)
+		if (!settings.service[i].has_ack)
+			settings.service[i].ack_sent = settings.ack_sent;
+	why = serve_check();
+	if (why)
+		fprintf(stderr, "wspush: %s\n", why);
+	return why ? 2 : 0;
+}
+
+/*
+ * ---- Memory
+ */
+
+/* One row of the arena: what it is, bytes, and where its place is written. */
+struct memory_row {
+	const char *what;
+	size_t each, count;
+	void **to;
+};
+
+#define MEMORY_ROWS 32
+
+static bool
+serve_has_tls(void)
+{
+	for (u32 i = 0; i < settings.listeners; i++)
+		if (settings.listen[i].tls)
+			return true;
+	return false;
+}
+
+static u32
+serve_connections(void)
+{
+	return settings.max_sockets +
+	    (serve.pending > 0 ? serve.pending : WSP_PENDING);
+}
+
+static size_t
+serve_buffer_size(void)
+{
+	size_t n = settings.max_inbound + FRAME_HEAD_MAX + 4 + 125;
+
+	if (n < RECORD_MAX)
+		n = RECORD_MAX;
+	return n + 256;
+}
+
+static void *serve_tls_memory;
+
+/* Fills in all rows and returns their number. */
+static u32
+serve_memory_rows(struct memory_row *m)
+{
+	u32 n = 0, sockets = settings.max_sockets;
+	u32 conns = serve_connections(), buckets = sock_buckets(sockets);
+	u32 largest = settings.max_message + FRAME_HEAD_MAX + WSP_MAX_KEY;
+	size_t size = serve_buffer_size();
+
+#define ROW(what, each, count, to)                                            \
+	(m[n++] = (struct memory_row){ what, each, count, (void **)(to) })
+	ROW("socket rows", sizeof(struct sock), sockets, &srv.sockets.row);
+	ROW("long ids", WSP_MAX_ID, sockets, &srv.sockets.long_id);
+	ROW("id index", sizeof(u32), buckets, &srv.sockets.bucket);
+	ROW("queues", sizeof(struct queue), sockets, &srv.queues.queue);
+	ROW("drop counts", sizeof(u32), sockets, &srv.queues.drops);
+	ROW("queue entries", sizeof(struct entry) * settings.queue_messages,
+	    sockets, &srv.queues.ring);
+	ROW("session ends", sizeof(struct deadline), sockets, &srv.away.row);
+	ROW("tag rows", sizeof(struct tag), sockets * (size_t)WSP_MAX_TAGS,
+	    &srv.tags.row);
+	ROW("tag texts", TAG_TEXT, sockets * (size_t)WSP_MAX_TAGS,
+	    &srv.tags.text);
+	ROW("tag index", sizeof(u32), buckets * (size_t)2, &srv.tags.bucket);
+	ROW("selected rows", sizeof(u32), sockets, &srv.selected);
+	ROW("messages", sizeof(struct message),
+	    settings.store_bytes / STORE_BYTES_PER_ROW + 16,
+	    &srv.queues.store.row);
+	ROW("message bytes", store_ring_size(settings.store_bytes, largest), 1,
+	    &srv.queues.store.bytes);
+	ROW("connections", sizeof(struct conn), conns, &srv.conn);
+	ROW("their deadlines", sizeof(struct deadline), conns,
+	    &srv.deadline_rows);
+	ROW("their lists", sizeof(u32) * 3, conns, &srv.dirty);
+	if (serve_has_tls()) {
+		ROW("TLS keys", sizeof(struct record_keys), conns, &srv.keys);
+		ROW("TLS handshakes, sessions",
+		    tls_memory(WSP_HANDSHAKES, conns), 1, &serve_tls_memory);
+	}
+	ROW("buffers", size, WSP_BUFFERS, &srv.buffer_bytes);
+	ROW("input", size, 1, &srv.scratch_in);
+	ROW("output", SCRATCH_OUT + size, 1, &srv.scratch_out);
+	ROW("answers", size, 1, &srv.scratch_answer);
+	ROW("datagrams", settings.max_message + WSP_MAX_REQUEST_LINE + 2, 1,
+	    &srv.scratch_push);
+	ROW("replies", WSP_MAX_LIST * 2 + 256, 1, &srv.scratch_reply);
+#undef ROW
+	assert(n <= MEMORY_ROWS);
+	return n;
+}
+
+static size_t
+memory_size(const struct memory_row *m)
+{
+	return (m->each * m->count + 63) & ~(size_t)63;
+}
+
+static int
+serve_print_memory(void)
+{
+	struct memory_row rows[MEMORY_ROWS];
+	u32 n = serve_memory_rows(rows);
+	size_t total = 0;
+
+	printf("%-26s %12s %10s %14s\n", "what", "bytes each", "rows", "bytes");
+	for (u32 i = 0; i < n; i++) {
+		printf("%-26s %12zu %10zu %14zu\n", rows[i].what, rows[i].each,
+		    rows[i].count, memory_size(&rows[i]));
+		total += memory_size(&rows[i]);
+	}
+	printf("%-26s %12s %10s %14zu\n", "reserved in all", "", "", total);
+	printf("A page that is never used is never touched and costs "
+	    "nothing.\n");
+	return fflush(stdout) == 0 ? 0 : 1;
+}
+
+/* Maps the arena and hands out its rows.  Never used pages are never
+ * touched: the kernel gives them as zeroes when they are. */
+static int
+serve_take_memory(void)
+{
+	struct memory_row rows[MEMORY_ROWS];
+	u32 n = serve_memory_rows(rows);
+	size_t total = 0;
+	u8 *p;
+
+	for (u32 i = 0; i < n; i++)
+		total += memory_size(&rows[i]);
+	p = mmap(NULL, total, PROT_READ | PROT_WRITE,
+	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p == MAP_FAILED) {
+		snprintf(serve_why, sizeof serve_why, "there are no %zu bytes "
+		    "of memory; see --memory", total);
+		return 1;
+	}
+	for (u32 i = 0; i < n; i++) {
+		*rows[i].to = p;
+		p += memory_size(&rows[i]);
+	}
+	return 0;
+}
+
+/* Lays the tables out in the arena. */
+static void
+serve_place(void)
+{
+	u32 sockets = settings.max_sockets, conns = serve_connections();
+	u32 seed, buckets = sock_buckets(sockets);
+	u32 largest = settings.max_message + FRAME_HEAD_MAX + WSP_MAX_KEY;
+	static struct str names[SETTINGS_SERVICES];
+
+	sys_random(&seed, sizeof seed);
+	srv.conns = conns;
+	srv.free = NONE;
+	srv.dead = srv.dirty + conns;
+	srv.next_waiting = srv.dead + conns;
+	srv.first_waiting = srv.last_waiting = NONE;
+	srv.buffer_size = serve_buffer_size();
+	for (u32 i = 0; i < WSP_BUFFERS; i++)
+		srv.buffer[i].conn = NONE;
+	srv.push_size = settings.max_message + WSP_MAX_REQUEST_LINE + 2;
+	srv.reply_size = WSP_MAX_LIST + 256;
+	srv.scratch_list = srv.scratch_reply + srv.reply_size;
+	deadline_init(&srv.deadlines, srv.deadline_rows);
+	deadline_init(&srv.away, srv.away.row);
+	sock_init(&srv.sockets, srv.sockets.row, srv.sockets.long_id,
+	    srv.sockets.bucket, sockets, buckets, seed);
+	store_init(&srv.queues.store, srv.queues.store.bytes,
+	    (u32)store_ring_size(settings.store_bytes, largest),
+	    settings.store_bytes, srv.queues.store.row,
+	    settings.store_bytes / STORE_BYTES_PER_ROW + 16);
+	srv.queues.cap = (u16)settings.queue_messages;
+	srv.queues.byte_cap = settings.queue_bytes;
+	for (u32 i = 0; i < settings.services; i++)
+		names[i] = settings.service[i].name;
+	tags_init(&srv.tags, srv.tags.row, srv.tags.text, srv.tags.bucket,
+	    sockets * WSP_MAX_TAGS, buckets * 2, names, settings.services,
+	    &srv.sockets);
+}
+
+/*
+ * ---- Start
+ *
+ * Each step returns 0, or 1 when its sentence is in serve_why; with --wait
+ * what is not to be had is tried again.
+ */
+
+static int serve_cannot(const char *format, ...)
+    __attribute__((format(printf, 1, 2)));
+
+static int
+serve_cannot(const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(serve_why, sizeof serve_why, format, ap);
+	va_end(ap);
+	return 1;
+}
+
+/* Splits [ADDR:]PORT; ADDR may stand in brackets. */
+static int
+serve_split_address(const char *text, char host[64], const char **port)
+{
+	const char *colon = strrchr(text, ':');
+	size_t n = colon ? (size_t)(colon - text) : 0;
+
+	*port = colon ? colon + 1 : text;
+	if (n >= 2 && text[0] == '[' && text[n - 1] == ']') {
+		text++;
+		n -= 2;
+	}
+	if (n >= 64)
+		return -1;
+	memcpy(host, text, n);
+	host[n] = '\0';
+	return 0;
+}
+
+/* What newcomers inherit from the listener costs no call of their own. */
+static int
+serve_set_listener(int fd, const struct sockaddr *to, socklen_t to_n)
+{
+	sys_setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+	if (to->sa_family == AF_INET6)
+		sys_setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY,
+		    !IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)
+		    (const void *)to)->sin6_addr));
+	sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, (int)settings.send_buffer);
+	sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+	if (settings.ping_interval > 0)
+		sys_setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT,
+		    (int)min_size(INT_MAX, (settings.ping_interval +
+		    (size_t)settings.pong_timeout) * 1000));
+	if (bind(fd, to, to_n) < 0 || listen(fd, SOMAXCONN) < 0)
+		return -errno;
+	return 0;
+}
+
+static int
+serve_listen_at(struct listener *l, const struct addrinfo *a)
+{
+	int fd = socket(a->ai_family,
+	    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), err;
+
+	if (fd < 0)
+		return -errno;
+	err = serve_set_listener(fd, a->ai_addr, a->ai_addrlen);
+	if (err < 0)
+		close(fd);
+	else
+		l->fd = fd;
+	return err;
+}
+
+static int
+serve_listen(struct listener *l)
+{
+	static const char *const any[] = { "::", "0.0.0.0" };
+	struct addrinfo hints = { .ai_socktype = SOCK_STREAM,
+		.ai_flags = AI_PASSIVE | AI_NUMERICSERV | AI_NUMERICHOST };
+	struct addrinfo *a;
+	char host[64];
+	const char *port;
+	int err = -EINVAL;
+
+	if (l->fd >= 0)
+		return 0;
+	if (serve_split_address(l->text, host, &port) < 0)
+		return serve_cannot("%s is no address", l->text);
+	for (int try = 0; try < 2 && err < 0; try++) {
+		if (getaddrinfo(host[0] ? host : any[try], port, &hints, &a))
+			return serve_cannot("%s is no [ADDR:]PORT", l->text);
+		err = serve_listen_at(l, a);
+		freeaddrinfo(a);
+		if (host[0] || err != -EAFNOSUPPORT)
+			break;
+	}
+	if (err < 0)
+		return serve_cannot("cannot listen on %s: %s", l->text,
+		    strerror(-err));
+	return 0;
+}
+
+/* Is somebody at the other end of this path? */
+static bool
+serve_path_is_live(const struct sockaddr_un *a)
+{
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	bool live = connect(fd, (const struct sockaddr *)a, sizeof *a) == 0 ||
+	    errno != ECONNREFUSED;
+
+	close(fd);
+	return live;
+}
+
+/* Makes way for the push socket: the directory, and nothing at the path but
+ * perhaps the socket of a dead server. */
+static int
+serve_clear_path(const struct sockaddr_un *a)
+{
+	char dir[sizeof a->sun_path];
+	struct stat st;
+	char *slash;
+
+	snprintf(dir, sizeof dir, "%s", a->sun_path);
+	slash = strrchr(dir, '/');
+	if (slash && slash != dir) {
+		*slash = '\0';
+		if (mkdir(dir, 0755) < 0 && errno != EEXIST)
+			return serve_cannot("cannot make %s: %s", dir,
+			    strerror(errno));
+	}
+	if (lstat(a->sun_path, &st) < 0)
+		return 0;
+	if (!S_ISSOCK(st.st_mode))
+		return serve_cannot("%s is there and is no socket",
+		    a->sun_path);
+	if (serve_path_is_live(a))
+		return serve_cannot("another server has %s", a->sun_path);
+	if (unlink(a->sun_path) < 0)
+		return serve_cannot("cannot remove the old %s: %s",
+		    a->sun_path, strerror(errno));
+	return 0;
+}
+
+static int
+serve_set_group(const char *path)
+{
+	const struct group *g;
+
+	if (!settings.push_group)
+		return 0;
+	g = getgrnam(settings.push_group);
+	if (!g)
+		return serve_cannot("there is no group %s",
+		    settings.push_group);
+	if (chown(path, (uid_t)-1, g->gr_gid) < 0)
+		return serve_cannot("cannot give %s to group %s: %s", path,
+		    settings.push_group, strerror(errno));
+	return 0;
+}
+
+/* Binds the push socket; its mode is right from the first moment on. */
+static int
+serve_bind_push(void)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	struct stat st;
+	mode_t mask;
+	int r;
+
+	if (srv.push >= 0)
+		return 0;
+	memcpy(a.sun_path, settings.push_path, strlen(settings.push_path) + 1);
+	if (serve_clear_path(&a) != 0)
+		return 1;
+	srv.push = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
+	    0);
+	mask = umask(0777 & ~settings.push_mode);
+	r = bind(srv.push, (struct sockaddr *)&a, sizeof a);
+	umask(mask);
+	if (r < 0)
+		r = serve_cannot("cannot bind %s: %s", a.sun_path,
+		    strerror(errno));
+	else if (serve_set_group(a.sun_path) != 0)
+		r = 1;
+	if (r == 0 && stat(a.sun_path, &st) == 0) {
+		serve.push_dev = st.st_dev;
+		serve.push_ino = st.st_ino;
+		return 0;
+	}
+	close(srv.push);
+	srv.push = -1;
+	return 1;
+}
+
+/* Removes the push socket's path, if what is there is still ours. */
+static void
+serve_unlink_push(void)
+{
+	struct stat st;
+
+	if (lstat(settings.push_path, &st) == 0 &&
+	    st.st_dev == serve.push_dev && st.st_ino == serve.push_ino)
+		unlink(settings.push_path);
+}
+
+/* The certificate: the user's, or one made in --state. */
+static int
+serve_certificate(void)
+{
+	char cert[PATH_MAX], key[PATH_MAX];
+
+	if (!serve_has_tls())
+		return 0;
+	if (settings.cert)
+		return tls_load(settings.cert, settings.key, serve_why,
+		    sizeof serve_why) < 0;
+	if (tls_state_certificate(settings.state, serve_why,
+	    sizeof serve_why) < 0)
+		return 1;
+	snprintf(cert, sizeof cert, "%s/cert.pem", settings.state);
+	snprintf(key, sizeof key, "%s/key.pem", settings.state);
+	return tls_load(cert, key, serve_why, sizeof serve_why) < 0;
+}
+
+/* Descriptors for everybody: the soft limit is raised to the hard one, and
+ * when that is tight there is less room for those on their way in. */
+static int
+serve_raise_limits(void)
+{
+	enum { OTHERS = 32, LEAST_PENDING = 16 };
+	struct rlimit l;
+	u32 need = settings.max_sockets + OTHERS + LEAST_PENDING;
+
+	getrlimit(RLIMIT_NOFILE, &l);
+	if (l.rlim_max < need)
+		return serve_cannot("--max-sockets %u needs %u open files and "
+		    "the hard limit is %llu", settings.max_sockets, need,
+		    (unsigned long long)l.rlim_max);
+	l.rlim_cur = l.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &l);
+	serve.pending = (u32)min_size(WSP_PENDING,
+	    l.rlim_max - settings.max_sockets - OTHERS);
+	return 0;
+}
+
+static int
+serve_watch_signals(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	srv.signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	srv.epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (srv.signals < 0 || srv.epoll < 0)
+		return serve_cannot("no descriptors: %s", strerror(errno));
+	return 0;
+}
+
+static int
+serve_drop_root(void)
+{
+	char name[64];
+	const struct passwd *user;
+	const struct group *group = NULL;
+	const char *colon;
+	gid_t gid;
+
+	if (!serve.user)
+		return 0;
+	colon = strchr(serve.user, ':');
+	snprintf(name, sizeof name, "%.*s", colon ?
+	    (int)(colon - serve.user) : (int)sizeof name, serve.user);
+	user = getpwnam(name);
+	if (!user)
+		return serve_cannot("there is no user %s", name);
+	if (colon && !(group = getgrnam(colon + 1)))
+		return serve_cannot("there is no group %s", colon + 1);
+	gid = group ? group->gr_gid : user->pw_gid;
+	if (setgroups(0, NULL) < 0 || setgid(gid) < 0 ||
+	    setuid(user->pw_uid) < 0)
+		return serve_cannot("cannot become %s: %s", serve.user,
+		    strerror(errno));
+	if (settings.key && access(settings.key, R_OK) < 0)
+		log_event(LOG_LEVEL_WARN, "key", "path=%s why=\"user %s "
+		    "cannot read it, a reload will fail\"", settings.key, name);
+	return 0;
+}
+
+/* What may not be there yet when a board boots. */
+static int
+serve_acquire(void)
+{
+	if (serve_certificate() != 0)
+		return 1;
+	for (u32 i = 0; i < settings.listeners; i++)
+		if (serve_listen(&settings.listen[i]) != 0)
+			return 1;
+	return serve_bind_push();
+}
+
+/* Tries for --wait seconds; says so once. */
+static int
+serve_acquire_patiently(void)
+{
+	int64_t until = sys_clock_ms(CLOCK_MONOTONIC) +
+	    settings.wait * INT64_C(1000);
+	bool said = false;
+
+	while (serve_acquire() != 0) {
+		int64_t now = sys_clock_ms(CLOCK_MONOTONIC);
+		struct signalfd_siginfo info;
+		struct pollfd p = { .fd = srv.signals, .events = POLLIN };
+
+		if (now >= until)
+			return 1;
+		if (!said)
+			log_event(LOG_LEVEL_WARN, "waiting", "why=\"%s\" "
+			    "for=%us", serve_why, settings.wait);
+		said = true;
+		poll(&p, 1, (int)min_size(1000, (size_t)(until - now)));
+		if (p.revents && read(srv.signals, &info, sizeof info) > 0 &&
+		    info.ssi_signo != SIGHUP)
+			return serve_cannot("stopped while waiting");
+	}
+	return 0;
+}
+
+static int
+serve_arm(void)
+{
+	int err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, srv.push, EPOLLIN,
+	    LOOP_PUSH);
+
+	if (err == 0)
+		err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, srv.signals,
+		    EPOLLIN, LOOP_SIGNAL);
+	for (u32 i = 0; i < settings.listeners && err == 0; i++)
+		err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD,
+		    settings.listen[i].fd, EPOLLIN, LOOP_LISTENER + i);
+	srv.listening = true;
+	return err == 0 ? 0 : serve_cannot("epoll: %s", strerror(-err));
+}
+
+/* The one line that scripts wait for. */
+static void
+serve_say_ready(void)
+{
+	char line[1024];
+	struct out o = out_to(line, sizeof line);
+
+	out_text(&o, "wspush: ready");
+	for (u32 k = 0; k < settings.listeners * 2; k++) {
+		const struct listener *l =
+		    &settings.listen[k % settings.listeners];
+		struct sockaddr_storage a;
+		socklen_t n = sizeof a;
+		struct conn c = { 0 };
+		char text[64];
+
+		if (l->tls != (k < settings.listeners) ||
+		    getsockname(l->fd, (struct sockaddr *)&a, &n) < 0)
+			continue;
+		conn_set_peer(&c, &a);
+		conn_peer(text, &c);
+		out_text(&o, l->tls ? " wss=" : " ws=");
+		out_text(&o, text);
+	}
+	out_text(&o, " push=");
+	out_text(&o, settings.push_path);
+	out_char(&o, '\n');
+	(void)!sys_write(STDERR_FILENO, line, o.n);
+}
+
+/*
+ * ---- Run
+ */
+
+static void
+serve_stop(void)
+{
+	if (srv.stopping)
+		return;
+	log_event(LOG_LEVEL_INFO, "stopping", "connections=%u", srv.live);
+	srv.stopping = true;
+	srv.stop_at = srv.now + 1000;
+	(void)push_drain();
+	for (u32 i = 0; i < settings.listeners; i++)
+		close(settings.listen[i].fd);
+	srv.listening = false;
+	serve_unlink_push();
+	sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, srv.push, 0, 0);
+}
+
+/* Has anybody who is connected something left to be written? */
+static bool
+serve_owes(void)
+{
+	for (u32 i = 0; i < srv.fresh; i++) {
+		const struct conn *c = &srv.conn[i];
+
+		if (c->state == CONN_OPEN && (c->out != 0 ||
+		    queue_limit(&srv.queues, c->sock) > 0))
+			return true;
+	}
+	return false;
+}
+
+static void
+serve_close_all(void)
+{
+	for (u32 i = 0; i < srv.fresh; i++) {
+		struct conn *c = &srv.conn[i];
+
+		if (c->state == CONN_OPEN)
+			conn_close(c, WSP_CLOSE_GOING_AWAY, STR(""));
+		else if (c->state == CONN_WAIT || c->state == CONN_TLS ||
+		    c->state == CONN_HTTP)
+			conn_kill(c, "the server stops");
+	}
+}
+
+/* After SIGTERM: up to a second to write what is queued, then Close to all,
+ * and whoever does not answer is left. */
+static void
+serve_finish(void)
+{
+	while (serve_owes() && srv.now < srv.stop_at)
+		loop_turn();
+	serve_close_all();
+	srv.stop_at = srv.now + 1500;
+	while (srv.live > 0 && srv.now < srv.stop_at)
+		loop_turn();
+}
+
+/* What a reload may change is taken over; what it may not is named. */
+static void
+serve_take_over(const struct settings *new)
+{
+	for (u32 i = 0; i < COUNT(serve_options); i++) {
+		const struct serve_option *o = &serve_options[i];
+		size_t at = (size_t)((const char *)o->to -
+		    (const char *)&settings);
+		const char *was, *is;
+		bool differs = false;
+
+		if (o->reload || at >= sizeof settings)
+			continue;
+		if (o->kind == OPT_NUMBER)
+			differs = memcmp((const char *)&settings + at,
+			    (const char *)new + at, sizeof(u32)) != 0;
+		else if (o->kind == OPT_FLAG)
+			differs = memcmp((const char *)&settings + at,
+			    (const char *)new + at, sizeof(bool)) != 0;
+		else if (o->kind == OPT_TEXT) {
+			memcpy(&was, (const char *)&settings + at, sizeof was);
+			memcpy(&is, (const char *)new + at, sizeof is);
+			differs = !was != !is || (was && strcmp(was, is) != 0);
+		}
+		if (differs)
+			log_event(LOG_LEVEL_WARN, "reload", "option=--%s "
+			    "why=\"it needs a restart\"", o->name);
+	}
+	memcpy(settings.origin, new->origin, sizeof settings.origin);
+	settings.origins = new->origins;
+	settings.overflow = new->overflow;
+	settings.session_ttl = new->session_ttl;
+}
+
+/* Listeners and services are lists: any change needs a restart. */
+static void
+serve_compare_lists(const struct settings *new)
+{
+	bool same = new->listeners == settings.listeners;
+
+	for (u32 i = 0; same && i < settings.listeners; i++)
+		same = strcmp(new->listen[i].text, settings.listen[i].text)
+		    == 0 && new->listen[i].tls == settings.listen[i].tls;
+	if (!same)
+		log_event(LOG_LEVEL_WARN, "reload", "option=--listen "
+		    "why=\"it needs a restart\"");
+	same = new->services == settings.services;
+	for (u32 i = 0; same && i < settings.services; i++)
+		same = str_eq(new->service[i].name, settings.service[i].name)
+		    && new->service[i].handler == settings.service[i].handler;
+	if (!same)
+		log_event(LOG_LEVEL_WARN, "reload", "option=--service "
+		    "why=\"it needs a restart\"");
+}
+
+static void
+serve_reload(void)
+{
+	static struct settings old;
+	enum log_level level = log_to.level;
+	static struct settings new;
+
+	old = settings;
+	if (serve_read_settings(serve.argc, serve.argv) != 0) {
+		log_event(LOG_LEVEL_ERROR, "reload",
+		    "why=\"bad settings, the old ones stay\"");
+		settings = old;
+		log_to.level = level;
+	} else {
+		new = settings;
+		settings = old;
+		serve_compare_lists(&new);
+		serve_take_over(&new);
+		serve_file_now = serve_file_next;
+	}
+	if (serve_has_tls() && tls_reload(serve_why, sizeof serve_why) < 0)
+		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", serve_why);
+	else
+		log_event(LOG_LEVEL_INFO, "reloaded", "cert_days=%d",
+		    serve_has_tls() ? tls_cert_days() : 0);
+}
+
+static void
+serve_signal(int number)
+{
+	if (number == SIGHUP)
+		serve_reload();
+	else
+		serve_stop();
+}
+
+static int
+serve_run(void)
+{
+	serve_say_ready();
+	while (!srv.stopping)
+		loop_turn();
+	serve_finish();
+	log_event(LOG_LEVEL_INFO, "stopped", "connections=%u", srv.live);
+	return 0;
+}
+
+/* Reads what is configured and says whether it would do. */
+static int
+serve_only_check(void)
+{
+	if (serve_certificate() != 0) {
+		fprintf(stderr, "wspush: %s\n", serve_why);
+		return 2;
+	}
+	return 0;
+}
+
+static int
+serve_start(void)
+{
+	if (serve_raise_limits() != 0 || serve_watch_signals() != 0)
+		return 1;
+	if (serve_take_memory() != 0)
+		return 1;
+	serve_place();
+	if (serve_has_tls()) {
+		tls_place(serve_tls_memory, WSP_HANDSHAKES,
+		    serve_connections());
+		if (tls_start(serve_why, sizeof serve_why) < 0)
+			return 1;
+	}
+	srv.push = -1;
+	srv.now = srv.started = sys_clock_ms(CLOCK_MONOTONIC);
+	if (serve_acquire_patiently() != 0)
+		return 1;
+	if (serve_drop_root() != 0 || serve_arm() != 0) {
+		serve_unlink_push();
+		return 1;
+	}
+	return 0;
+}
+
+static int
+serve_command(int argc, char **argv)
+{
+	int status;
+
+	for (int i = 1; i < argc; i++)
+		if (strcmp(argv[i], "--help") == 0) {
+			serve_usage(stdout);
+			return 0;
+		}
+	serve.argc = argc;
+	serve.argv = argv;
+	status = serve_read_settings(argc, argv);
+	if (status != 0)
+		return status;
+	serve_file_now = serve_file_next;
+	if (serve.check)
+		return serve_only_check();
+	if (serve.memory)
+		return serve_print_memory();
+	if (serve.syslog) {
+		openlog("wspush", LOG_PID, LOG_DAEMON);
+		log_to.to_syslog = true;
+	}
+	if (serve_start() != 0) {
+		fprintf(stderr, "wspush: %s\n", serve_why);
+		return 1;
+	}
+	return serve_run();
+}
+
+/* ----- 24. Client --------------------------------------------------------
+ *
+ * The verbs that talk to a running server, for people and scripts: one
+ * request, one reply, one exit status.  Owns an autobound datagram socket that
+ * leaves nothing behind.  Promises that no script waits longer than the limit
+ * below, and that what goes wrong is one sentence on standard error.  Refuses
+ * here, as wrong usage, what would break the request line.  A process of a
+ * verb lives for a moment: this room may use stdio and malloc.
+ */
+#define CLIENT_LIMIT_MS 5000       /* for all of a verb's requests together */
+#define CLIENT_MAX_INPUT (1 << 24) /* the ceiling of --max-message */
+
+enum client_status {
+	CLIENT_DONE,
+	CLIENT_REFUSED,
+	CLIENT_USAGE,
+	CLIENT_NO_SERVER,
+	CLIENT_NO_SOCKET,
+	CLIENT_NOT_ACKED
+};
+
+struct client {
+	const char *verb;
+	const char *opt[128]; /* an option letter's value, "" for a flag */
+	char **args;          /* what follows the options */
+	int count;
+	int fd;
+	struct sockaddr_un to;
+	int64_t limit_ms, deadline_ms;
+	char ref[17];     /* fresh with every request */
+	struct out head;  /* the request line, over `line` */
+	struct str body;
+	struct reply reply;
+	char line[WSP_MAX_REQUEST_LINE + 1];
+};
+
+/* The last reply; c->reply points into it. */
+static char client_room[65536];
+
+/* A body that is not on the command line; held until the process ends. */
+static char *client_heap;
+
+static void client_say(const char *format, ...)
+    __attribute__((format(printf, 1, 2)));
+static int client_wrong(const struct client *c, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void
+client_say(const char *format, ...)
+{
+	va_list ap;
+
+	fputs("wspush: ", stderr);
+	va_start(ap, format);
+	vfprintf(stderr, format, ap);
+	va_end(ap);
+	fputc('\n', stderr);
+}
+
+/* Wrong usage; main adds the usage line. */
+static int
+client_wrong(const struct client *c, const char *format, ...)
+{
+	va_list ap;
+
+	fprintf(stderr, "wspush %s: ", c->verb);
+	va_start(ap, format);
+	vfprintf(stderr, format, ap);
+	va_end(ap);
+	fputc('\n', stderr);
+	return CLIENT_USAGE;
+}
+
+/*
+ * Options end at the first argument that is none, so that a message may begin
+ * with `-`.  `known` is as for getopt(): letters, a `:` behind those that take
+ * a value.  Of an option given twice the last counts.
+ */
+static int
+client_options(struct client *c, const char *known, int argc, char **argv)
+{
+	int i;
+
+	for (i = 1; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
+		const char *a = argv[i] + 1, *k;
+
+		if (strcmp(a, "-") == 0) {
+			i++;
+			break;
+		}
+		if (*a == '-')
+			return client_wrong(c, "unknown option %s", argv[i]);
+		for (; *a; a++) {
+			k = *a == ':' ? NULL : strchr(known, *a);
+			if (!k)
+				return client_wrong(c, "unknown option -%c",
+				    *a);
+			if (k[1] == ':')
+				break;
+			c->opt[(u8)*a] = "";
+		}
+		if (!*a)
+			continue;
+		if (!a[1] && ++i == argc)
+			return client_wrong(c, "option -%c needs a value", *a);
+		c->opt[(u8)*a] = a[1] ? a + 1 : argv[i];
+	}
+	c->args = argv + i;
+	c->count = argc - i;
+	return CLIENT_DONE;
+}
+
+static int
+client_address(struct client *c)
+{
+	const char *path = c->opt['s'];
+
+	if (!path)
+		path = getenv("WSPUSH_SOCKET");
+	if (!path || (!*path && !c->opt['s']))
+		path = WSP_PUSH_PATH;
+	if (!*path || strlen(path) >= sizeof c->to.sun_path)
+		return client_wrong(c, "the path of the push socket must have "
+		    "1 to %zu bytes", sizeof c->to.sun_path - 1);
+	c->to.sun_family = AF_UNIX;
+	strcpy(c->to.sun_path, path);
+	return CLIENT_DONE;
+}
+
+/* Reads the command line of a verb that takes min to max arguments (max < 0:
+ * any number), the first of them, if any, a target. */
+static int
+client_start(struct client *c, const char *known, int argc, char **argv,
+    int min, int max)
+{
+	memset(c, 0, sizeof *c);
+	c->verb = argv[0];
+	c->fd = -1;
+	c->limit_ms = CLIENT_LIMIT_MS;
+	signal(SIGPIPE, SIG_IGN);
+	if (client_options(c, known, argc, argv))
+		return CLIENT_USAGE;
+	if (c->count < min)
+		return client_wrong(c, "TARGET is missing");
+	if (max >= 0 && c->count > max)
+		return client_wrong(c, "too many arguments at '%s'%s",
+		    c->args[max], max > 0 ? "; several words need quotes" : "");
+	return client_address(c);
+}
+
+/* ----- a request is written */
+
+static void
+client_head(struct client *c)
+{
+	u8 noise[8];
+	struct out ref = out_to(c->ref, sizeof c->ref);
+
+	sys_random(noise, sizeof noise);
+	for (size_t i = 0; i < sizeof noise; i++) {
+		out_char(&ref, "0123456789abcdef"[noise[i] >> 4]);
+		out_char(&ref, "0123456789abcdef"[noise[i] & 15]);
+	}
+	out_char(&ref, '\0');
+	c->head = out_to(c->line, WSP_MAX_REQUEST_LINE);
+	out_text(&c->head, c->verb);
+	out_text(&c->head, " ref=");
+	out_text(&c->head, c->ref);
+}
+
+static void
+client_word(struct client *c, const char *name, const char *value)
+{
+	out_text(&c->head, name);
+	out_text(&c->head, value);
+}
+
+/* A number between min and max from an option, if it was given. */
+static int
+client_number(struct client *c, u64 *v, char letter, u64 min, u64 max)
+{
+	const char *text = c->opt[(u8)letter];
+
+	if (!text)
+		return CLIENT_DONE;
+	if (text_u64(v, (struct str){ text, strlen(text) }, max) && *v >= min)
+		return CLIENT_DONE;
+	return client_wrong(c, "-%c takes a number from %llu to %llu, not '%s'",
+	    letter, (unsigned long long)min, (unsigned long long)max, text);
+}
+
+static void
+client_word_number(struct client *c, const char *name, u64 v)
+{
+	out_text(&c->head, name);
+	out_u64(&c->head, v);
+}
+
+/* The first argument, if there is one, ends the request line. */
+static int
+client_target(struct client *c)
+{
+	const char *t;
+
+	if (c->count == 0)
+		return CLIENT_DONE;
+	t = c->args[0] + strspn(c->args[0], " ");
+	if (!*t)
+		return client_wrong(c, "TARGET is empty; '*' is every socket");
+	if (!strchr("*/$=", *t))
+		return client_wrong(c, "TARGET must begin with *, /, $ or =, "
+		    "not as '%s' does", t);
+	if (strchr(t, '\n'))
+		return client_wrong(c, "TARGET must not hold a line break");
+	client_word(c, " ", t);
+	return CLIENT_DONE;
+}
+
+/* ----- a request is sent, a reply received */
+
+static const char *
+client_why(int err)
+{
+	if (err == -ENOENT || err == -ENOTDIR)
+		return "there is no such path; is wspush serve running?";
+	if (err == -ECONNREFUSED || err == -ECONNRESET || err == -ENOTCONN)
+		return "nobody listens there; is wspush serve running?";
+	if (err == -EACCES || err == -EPERM)
+		return "permission denied";
+	return strerror(-err);
+}
+
+static int
+client_unreachable(const struct client *c, int err)
+{
+	client_say("the server cannot be reached at %s: %s", c->to.sun_path,
+	    client_why(err));
+	return CLIENT_NO_SERVER;
+}
+
+/*
+ * An address of the kernel's choice (autobind): there is nothing to unlink,
+ * and a server in another mount namespace can answer it.  `watch` does not
+ * connect: events come from another socket, which a connected one refuses.
+ */
+static int
+client_open(struct client *c, bool connected)
+{
+	struct sockaddr_un me = { .sun_family = AF_UNIX };
+	size_t n = WSP_MAX_REQUEST_LINE + 1 + c->body.n;
+
+	c->deadline_ms = sys_clock_ms(CLOCK_MONOTONIC) + c->limit_ms;
+	c->fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (c->fd < 0 || bind(c->fd, (struct sockaddr *)&me,
+	    sizeof me.sun_family) < 0 || (connected && connect(c->fd,
+	    (struct sockaddr *)&c->to, sizeof c->to) < 0))
+		return client_unreachable(c, -errno);
+	/* The kernel doubles this, so that it never makes the buffer too
+	 * small; only root may go beyond net.core.wmem_max. */
+	if (n > 32768 && sys_setsockopt(c->fd, SOL_SOCKET, SO_SNDBUFFORCE,
+	    (int)n) < 0)
+		sys_setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, (int)n);
+	return CLIENT_DONE;
+}
+
+/* Waits for the socket; false at the deadline. */
+static bool
+client_wait(const struct client *c, short events)
+{
+	struct pollfd p = { .fd = c->fd, .events = events };
+	int64_t left;
+
+	do {
+		left = c->deadline_ms - sys_clock_ms(CLOCK_MONOTONIC);
+		if (left <= 0)
+			return false;
+	} while (poll(&p, 1, (int)left) < 0 && errno == EINTR);
+	return true;
+}
+
+/* Ends the request line; what it is too long for, it says. */
+static int
+client_end_head(struct client *c)
+{
+	if (c->head.full)
+		return client_wrong(c, "the request line would be longer than "
+		    "%d bytes; shorten TARGET", WSP_MAX_REQUEST_LINE);
+	c->line[c->head.n++] = '\n';
+	return CLIENT_DONE;
+}
+
+static int
+client_send(struct client *c)
+{
+	struct iovec iov[2] = {
+		{ .iov_base = c->line, .iov_len = c->head.n },
+		{ .iov_base = (void *)(uintptr_t)c->body.p,
+		  .iov_len = c->body.n },
+	};
+	ssize_t r;
+
+	while ((r = sys_sendv(c->fd, iov, 2)) < 0) {
+		if (r == -EMSGSIZE || r == -ENOBUFS) {
+			client_say("a message of %zu bytes is too big for a "
+			    "datagram; net.core.wmem_max limits it",
+			    c->body.n);
+			return CLIENT_REFUSED;
+		}
+		if (r != -EAGAIN)
+			return client_unreachable(c, (int)r);
+		if (!client_wait(c, POLLOUT)) {
+			client_say("the server took no request for %d s; its "
+			    "queue is full", (int)(c->limit_ms / 1000));
+			return CLIENT_NO_SERVER;
+		}
+	}
+	return CLIENT_DONE;
+}
+
+/* Takes the next datagram; 0 when there is none yet.  Its last byte is
+ * followed by a NUL. */
+static ssize_t
+client_take(struct client *c)
+{
+	ssize_t n = sys_recv(c->fd, client_room, sizeof client_room - 1, 0);
+
+	if (n == -EAGAIN)
+		return 0;
+	if (n < 0)
+		return n;
+	client_room[n] = '\0';
+	return n == 0 ? 1 : n;
+}
+
+/* Does the reply just taken answer this request?  The address may have been
+ * another process's a moment ago; a late reply to that one has another ref.
+ * A request that was not understood at all is answered without one. */
+static bool
+client_answers(struct client *c, size_t n)
+{
+	reply_parse(&c->reply, client_room, n);
+	if (c->reply.kind == REPLY_BAD)
+		return false;
+	if (c->reply.kind == REPLY_ERROR && c->reply.ref.n == 0)
+		return true;
+	return str_is(c->reply.ref, c->ref);
+}
+
+/* Prints why the server refused. */
+static int
+client_refused(const struct reply *r)
+{
+	client_say("%.*s: %.*s", (int)r->code.n, r->code.p,
+	    (int)r->sentence.n, r->sentence.p);
+	return str_is(r->code, "unknown-socket") ? CLIENT_NO_SOCKET :
+	    CLIENT_REFUSED;
+}
+
+/* Receives a reply to the request that was sent; `what` it is called. */
+static int
+client_receive(struct client *c, const char *what)
+{
+	ssize_t n;
+
+	for (;;) {
+		n = client_take(c);
+		if (n < 0)
+			return client_unreachable(c, (int)n);
+		if (n > 0 && client_answers(c, (size_t)n))
+			break;
+		if (n == 0 && !client_wait(c, POLLIN)) {
+			client_say("the server sent no %s in %d s", what,
+			    (int)(c->limit_ms / 1000));
+			return CLIENT_NO_SERVER;
+		}
+	}
+	if (c->reply.kind == REPLY_ERROR)
+		return client_refused(&c->reply);
+	return CLIENT_DONE;
+}
+
+/* The whole of it: what was written into the head, and c->body, out, and
+ * the reply in. */
+static int
+client_ask(struct client *c)
+{
+	int status = client_end_head(c);
+
+	if (status == 0 && c->fd < 0)
+		status = client_open(c, true);
+	if (status == 0)
+		status = client_send(c);
+	return status ? status : client_receive(c, "answer");
+}
+
+/* ----- what is printed */
+
+static void
+client_print(struct str body)
+{
+	fwrite(body.p, 1, body.n, stdout);
+	if (body.n > 0 && body.p[body.n - 1] != '\n')
+		putchar('\n');
+}
+
+/* `queued on 3 sockets (1 away)` and its like. */
+static void
+client_print_count(const char *did, const struct reply *r)
+{
+	printf("%s %llu socket%s", did, (unsigned long long)r->count,
+	    r->count == 1 ? "" : "s");
+	if (r->away > 0)
+		printf(" (%llu away", (unsigned long long)r->away);
+	if (r->full > 0)
+		printf("%s%llu full", r->away > 0 ? ", " : " (",
+		    (unsigned long long)r->full);
+	puts(r->away > 0 || r->full > 0 ? ")" : "");
+}
+
+/* The end of `tag`, `close` and `abort`. */
+static int
+client_selected(struct client *c, const char *did)
+{
+	int status = client_ask(c);
+
+	if (status)
+		return status;
+	if (c->reply.count == 0) {
+		puts("no socket matched");
+		return CLIENT_NO_SOCKET;
+	}
+	client_print_count(did, &c->reply);
+	return CLIENT_DONE;
+}
+
+/* ----- send */
+
+static bool
+client_grow(size_t cap)
+{
+	char *p = cap > CLIENT_MAX_INPUT ? NULL : realloc(client_heap, cap);
+
+	if (p)
+		client_heap = p;
+	else
+		client_say("the message on standard input is too big");
+	return p != NULL;
+}
+
+/* Standard input, whole. */
+static int
+client_read_input(struct client *c)
+{
+	size_t cap = 0, n = 0;
+	ssize_t r;
+
+	for (;;) {
+		if (n == cap && !client_grow(cap = cap ? cap * 2 : 65536))
+			return CLIENT_REFUSED;
+		r = read(STDIN_FILENO, client_heap + n, cap - n);
+		if (r < 0 && errno == EINTR)
+			continue;
+		if (r <= 0)
+			break;
+		n += (size_t)r;
+	}
+	c->body = (struct str){ client_heap, n };
+	if (r == 0)
+		return CLIENT_DONE;
+	client_say("standard input cannot be read: %s", strerror(errno));
+	return CLIENT_REFUSED;
+}
+
+static int
+client_message(struct client *c)
+{
+	if (c->count > 1) {
+		c->body = (struct str){ c->args[1], strlen(c->args[1]) };
+		return CLIENT_DONE;
+	}
+	if (isatty(STDIN_FILENO))
+		return client_wrong(c, "MESSAGE is missing, and standard input "
+		    "is a terminal");
+	return client_read_input(c);
+}
+
+/* -k and -K. */
+static int
+client_send_words(struct client *c)
+{
+	const char *kind = c->opt['k'], *key = c->opt['K'];
+
+	if (kind && strcmp(kind, "text") != 0 && strcmp(kind, "json") != 0 &&
+	    strcmp(kind, "binary") != 0)
+		return client_wrong(c, "-k takes text, json or binary, not "
+		    "'%s'", kind);
+	if (key && (!*key || strlen(key) > WSP_MAX_KEY || strpbrk(key, " \n")))
+		return client_wrong(c, "-K takes 1 to %d bytes without spaces "
+		    "or line breaks", WSP_MAX_KEY);
+	if (kind)
+		client_word(c, " kind=", kind);
+	if (key)
+		client_word(c, " key=", key);
+	if (c->opt['r'])
+		client_word(c, " retain=", "1");
+	return CLIENT_DONE;
+}
+
+/* Everything before the target. */
+static int
+client_send_head(struct client *c)
+{
+	u64 ttl = 0, ack = 0;
+
+	client_head(c);
+	if (client_send_words(c) || client_number(c, &ttl, 't', 0, 999999999) ||
+	    client_number(c, &ack, 'w', 1, 3600))
+		return CLIENT_USAGE;
+	if (c->opt['t'])
+		client_word_number(c, " ttl=", ttl);
+	if (c->opt['w']) {
+		client_word_number(c, " ack=", ack);
+		c->limit_ms = ((int64_t)ack + 1) * 1000;
+	}
+	return client_target(c);
+}
+
+/* The second reply of `send -w`. */
+static int
+client_acked(struct client *c)
+{
+	u64 full = c->reply.full;
+	int status = client_receive(c, "acknowledgement");
+
+	if (status)
+		return status;
+	if (c->reply.kind != REPLY_ACKED) {
+		client_say("the server sent no acknowledgement");
+		return CLIENT_NO_SERVER;
+	}
+	printf("acknowledged by %llu of %llu socket%s",
+	    (unsigned long long)c->reply.count,
+	    (unsigned long long)c->reply.of, c->reply.of == 1 ? "" : "s");
+	if (full > 0)
+		printf(" (%llu full)", (unsigned long long)full);
+	putchar('\n');
+	return c->reply.count == c->reply.of && full == 0 ? CLIENT_DONE :
+	    CLIENT_NOT_ACKED;
+}
+
+static int
+client_send_verb(int argc, char **argv)
+{
+	struct client c;
+	int status = client_start(&c, "s:k:t:K:rw:", argc, argv, 1, 2);
+
+	if (status == 0)
+		status = client_send_head(&c);
+	if (status == 0)
+		status = client_message(&c);
+	if (status == 0)
+		status = client_ask(&c);
+	if (status)
+		return status;
+	if (c.reply.count == 0) {
+		puts("no socket matched");
+		return c.opt['r'] ? CLIENT_DONE : CLIENT_NO_SOCKET;
+	}
+	if (c.opt['w'])
+		return client_acked(&c);
+	client_print_count("queued on", &c.reply);
+	return CLIENT_DONE;
+}
+
+/* ----- tag, close, abort */
+
+/* The arguments from the second on, a line each. */
+static int
+client_tag_lines(struct client *c)
+{
+	struct out o;
+	size_t n = 0;
+
+	for (int i = 1; i < c->count; i++) {
+		if (strchr(c->args[i], '\n'))
+			return client_wrong(c, "a tag must not hold a line "
+			    "break");
+		n += strlen(c->args[i]) + 1;
+	}
+	client_heap = realloc(client_heap, n + 1);
+	assert(client_heap);
+	o = out_to(client_heap, n);
+	for (int i = 1; i < c->count; i++) {
+		out_text(&o, c->args[i]);
+		out_char(&o, '\n');
+	}
+	c->body = (struct str){ o.p, o.n };
+	return CLIENT_DONE;
+}
+
+static int
+client_tag_verb(int argc, char **argv)
+{
+	struct client c;
+
+	if (client_start(&c, "s:R", argc, argv, 1, -1) || client_tag_lines(&c))
+		return CLIENT_USAGE;
+	if (c.count == 1 && !c.opt['R'])
+		return client_wrong(&c, "which tags? name:value sets one, "
+		    "-name removes it");
+	client_head(&c);
+	if (c.opt['R'])
+		client_word(&c, " replace=", "1");
+	if (client_target(&c))
+		return CLIENT_USAGE;
+	return client_selected(&c, "tagged");
+}
+
+static int
+client_close_verb(int argc, char **argv)
+{
+	struct client c;
+	u64 code = WSP_CLOSE_NORMAL;
+
+	if (client_start(&c, "s:c:", argc, argv, 1, 2) ||
+	    client_number(&c, &code, 'c', 1000, 4999))
+		return CLIENT_USAGE;
+	if (!close_code_to_send(code))
+		return client_wrong(&c, "-c takes 1000-1003, 1007-1014 or "
+		    "3000-4999, not %s", c.opt['c']);
+	client_head(&c);
+	if (c.opt['c'])
+		client_word_number(&c, " code=", code);
+	if (client_target(&c))
+		return CLIENT_USAGE;
+	if (c.count > 1)
+		c.body = (struct str){ c.args[1], strlen(c.args[1]) };
+	return client_selected(&c, "closed");
+}
+
+static int
+client_abort_verb(int argc, char **argv)
+{
+	struct client c;
+
+	if (client_start(&c, "s:", argc, argv, 1, 1))
+		return CLIENT_USAGE;
+	client_head(&c);
+	return client_target(&c) ? CLIENT_USAGE : client_selected(&c, "cut");
+}
+
+/* ----- list, stats, ping */
+
+/* The inside of an array: "[a,b]" is "a,b". */
+static struct str
+client_inside(struct str s)
+{
+	s = text_trim(s, " \n");
+	if (s.n >= 2)
+		s = (struct str){ s.p + 1, s.n - 2 };
+	return text_trim(s, " \n");
+}
+
+/* One array, however many replies it comes in. */
+static void
+client_print_rows(const struct client *c, bool *any)
+{
+	struct str rows = client_inside(c->reply.body);
+
+	if (!c->opt['j']) {
+		client_print(c->reply.body);
+		return;
+	}
+	if (rows.n == 0)
+		return;
+	if (*any)
+		fputs(",\n", stdout);
+	fwrite(rows.p, 1, rows.n, stdout);
+	*any = true;
+}
+
+static int
+client_list_page(struct client *c, u64 from)
+{
+	client_head(c);
+	if (c->opt['j'])
+		client_word(c, " format=", "json");
+	if (from > 0)
+		client_word_number(c, " from=", from);
+	return client_target(c) ? CLIENT_USAGE : client_ask(c);
+}
+
+static int
+client_list_verb(int argc, char **argv)
+{
+	struct client c;
+	bool any = false;
+	int status = client_start(&c, "s:j", argc, argv, 0, 1);
+
+	if (status == 0)
+		status = client_list_page(&c, 0);
+	if (status == 0 && c.opt['j'])
+		putchar('[');
+	while (status == 0) {
+		client_print_rows(&c, &any);
+		if (!c.reply.has_next)
+			break;
+		status = client_list_page(&c, c.reply.next);
+	}
+	if (status == 0 && c.opt['j'])
+		puts("]");
+	return status;
+}
+
+static int
+client_stats_verb(int argc, char **argv)
+{
+	struct client c;
+	int status = client_start(&c, "s:j", argc, argv, 0, 0);
+
+	if (status)
+		return status;
+	client_head(&c);
+	if (c.opt['j'])
+		client_word(&c, " format=", "json");
+	status = client_ask(&c);
+	if (status == 0)
+		client_print(c.reply.body);
+	return status;
+}
+
+static int
+client_ping_verb(int argc, char **argv)
+{
+	struct client c;
+	int status = client_start(&c, "s:", argc, argv, 0, 0);
+
+	if (status)
+		return status;
+	client_head(&c);
+	status = client_ask(&c);
+	if (status == 0)
+		puts("ok");
+	return status;
+}
+
+/* ----- watch
+ *
+ * The request is made again every 5 s, which does nothing while the server
+ * remembers it and finds the next server after a restart.
+ */
+#define CLIENT_WATCH_MS 5000
+
+struct client_watch {
+	bool met;  /* the server has answered at least once */
+	bool away; /* ... and we have said that it no longer does */
+	int64_t next_ms;   /* when to ask again */
+	int64_t answer_ms; /* when silence is over; 0: nothing is asked */
+};
+
+/* Everything is flushed before every wait, so there is nothing to lose. */
+static void
+client_stop(int sig)
+{
+	(void)sig;
+	_exit(CLIENT_DONE);
+}
+
+static void
+client_watch_away(struct client_watch *w, const struct client *c,
+    const char *why)
+{
+	if (!w->away)
+		client_say("the server at %s is away (%s); waiting for it",
+		    c->to.sun_path, why);
+	w->away = true;
+	w->answer_ms = 0;
+}
+
+static int
+client_watch_ask(struct client_watch *w, struct client *c, int64_t now)
+{
+	ssize_t r = sys_sendto(c->fd, c->line, c->head.n, &c->to,
+	    sizeof c->to);
+
+	w->next_ms = now + (r == -EAGAIN ? 50 : r < 0 ? 1000 :
+	    CLIENT_WATCH_MS);
+	/* A reply may be lost in a burst of events; two are not. */
+	if ((r >= 0 || r == -EAGAIN) && w->answer_ms == 0)
+		w->answer_ms = now + CLIENT_WATCH_MS * (w->met ? 2 : 1);
+	if (r >= 0 || r == -EAGAIN)
+		return CLIENT_DONE;
+	if (!w->met)
+		return client_unreachable(c, (int)r);
+	client_watch_away(w, c, strerror((int)-r));
+	return CLIENT_DONE;
+}
+
+/* One datagram: an event is printed, a reply looked at. */
+static int
+client_watch_event(struct client_watch *w, struct client *c, size_t n)
+{
+	struct str all = { client_room, n };
+
+	if (!str_begins(all, STR("ok ")) && !str_begins(all, STR("error "))) {
+		client_print(all);
+		return CLIENT_DONE;
+	}
+	if (!client_answers(c, n))
+		return CLIENT_DONE;
+	if (c->reply.kind == REPLY_ERROR) {
+		client_refused(&c->reply);
+		return CLIENT_REFUSED;
+	}
+	if (w->away)
+		client_say("the server is back");
+	w->met = true;
+	w->away = false;
+	w->answer_ms = 0;
+	return CLIENT_DONE;
+}
+
+/* Sleeps until something is due or has come; refuses when nobody reads what
+ * we print any more. */
+static int
+client_watch_wait(const struct client_watch *w, const struct client *c)
+{
+	struct pollfd p[2] = { { .fd = c->fd, .events = POLLIN },
+		{ .fd = STDOUT_FILENO } };
+	int64_t until = w->next_ms, now = sys_clock_ms(CLOCK_MONOTONIC);
+
+	if (fflush(stdout) != 0)
+		return CLIENT_REFUSED;
+	if (w->answer_ms > 0 && w->answer_ms < until)
+		until = w->answer_ms;
+	poll(p, 2, until > now ? (int)(until - now) : 0);
+	return p[1].revents & (POLLERR | POLLNVAL) ? CLIENT_REFUSED :
+	    CLIENT_DONE;
+}
+
+static int
+client_watch_turn(struct client_watch *w, struct client *c)
+{
+	int64_t now = sys_clock_ms(CLOCK_MONOTONIC);
+	int status = CLIENT_DONE;
+	ssize_t n;
+
+	if (w->answer_ms > 0 && now >= w->answer_ms) {
+		if (!w->met) {
+			client_say("the server sent no answer in %d s",
+			    CLIENT_WATCH_MS / 1000);
+			return CLIENT_NO_SERVER;
+		}
+		client_watch_away(w, c, "no answer");
+	}
+	if (now >= w->next_ms)
+		status = client_watch_ask(w, c, now);
+	if (status == 0)
+		status = client_watch_wait(w, c);
+	while (status == 0 && (n = client_take(c)) != 0)
+		status = n < 0 ? client_unreachable(c, (int)n) :
+		    client_watch_event(w, c, (size_t)n);
+	return status;
+}
+
+static int
+client_watch_verb(int argc, char **argv)
+{
+	struct client c;
+	struct client_watch w = { .met = false };
+	int status = client_start(&c, "s:", argc, argv, 0, 1);
+
+	if (status)
+		return status;
+	client_head(&c);
+	status = client_target(&c);
+	if (status == 0)
+		status = client_end_head(&c);
+	if (status == 0)
+		status = client_open(&c, false);
+	signal(SIGINT, client_stop);
+	signal(SIGTERM, client_stop);
+	while (status == 0)
+		status = client_watch_turn(&w, &c);
+	return status;
+}
+
+/* ----- top
+ *
+ * A live view for a terminal, drawn anew every second: the counters that
+ * matter, then as many sockets as one reply and the screen hold.
+ */
+#include <termios.h>
+
+enum top_value { TOP_UPTIME, TOP_OPEN, TOP_AWAY, TOP_TAKEN, TOP_DELIVERED,
+	TOP_ACKED, TOP_DROPPED, TOP_STORE, TOP_STORE_MAX, TOP_VALUES };
+
+struct top {
+	u64 now[TOP_VALUES], before[TOP_VALUES];
+	int64_t now_ms, before_ms; /* 0: not known yet */
+	int rows, columns;
+};
+
+static struct termios top_terminal; /* as we found it */
+
+static void
+top_restore(void)
+{
+	static const char leave[] = "\033[?25h\033[?1049l";
+
+	(void)!write(STDOUT_FILENO, leave, sizeof leave - 1);
+	tcsetattr(STDIN_FILENO, TCSANOW, &top_terminal);
+}
+
+static void
+top_stop(int sig)
+{
+	(void)sig;
+	top_restore();
+	_exit(CLIENT_DONE);
+}
+
+static bool
+top_enter(void)
+{
+	struct termios t;
+
+	if (!isatty(STDOUT_FILENO) || tcgetattr(STDIN_FILENO, &t) < 0)
+		return false;
+	top_terminal = t;
+	signal(SIGINT, top_stop);
+	signal(SIGTERM, top_stop);
+	signal(SIGHUP, top_stop);
+	t.c_lflag &= ~(tcflag_t)(ICANON | ECHO);
+	t.c_cc[VMIN] = 0;
+	t.c_cc[VTIME] = 0;
+	tcsetattr(STDIN_FILENO, TCSANOW, &t);
+	fputs("\033[?1049h\033[?25l", stdout);
+	return true;
+}
+
+static void
+top_measure(struct top *t)
+{
+	struct winsize w;
+
+	t->rows = 24;
+	t->columns = 80;
+	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_row > 0 &&
+	    w.ws_col > 0) {
+		t->rows = w.ws_row;
+		t->columns = w.ws_col;
+	}
+}
+
+/* One `name value` line of the statistics. */
+static void
+top_read_line(struct top *t, struct str line)
+{
+	static const char *const names[TOP_VALUES] = { "uptime",
+		"sockets_open", "sockets_away", "messages_taken", "delivered",
+		"acknowledged", "dropped", "store_bytes", "store_bytes_max" };
+	struct str name;
+
+	if (!text_cut(&name, &line, ' '))
+		return;
+	for (size_t i = 0; i < TOP_VALUES; i++)
+		if (str_is(name, names[i]))
+			text_u64(&t->now[i], line, UINT64_MAX);
+}
+
+static void
+top_read(struct top *t, struct str body)
+{
+	struct str line;
+
+	memcpy(t->before, t->now, sizeof t->before);
+	memset(t->now, 0, sizeof t->now);
+	t->before_ms = t->now_ms;
+	t->now_ms = sys_clock_ms(CLOCK_MONOTONIC);
+	while (text_cut(&line, &body, '\n'))
+		top_read_line(t, line);
+}
+
+/* Per second, since the last look; a restart begins again at 0. */
+static unsigned long long
+top_rate(const struct top *t, enum top_value v)
+{
+	int64_t ms = t->now_ms - t->before_ms;
+
+	if (t->before_ms == 0 || ms <= 0 || t->now[v] < t->before[v])
+		return 0;
+	return (t->now[v] - t->before[v]) * 1000 / (u64)ms;
+}
+
+static void
+top_draw_counters(const struct top *t)
+{
+	const u64 *v = t->now;
+	char line[3][160];
+
+	snprintf(line[0], sizeof line[0], "wspush  up %llu s  open %llu  "
+	    "away %llu  dropped %llu", (unsigned long long)v[TOP_UPTIME],
+	    (unsigned long long)v[TOP_OPEN], (unsigned long long)v[TOP_AWAY],
+	    (unsigned long long)v[TOP_DROPPED]);
+	snprintf(line[1], sizeof line[1], "taken %llu (%llu/s)  delivered %llu "
+	    "(%llu/s)  acknowledged %llu",
+	    (unsigned long long)v[TOP_TAKEN], top_rate(t, TOP_TAKEN),
+	    (unsigned long long)v[TOP_DELIVERED], top_rate(t, TOP_DELIVERED),
+	    (unsigned long long)v[TOP_ACKED]);
+	snprintf(line[2], sizeof line[2], "store %llu of %llu bytes",
+	    (unsigned long long)v[TOP_STORE],
+	    (unsigned long long)v[TOP_STORE_MAX]);
+	for (int i = 0; i < 3 && i < t->rows - 1; i++)
+		printf("%.*s\033[K\n", t->columns, line[i]);
+}
+
+/* Text in so many columns (a code point counts as one), cut or padded. */
+static void
+top_draw_text(struct str s, int columns)
+{
+	size_t i = 0;
+
+	for (; i < s.n && (columns > 0 || ((u8)s.p[i] & 0xc0) == 0x80); i++) {
+		putchar(s.p[i]);
+		columns -= ((u8)s.p[i] & 0xc0) != 0x80;
+	}
+	for (; columns > 0; columns--)
+		putchar(' ');
+}
+
+/* A row of `list`: the columns that fit, the last one cut at the edge. */
+static void
+top_draw_row(const struct top *t, struct str row)
+{
+	static const int width[] = { 32, 5, 5, 8, 7, 21, 6, 200 };
+	int left = t->columns;
+	struct str field;
+
+	if (str_begins(row, STR("/services/")))
+		row = (struct str){ row.p + 10, row.n - 10 };
+	for (size_t i = 0; i < COUNT(width) && left > 0 &&
+	    text_cut(&field, &row, '\t'); i++) {
+		top_draw_text(field, width[i] < left ? width[i] : left);
+		left -= width[i];
+		if (left-- > 0)
+			putchar(' ');
+	}
+	fputs("\033[K\n", stdout);
+}
+
+static void
+top_draw(const struct top *t, struct str rows)
+{
+	struct str row;
+
+	top_draw_counters(t);
+	fputs("\033[K\n\033[7m", stdout);
+	top_draw_row(t, STR("SOCKET\tSTATE\tMSGS\tBYTES\tAGE\tPEER\tDROPS\t"
+	    "TAGS"));
+	fputs("\033[m", stdout);
+	for (int i = 6; i < t->rows && text_cut(&row, &rows, '\n');
+	    i++)
+		top_draw_row(t, row);
+	fputs("\033[J", stdout);
+}
+
+/* One look.  What fails is said in the first line, which is kept empty for
+ * it, and the next second tries again. */
+static void
+top_turn(struct top *t, struct client *c)
+{
+	fputs("\033[H\033[K", stdout);
+	fflush(stdout);
+	top_measure(t);
+	c->deadline_ms = sys_clock_ms(CLOCK_MONOTONIC) + c->limit_ms;
+	c->verb = "stats";
+	client_head(c);
+	if (client_ask(c) == 0) {
+		top_read(t, c->reply.body);
+		c->verb = "list";
+		client_head(c);
+		if (client_ask(c) == 0) {
+			top_draw(t, c->reply.body);
+			return;
+		}
+	}
+	fputs("\033[J", stdout);
+	if (c->fd >= 0)
+		close(c->fd);
+	c->fd = -1;
+}
+
+static int
+client_top_verb(int argc, char **argv)
+{
+	struct pollfd key = { .fd = STDIN_FILENO, .events = POLLIN };
+	struct client c;
+	struct top t = { .rows = 24 };
+	char pressed = 0;
+
+	if (client_start(&c, "s:", argc, argv, 0, 0))
+		return CLIENT_USAGE;
+	if (!top_enter())
+		return client_wrong(&c, "it needs a terminal; `wspush stats` "
+		    "and `wspush list` do not");
+	while (pressed != 'q') {
+		top_turn(&t, &c);
+		if (fflush(stdout) != 0 || (poll(&key, 1, 1000) > 0 &&
+		    read(STDIN_FILENO, &pressed, 1) <= 0))
+			break;
+	}
+	top_restore();
+	return CLIENT_DONE;
+}
+
+/* ----- 25. Main ----------------------------------------------------------
+ *
+ * One table: what each verb is called, takes and does.  Every usage line and
+ * all of `wspush help` come from it.
+ */
+#ifndef WSP_BEARSSL
+#define WSP_BEARSSL "0.6" /* bearssl.h does not say */
+#endif
+
+struct command {
+	const char *name;
+	int (*run)(int argc, char **argv);
+	const char *what;  /* for the list of verbs */
+	const char *usage; /* null: the verb knows --help itself */
+	const char *more;  /* below the usage in `wspush help VERB` */
+};
+
+static int main_help(int argc, char **argv);
+static int main_version(int argc, char **argv);
+
+/* What most verbs say below their usage. */
+#define MAIN_SOCKET \
+	"  -s PATH  the server's push socket (default: $WSPUSH_SOCKET, or\n" \
+	"           " WSP_PUSH_PATH ")\n"
+
+static const struct command main_commands[] = {
+	{ "serve", serve_command, "run the server", NULL, NULL },
+	{ "send", client_send_verb, "push a message to the sockets of a target",
+	    "[-s PATH] [-k text|json|binary] [-t TTL] [-K KEY] [-r]\n"
+	    "                   [-w SECONDS] TARGET [MESSAGE]",
+	    "Queues MESSAGE, or the whole of standard input, on every socket "
+	    "that TARGET\nselects ('*', a socket id, '/services/NAME', '$tag', "
+	    "'$tag:value', '$tag:[a,b]',\n'=open', '=away'; several terms, one "
+	    "argument: all must match).\n\n"
+	    "  -k KIND  text (default), json or binary\n"
+	    "  -t TTL   forget it if it is not written within TTL seconds\n"
+	    "  -K KEY   replace unsent messages that have the same key\n"
+	    "  -r       retain it for sockets that come later\n"
+	    "  -w SECS  wait until the browsers have it\n" MAIN_SOCKET "\n"
+	    "Exit status: 0 queued (-w: acknowledged by all), 1 refused, "
+	    "2 wrong usage,\n3 no server or no answer, 4 no socket matched, "
+	    "5 -w: not acknowledged by all.\n\n"
+	    "Example: wspush send -w 5 '$group_id:10002' \"$(uptime)\"\n" },
+	{ "list", client_list_verb, "list sockets",
+	    "[-s PATH] [-j] [TARGET]",
+	    "One line a socket, tab-separated: id, open or away, messages and "
+	    "bytes queued,\nage in seconds, peer or -, drops, tags.\n\n"
+	    "  -j       as one JSON array\n" MAIN_SOCKET "\n"
+	    "Example: wspush list '=away' | cut -f1,3\n" },
+	{ "tag", client_tag_verb, "change the tags of sockets",
+	    "[-s PATH] [-R] TARGET [name:value | -name] ...",
+	    "Sets name to value, or removes name, on every selected socket or, "
+	    "if one of\nthem refuses, on none.\n\n"
+	    "  -R       first drop what was set by earlier `wspush tag`\n"
+	    MAIN_SOCKET "\n"
+	    "Example: wspush tag /services/main_ws_service-s-123 floor:2 "
+	    "-guest\n" },
+	{ "close", client_close_verb, "close sockets and forget them",
+	    "[-s PATH] [-c CODE] TARGET [REASON]",
+	    "Sends Close, ends the connections, drops the queues.\n\n"
+	    "  -c CODE  close code, 1000 by default\n" MAIN_SOCKET "\n"
+	    "Example: wspush close -c 4000 '$group_id:10002' 'bye'\n" },
+	{ "abort", client_abort_verb, "cut connections, keep the sockets",
+	    "[-s PATH] TARGET",
+	    "Cuts without a Close frame.  Stateful sockets stay, away, with "
+	    "their queue.\n\n"
+	    MAIN_SOCKET "\n"
+	    "Example: wspush abort '*'\n" },
+	{ "stats", client_stats_verb, "print counters and limits",
+	    "[-s PATH] [-j]",
+	    "One `name value` a line.\n\n"
+	    "  -j       as one JSON object\n" MAIN_SOCKET "\n"
+	    "Example: wspush stats | grep ^dropped\n" },
+	{ "watch", client_watch_verb, "print events as they happen",
+	    "[-s PATH] [TARGET]",
+	    "One event a line, until it is stopped: `open ID`, `close ID "
+	    "CODE`, `forget ID`,\n`drop ID N`.  It outlives a restart of the "
+	    "server.\n\n"
+	    MAIN_SOCKET "\n"
+	    "Example: wspush watch | while read event id rest; do ...; "
+	    "done\n" },
+	{ "top", client_top_verb, "watch sockets and rates in a terminal",
+	    "[-s PATH]",
+	    "Drawn anew every second; q or ^C ends it.\n\n"
+	    MAIN_SOCKET "\n"
+	    "Example: wspush top\n" },
+	{ "ping", client_ping_verb, "ask whether the server answers",
+	    "[-s PATH]",
+	    "Prints `ok`.\n\n"
+	    MAIN_SOCKET "\n"
+	    "Example: until wspush ping; do sleep 1; done\n" },
+	{ "cert", tls_cert_command, "make a self-signed certificate",
+	    "[-f] [-d DAYS] [--state DIR] [NAME|ADDRESS]...",
+	    "Makes cert.pem and key.pem for the host's own names and "
+	    "addresses, or for those\n"
+	    "given.  What is there stays without -f.\n\n"
+	    "  -f           replace it\n"
+	    "  -d DAYS      how long it is good, 825 by default\n"
+	    "  --state DIR  where, " WSP_STATE_DIR " by default\n\n"
+	    "Example: wspush cert -f router.lan 192.168.1.1\n" },
+	{ "version", main_version, "print the version", "", "" },
+	{ "help", main_help, "explain a verb", "[VERB]", "" },
+};
+
+static const struct command *
+main_find(const char *name)
+{
+	for (size_t i = 0; i < COUNT(main_commands); i++)
+		if (strcmp(main_commands[i].name, name) == 0)
+			return &main_commands[i];
+	return NULL;
+}
+
+static int
+main_unknown(const char *name)
+{
+	fprintf(stderr, "wspush: there is no verb '%s'; `wspush help` lists "
+	    "them\n", name);
+	return CLIENT_USAGE;
+}
+
+static void
+main_print_usage(const struct command *v, FILE *to)
+{
+	fprintf(to, "usage: wspush %s%s%s\n", v->name, *v->usage ? " " : "",
+	    v->usage);
+}
+
+static void
+main_print_all(FILE *to)
+{
+	fputs("usage: wspush VERB [options] ...\n\n", to);
+	for (size_t i = 0; i < COUNT(main_commands); i++)
+		fprintf(to, "  %-8s %s\n", main_commands[i].name,
+		    main_commands[i].what);
+	fputs("\n`wspush help VERB` explains one.\n", to);
+}
+
+static int
+main_explain(const struct command *v)
+{
+	char name[16], help[] = "--help";
+	char *argv[] = { name, help, NULL };
+
+	if (!v->usage) {
+		snprintf(name, sizeof name, "%s", v->name);
+		return v->run(2, argv);
+	}
+	main_print_usage(v, stdout);
+	if (*v->more)
+		printf("\n%s", v->more);
+	return CLIENT_DONE;
+}
+
+static int
+main_help(int argc, char **argv)
+{
+	const struct command *v;
+
+	if (argc < 2) {
+		main_print_all(stdout);
+		return CLIENT_DONE;
+	}
+	v = main_find(argv[1]);
+	return v ? main_explain(v) : main_unknown(argv[1]);
+}
+
+static int
+main_version(int argc, char **argv)
+{
+	(void)argc;
+	(void)argv;
+	puts("wspush " WSP_VERSION " (BearSSL " WSP_BEARSSL ", TLS 1.2)");
+	return CLIENT_DONE;
+}
+
+/* A closed standard stream becomes one that fails, so that no socket takes its
+ * number and is printed into. */
+static void
+main_open_streams(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			(void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY :
+			    O_RDONLY);
+}
+
+static int
+main_run(const struct command *v, int argc, char **argv)
+{
+	int status;
+
+	if (v->usage && argc > 1 && (strcmp(argv[1], "--help") == 0 ||
+	    strcmp(argv[1], "-h") == 0))
+		return main_explain(v);
+	status = v->run(argc, argv);
+	if (status == CLIENT_USAGE && v->usage && v->run != main_help &&
+	    v->run != tls_cert_command)
+		main_print_usage(v, stderr);
+	return status;
+}
+
+int
+main(int argc, char **argv)
+{
+	const struct command *v;
+	const char *name = argc > 1 ? argv[1] : "";
+	int status;
+
+	main_open_streams();
+	if (argc < 2) {
+		main_print_all(stderr);
+		return CLIENT_USAGE;
+	}
+	if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
+		name = "help";
+	if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0)
+		name = "version";
+	v = main_find(name);
+	status = v ? main_run(v, argc - 1, argv + 1) : main_unknown(name);
+	/* A full disk or a closed pipe: what we had to say is lost. */
+	if ((fflush(stdout) != 0 || ferror(stdout)) && status == CLIENT_DONE)
+		status = CLIENT_REFUSED;
+	return status;
+}
+
+#endif /* WSP_PURE_ONLY */

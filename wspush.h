@@ -1,0 +1,132 @@
+/*
+ * wspush.h - limits, constants and a ready-made sender for wspush, the
+ * WebSocket push server for embedded Linux.
+ *
+ * SPDX-License-Identifier: MIT
+ *
+ * Three readers use this file: wspush.c itself; a packager, who overrides a
+ * limit with -DWSP_...=N; and a C program on the same box, which pushes with
+ * wsp_push() and needs nothing else from us.
+ */
+#ifndef WSPUSH_H
+#define WSPUSH_H
+
+#define WSP_VERSION "0.1"
+
+/*
+ * Limits.  Each says what it bounds, what one more costs, and its ceiling.
+ * Those that users may set at start are options, and the macro is the default.
+ */
+
+/* Rows of the socket table; --max-sockets.  One more costs a row in every
+ * table that `wspush serve --memory` lists.  Ceiling: 1,000,000, so that a
+ * row number and a generation fit the 64 bits that epoll carries. */
+#ifndef WSP_SOCKETS
+#define WSP_SOCKETS 256
+#endif
+
+/* Connections that may be on their way in (TLS, HTTP) or out (Close sent)
+ * beside the open ones.  One more costs a connection row and a file
+ * descriptor.  Ceiling: 65,535. */
+#ifndef WSP_PENDING
+#define WSP_PENDING 512
+#endif
+
+/* TLS handshakes under way at once.  One more costs a BearSSL context and its
+ * two buffers, 8.6 KB, once it is first used.  Ceiling: 255. */
+#ifndef WSP_HANDSHAKES
+#define WSP_HANDSHAKES 16
+#endif
+
+/* Buffers for what is half received or half answered.  One more costs
+ * WSP_BUFFER bytes once it is first used.  Ceiling: 255, a buffer's number is
+ * one byte. */
+#ifndef WSP_BUFFERS
+#define WSP_BUFFERS 32
+#endif
+
+/* Messages in a socket's queue; --queue-messages.  One more costs 8 bytes a
+ * socket.  Ceiling: 65,535, places in a queue are 16 bits. */
+#ifndef WSP_QUEUE_MESSAGES
+#define WSP_QUEUE_MESSAGES 64
+#endif
+
+/* Bytes in a socket's queue; --queue-bytes.  Costs nothing of itself: the
+ * bytes are in the store.  Ceiling: 1 GiB. */
+#ifndef WSP_QUEUE_BYTES
+#define WSP_QUEUE_BYTES 65536
+#endif
+
+/* Memory for all queued messages; --store-bytes.  Ceiling: 1 GiB. */
+#ifndef WSP_STORE_BYTES
+#define WSP_STORE_BYTES (1 << 20)
+#endif
+
+/* One pushed message; --max-message.  One more costs one byte of the buffer
+ * that datagrams are received into.  Ceiling: 16 MiB; the sender's SO_SNDBUF
+ * ends it far earlier. */
+#ifndef WSP_MAX_MESSAGE
+#define WSP_MAX_MESSAGE 65536
+#endif
+
+/* One message from a client, in all its frames; --max-inbound.  One more
+ * costs one byte in each of WSP_BUFFERS.  Ceiling: 16 MiB. */
+#ifndef WSP_MAX_INBOUND
+#define WSP_MAX_INBOUND 16384
+#endif
+
+/* The header line of a push request, without its line feed (INTERFACE 5). */
+#define WSP_MAX_REQUEST_LINE 1024
+
+/* An HTTP request's head in bytes and lines; beyond: 431. */
+#define WSP_MAX_HTTP_HEAD  8192
+#define WSP_MAX_HTTP_LINES 64
+
+/* Names and ids (INTERFACE 1 to 3). */
+#define WSP_MAX_SERVICE   64
+#define WSP_MAX_ID        128
+#define WSP_MAX_TAG_NAME  32
+#define WSP_MAX_TAG_VALUE 96
+#define WSP_MAX_TAGS      16
+
+/* "/services/" NAME "-s-" ID */
+#define WSP_MAX_SOCKET_ID (10 + WSP_MAX_SERVICE + 3 + WSP_MAX_ID)
+
+/* The token a sender may give its request (ref=), and a message's key. */
+#define WSP_MAX_REF 64
+#define WSP_MAX_KEY 64
+
+/* Nesting of a pushed json body; deeper goes out as a JSON string. */
+#define WSP_JSON_DEPTH 64
+
+/* A json batch is at most this long, or one message. */
+#define WSP_MAX_BATCH 65536
+
+/* The rows of one `list` reply, in bytes. */
+#define WSP_MAX_LIST 16384
+
+/* Senders that may wait at once for ack=, and watchers. */
+#define WSP_WAITERS  64
+#define WSP_WATCHERS 8
+
+#define WSP_PUSH_PATH "/run/wspush/push.sock"
+#define WSP_STATE_DIR "/var/lib/wspush"
+
+/*
+ * Close codes (RFC 6455, 7.4.1, and the IANA registry it founded), and ours
+ * from the private range.
+ */
+enum wsp_close {
+	WSP_CLOSE_NORMAL = 1000,
+	WSP_CLOSE_GOING_AWAY = 1001,
+	WSP_CLOSE_PROTOCOL = 1002,
+	WSP_CLOSE_NO_CODE = 1005,  /* never on the wire: Close had no body */
+	WSP_CLOSE_ABNORMAL = 1006, /* never on the wire: ended without Close */
+	WSP_CLOSE_BAD_TEXT = 1007,
+	WSP_CLOSE_TOO_BIG = 1009,
+	WSP_CLOSE_TRY_LATER = 1013,
+	WSP_CLOSE_REPLACED = 4001, /* the same id connected again */
+	WSP_CLOSE_EXPIRED = 4401   /* the token's time is over */
+};
+
+#endif
