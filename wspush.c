@@ -1504,7 +1504,8 @@ http_field_version(struct http_request *r, struct str value)
 	if (!http_once(r, &r->has_version, &text, value,
 	    "The request has more than one Sec-WebSocket-Version header."))
 		return false;
-	if (text_u64(&v, value, 255))
+	/* No leading zeros (RFC 6455, 4.3). */
+	if (text_u64(&v, value, 255) && (value.n == 1 || value.p[0] != '0'))
 		r->version = (int)v;
 	return true;
 }
@@ -3728,6 +3729,19 @@ queue_take(struct queues *t, u32 i, u32 at, enum leave why)
 	store_let_go(&t->store, row);
 }
 
+/* Looks for a hold on a message from entry *at of socket *i on, among the
+ * first `rows` sockets. */
+static bool
+queue_find_hold(const struct queues *t, u32 rows, u32 message, u32 *i,
+    u32 *at)
+{
+	for (; *i < rows; ++*i, *at = 0)
+		for (; *at < t->queue[*i].count; ++*at)
+			if (queue_message(t, *i, *at) == message)
+				return true;
+	return false;
+}
+
 /* The connection is gone: everything that was not acknowledged is unsent. */
 static void
 queue_rewind(struct queues *t, u32 i)
@@ -5064,7 +5078,8 @@ record_test_one(const struct record_aead *a, struct record_keys *k,
     union record_stock *out, union record_stock *in, size_t n)
 {
 	u8 ours[RECORD_TEST_MAX + RECORD_OVERHEAD_MAX], text[RECORD_TEST_MAX];
-	u8 theirs[sizeof ours], *stock, *plain, head = (u8)record_head(k->suite);
+	u8 theirs[sizeof ours], *stock, *plain;
+	size_t head = record_head(k->suite);
 	size_t whole, stock_n = n, plain_n = n + record_overhead(k->suite);
 	struct record r;
 
@@ -5874,16 +5889,16 @@ struct cert {
 
 static struct {
 	struct cert place[2];
-	int in_use; /* -1: none is loaded */
+	int used;   /* 1 + the place in use, 0: none is loaded */
 	u8 file[WSP_TLS_FILE + 1]; /* a file while it is read */
 	char cert_path[PATH_MAX], key_path[PATH_MAX]; /* for a reload */
-} certs = { .in_use = -1 };
+} certs;
 
 /* The place that is not in use, where the next pair is read into. */
 static struct cert *
 cert_spare(void)
 {
-	return &certs.place[certs.in_use == 0 ? 1 : 0];
+	return &certs.place[certs.used == 1];
 }
 
 static struct der
@@ -6181,8 +6196,8 @@ cert_load(struct cert *c, const char *cert_path, const char *key_path,
 static int
 tls_cert_days(void)
 {
-	return certs.in_use < 0 ? 0
-	    : date_days_until(certs.place[certs.in_use].not_after);
+	return certs.used == 0 ? 0
+	    : date_days_until(certs.place[certs.used - 1].not_after);
 }
 
 /* Warns of an end that is near; a wrong clock is no reason not to serve. */
@@ -6191,7 +6206,7 @@ cert_warn(void)
 {
 	int days = tls_cert_days();
 
-	if (certs.in_use >= 0 && days < WSP_CERT_RENEW)
+	if (certs.used > 0 && days < WSP_CERT_RENEW)
 		log_event(LOG_LEVEL_WARN, "certificate", "%s path=%s days=%d",
 		    days < 0 ? "expired" : "expires soon", certs.cert_path,
 		    days);
@@ -6861,7 +6876,7 @@ struct tls_cache {
 
 static struct {
 	struct record_aead aead;
-	const u16 *suites;
+	bool aes_first; /* the processor has instructions for it */
 	br_sslrec_in_chapol_class chapol_in;
 	br_sslrec_out_chapol_class chapol_out;
 	br_sslrec_in_gcm_class gcm_in;
@@ -6954,25 +6969,16 @@ tls_gcm_out(const br_sslrec_out_gcm_class **ctx, const br_block_ctr_class *aes,
 }
 
 /* Picks the implementations once: each of these asks the processor, which a
- * virtual machine traps.  AES is best where there are instructions for it,
- * and slow elsewhere, because it must not leak through its timing. */
+ * virtual machine traps. */
 static void
 tls_choose(void)
 {
-	static const u16 suites[] = {
-		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
-	};
 	struct record_aead *a = &tls.aead;
 	bool wide = sizeof(size_t) == 8;
 
 	a->aes = br_aes_x86ni_ctr_get_vtable();
 	a->ghash = br_ghash_pclmul_get();
-	tls.suites = suites + (a->aes && a->ghash ? 2 : 0);
+	tls.aes_first = a->aes && a->ghash;
 	if (!a->aes)
 		a->aes = wide ? &br_aes_ct64_ctr_vtable : &br_aes_ct_ctr_vtable;
 	if (!a->ghash)
@@ -7108,14 +7114,14 @@ tls_load(const char *cert_path, const char *key_path, char *why, size_t why_n)
 			tls.slots[i].error = TLS_ERROR_STALE;
 	if (cert_load(c, cert_path, key_path, why, why_n) < 0)
 		return -1;
-	if (certs.in_use >= 0)
-		old = &certs.place[certs.in_use];
+	if (certs.used > 0)
+		old = &certs.place[certs.used - 1];
 	if (tls.cache.rows && (old->der_n != c->der_n ||
 	    memcmp(old->der, c->der, c->der_n) != 0))
 		tls_cache_reset();
 	memmove(certs.cert_path, cert_path, strlen(cert_path) + 1);
 	memmove(certs.key_path, key_path, strlen(key_path) + 1);
-	certs.in_use = place;
+	certs.used = place + 1;
 	cert_warn();
 	return 0;
 }
@@ -7124,20 +7130,30 @@ tls_load(const char *cert_path, const char *key_path, char *why, size_t why_n)
 static int
 tls_reload(char *why, size_t why_n)
 {
-	if (certs.in_use < 0)
+	if (certs.used == 0)
 		return cert_fail(why, why_n, "no certificate is in use");
 	return tls_load(certs.cert_path, certs.key_path, why, why_n);
 }
 
+/* AES first where there are instructions for it; elsewhere it is slow, because
+ * it must not leak through its timing. */
 static void
 tls_configure(struct tls_slot *s)
 {
+	static const u16 suites[] = {
+		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+	};
 	static const char *protocols[] = { "http/1.1" };
 	br_ssl_engine_context *e = &s->server.eng;
 
 	br_ssl_server_zero(&s->server);
 	br_ssl_engine_set_versions(e, BR_TLS12, BR_TLS12);
-	br_ssl_engine_set_suites(e, tls.suites, 4);
+	br_ssl_engine_set_suites(e, suites + (tls.aes_first ? 2 : 0), 4);
 	br_ssl_engine_set_hash(e, br_sha256_ID, &br_sha256_vtable);
 	br_ssl_engine_set_prf_sha256(e, br_tls12_sha256_prf);
 	br_ssl_engine_set_ec(e, &tls.curves);
@@ -7189,14 +7205,14 @@ tls_take(void)
 
 	while (i < tls.count && tls.busy[i])
 		i++;
-	if (i == tls.count || certs.in_use < 0)
+	if (i == tls.count || certs.used == 0)
 		return -1;
 	s = &tls.slots[i];
 	if (s->used == 0)
 		tls_configure(s);
 	if (s->used++ % TLS_FRESH == 0)
 		tls_add_entropy(s);
-	tls_set_cert(s, certs.in_use);
+	tls_set_cert(s, certs.used - 1);
 	s->error = 0;
 	s->out_keyed = s->found = s->saved = s->corked = s->half_sent = false;
 	br_ssl_engine_set_buffers_bidi(&s->server.eng, s->in, sizeof s->in,
@@ -7289,7 +7305,8 @@ tls_find_error(int error)
 		{ BR_ERR_BAD_SECRENEG, 40, "a bad renegotiation extension" },
 		{ BR_ERR_BAD_FINISHED, 51, "Finished does not match" },
 		{ UINT8_MAX, 50, "the handshake failed" }
-	}, *e = list;
+	};
+	const struct tls_error *e = list;
 
 	while (e->error != error && e->error != UINT8_MAX)
 		e++;
@@ -7345,6 +7362,18 @@ tls_finish(struct tls_slot *s, int fd, struct record_keys *keys)
 	return TLS_DONE;
 }
 
+/* Puts the client's own version on a plain alert: OpenSSL takes no other, and
+ * BearSSL always writes ours. */
+static void
+tls_fix_alert(const struct tls_slot *s, u8 *record)
+{
+	u16 version = s->server.client_max_version;
+
+	if (record[0] == RECORD_ALERT && !s->out_keyed && !s->half_sent &&
+	    version >= BR_TLS10 && version < BR_TLS12)
+		store16(record + 1, version);
+}
+
 /*
  * Sends a piece.  What surely has a successor waits for it in the kernel, so
  * that a flight is one packet: a ChangeCipherSpec, what stands before it in a
@@ -7354,11 +7383,13 @@ static ssize_t
 tls_send(struct tls_slot *s, int fd)
 {
 	size_t n;
-	const u8 *p = br_ssl_engine_sendrec_buf(&s->server.eng, &n);
+	u8 *p = br_ssl_engine_sendrec_buf(&s->server.eng, &n);
 	bool more = !s->half_sent && (p[0] == 20 ||
 	    n == RECORD_HEADER + TLS_FRAGMENT || (s->found && !s->out_keyed));
-	ssize_t r = sys_send(fd, p, n, more ? MSG_MORE : 0);
+	ssize_t r;
 
+	tls_fix_alert(s, p);
+	r = sys_send(fd, p, n, more ? MSG_MORE : 0);
 	if (r > 0) {
 		s->corked = more;
 		s->half_sent = (size_t)r < n;
@@ -7466,6 +7497,8 @@ enum conn_deadline {
 #define CLOSING_MS      2000 /* for the client's Close after ours */
 #define DRAIN_MS        1000 /* for the client's FIN after ours */
 #define ACK_INTERVAL_MS 200  /* between two Pings for acknowledgement */
+#define CONTEXT_MS      1000 /* for the client's turn in a TLS handshake, when
+                              * others wait in line */
 
 /* Bytes one connection may write in one turn. */
 #define CONN_TURN_BYTES (256 * 1024)
@@ -7528,7 +7561,8 @@ static struct {
 	u32 conns, fresh, free, live;
 	struct record_keys *keys;
 	u32 *next_waiting;       /* the line for handshake contexts */
-	u32 first_waiting, last_waiting;
+	u32 first_waiting;
+	u32 holder[WSP_HANDSHAKES]; /* slot of who has each context */
 	struct deadline *deadline_rows;
 	struct deadlines deadlines;
 	struct deadlines away;   /* of sockets: their sessions' ends */
@@ -7563,7 +7597,7 @@ static struct {
 	int64_t listen_again;    /* when the listeners rest, 0: they do not */
 	int64_t stop_at;
 	bool listening;          /* the listeners are armed */
-	bool replacing;          /* a new connection takes a socket over */
+	u32 replacing;           /* row that a new connection takes over */
 	bool stopping;
 } srv;
 
@@ -7627,7 +7661,18 @@ buffer_give(u8 *number)
 	*number = 0;
 }
 
-/* The buffer that another connection has held longest, or NULL. */
+/* Should a give way before b does?  Who is not in yet goes first, so that
+ * half requests cost no client its message; then who has held one longest. */
+static bool
+buffer_goes_before(const struct buffer *a, const struct buffer *b)
+{
+	bool a_in = srv.conn[a->conn].state != CONN_HTTP;
+	bool b_in = srv.conn[b->conn].state != CONN_HTTP;
+
+	return a_in != b_in ? b_in : a->since < b->since;
+}
+
+/* The buffer of another connection that gives way, or NULL. */
 static struct buffer *
 buffer_oldest(u32 not_of)
 {
@@ -7637,7 +7682,7 @@ buffer_oldest(u32 not_of)
 		struct buffer *b = &srv.buffer[i];
 
 		if (b->conn != NONE && b->conn != not_of &&
-		    (!oldest || b->since < oldest->since))
+		    (!oldest || buffer_goes_before(b, oldest)))
 			oldest = b;
 	}
 	return oldest;
@@ -7731,15 +7776,11 @@ conn_ask(struct conn *c)
 static void
 conn_leave_line(struct conn *c)
 {
-	u32 *link = &srv.first_waiting, prev = NONE, slot = conn_slot(c);
+	u32 *link = &srv.first_waiting, slot = conn_slot(c);
 
-	while (*link != slot) {
-		prev = *link;
-		link = &srv.next_waiting[prev];
-	}
+	while (*link != slot)
+		link = &srv.next_waiting[*link];
 	*link = srv.next_waiting[slot];
-	if (srv.last_waiting == slot)
-		srv.last_waiting = prev;
 	c->waiting = false;
 }
 
@@ -7816,8 +7857,9 @@ conn_free_dead(void)
 		sys_close(c->fd);
 		if (c->tls)
 			tls_wipe(&srv.keys[slot]);
+		/* It may still be on the list of dirty ones. */
 		*c = (struct conn){ .fd = -1, .gen = c->gen + 1,
-			.sock = srv.free };
+			.sock = srv.free, .dirty = c->dirty };
 		srv.free = slot;
 		srv.live--;
 	}
@@ -8025,44 +8067,46 @@ conn_stream_plain(struct conn *c)
 	return (size_t)n == g.bytes;
 }
 
-/* Copies up to n bytes of the gathering, from *span and *at on. */
+/* Copies up to `room` bytes of the stream from byte `from` on. */
 static size_t
-gather_copy(u8 *to, size_t n, const struct gather *g, size_t *span, size_t *at)
+conn_copy_stream(const struct conn *c, u8 *to, size_t from, size_t room)
 {
-	size_t done = 0;
+	u32 limit = queue_limit(&srv.queues, c->sock);
+	struct gather g;
+	size_t n = 0;
 
-	while (done < n && *span < g->spans) {
-		const struct iovec *v = &g->span[*span];
-		size_t part = min_size(n - done, v->iov_len - *at);
-
-		memcpy(to + done, (u8 *)v->iov_base + *at, part);
-		done += part;
-		*at += part;
-		if (*at == v->iov_len) {
-			*at = 0;
-			++*span;
+	do {
+		queue_gather(&g, &srv.queues, c->sock, limit, from + n,
+		    room - n);
+		for (size_t i = 0; i < g.spans; i++) {
+			memcpy(to + n, g.span[i].iov_base, g.span[i].iov_len);
+			n += g.span[i].iov_len;
 		}
-	}
-	return done;
+	} while (n < room && g.bytes > 0);
+	return n;
 }
 
-/* Seals the gathering into records of STREAM_RECORD, numbered from out_seq
- * on, which stays; returns their length. */
+/* Seals up to `room` bytes of the stream into records of STREAM_RECORD,
+ * numbered from out_seq on, which stays.  Returns their length, and in
+ * *plain how much of the stream they carry. */
 static size_t
-conn_seal_stream(struct conn *c, const struct gather *g)
+conn_seal_stream(const struct conn *c, size_t room, size_t *plain)
 {
 	const struct record_keys *k = &srv.keys[conn_slot(c)];
-	size_t total = 0, left = g->bytes, span = 0, at = 0;
+	size_t total = 0;
 	u64 seq = k->out_seq;
 
-	while (left > 0) {
-		size_t part = min_size(left, STREAM_RECORD);
+	*plain = 0;
+	while (*plain < room) {
 		u8 *to = srv.scratch_out + total;
+		size_t part = conn_copy_stream(c, to + record_head(k->suite),
+		    c->done + *plain, min_size(room - *plain, STREAM_RECORD));
 
-		gather_copy(to + record_head(k->suite), part, g, &span, &at);
+		if (part == 0)
+			break;
 		total += record_seal(tls_aead(), k, seq++, RECORD_DATA, to,
 		    part);
-		left -= part;
+		*plain += part;
 	}
 	return total;
 }
@@ -8073,7 +8117,7 @@ static void
 conn_records_sent(struct conn *c, size_t plain, size_t n)
 {
 	struct record_keys *k = &srv.keys[conn_slot(c)];
-	size_t overhead = record_overhead(k->suite), out = 0;
+	size_t overhead = record_head(k->suite) + RECORD_TAG, out = 0;
 
 	c->rec_n = c->rec_sent = 0;
 	while (n > 0) {
@@ -8098,20 +8142,16 @@ conn_records_sent(struct conn *c, size_t plain, size_t n)
 static bool
 conn_stream_tls(struct conn *c)
 {
-	struct gather g;
-	size_t total, before = c->rec_sent;
+	size_t before = c->rec_sent, plain, total = conn_seal_stream(c,
+	    c->rec_n > 0 ? c->rec_n : STREAM_RECORD * STREAM_RECORDS, &plain);
 	ssize_t n;
 
-	queue_gather(&g, &srv.queues, c->sock,
-	    queue_limit(&srv.queues, c->sock), c->done,
-	    c->rec_n > 0 ? c->rec_n : STREAM_RECORD * STREAM_RECORDS);
-	assert(c->rec_n == 0 || g.bytes == c->rec_n);
-	total = conn_seal_stream(c, &g);
+	assert(c->rec_n == 0 || plain == c->rec_n);
 	n = conn_wrote(c, sys_send(c->fd, srv.scratch_out + before,
 	    total - before, 0));
 	if (n < 0)
 		return false;
-	conn_records_sent(c, g.bytes, before + (size_t)n);
+	conn_records_sent(c, plain, before + (size_t)n);
 	if (before + (size_t)n < total)
 		c->blocked = true;
 	return before + (size_t)n == total;
@@ -8132,9 +8172,9 @@ conn_ping_is_urgent(const struct conn *c)
 	const struct queue *q = &srv.queues.queue[c->sock];
 	const struct queues *t = &srv.queues;
 
-	if (q->count * 2u >= t->cap || q->bytes * UINT64_C(2) >= t->byte_cap)
-		return true;
-	return queue_is_awaited(t, c->sock);
+	return q->count * 2u >= t->cap ||
+	    q->bytes * UINT64_C(2) >= t->byte_cap ||
+	    queue_is_awaited(t, c->sock);
 }
 
 /* Asks for a Ping at the next boundary, which may be now. */
@@ -8306,51 +8346,57 @@ conn_pong_missed(struct conn *c)
  * ---- Endings
  */
 
+/* Copies what is left of the half-out part behind the n bytes that the out
+ * buffer has.  Returns its length then, 0 when that does not fit. */
+static size_t
+conn_copy_rest(struct conn *c, size_t n)
+{
+	struct record_keys *k = &srv.keys[conn_slot(c)];
+	size_t at = c->done + c->rec_n, part;
+	size_t head = c->tls ? record_head(k->suite) : 0;
+
+	do {
+		u8 *to = buffer_at(c->out) + n;
+
+		if (srv.buffer_size - n <= RECORD_OVERHEAD_MAX)
+			return 0;
+		part = conn_copy_stream(c, to + head, at,
+		    min_size(srv.buffer_size - n - RECORD_OVERHEAD_MAX,
+		    RECORD_MAX_PLAIN));
+		at += part;
+		if (c->tls && part > 0)
+			n += record_seal(tls_aead(), k, k->out_seq++,
+			    RECORD_DATA, to, part);
+		else
+			n += part;
+	} while (part > 0);
+	return n;
+}
+
 /* Moves what is half out of the stream into the out buffer, so that the
  * socket may go elsewhere.  False: it does not fit. */
 static bool
 conn_settle(struct conn *c)
 {
-	struct gather g;
-	struct record_keys *k = &srv.keys[conn_slot(c)];
-	u32 limit = queue_limit(&srv.queues, c->sock);
-	size_t total = 0, skip;
+	size_t plain, n = 0;
 	struct buffer *b;
 
 	if (conn_at_boundary(c))
 		return true;
 	if (c->out != 0)
 		return false;
-	if (c->tls && c->rec_n > 0) {
-		queue_gather(&g, &srv.queues, c->sock, limit, c->done,
-		    c->rec_n);
-		total = conn_seal_stream(c, &g);
-		k->out_seq++;
-	}
-	skip = c->rec_sent;
-	queue_gather(&g, &srv.queues, c->sock, limit, c->done + c->rec_n,
-	    srv.buffer_size);
-	if (total + g.bytes + (g.bytes / RECORD_MAX_PLAIN + g.spans) *
-	    RECORD_OVERHEAD_MAX > srv.buffer_size || g.room == 0)
-		return false;
 	buffer_take(c, &c->out);
-	b = buffer_row(c->out);
-	memcpy(buffer_at(c->out), srv.scratch_out + skip, total - skip);
-	b->n = (u32)(total - skip);
-	for (size_t i = 0; i < g.spans; i++) {
-		u8 *to = buffer_at(c->out) + b->n;
-		size_t n = g.span[i].iov_len;
-
-		if (c->tls)
-			n = conn_seal(c, to, g.span[i].iov_base, n);
-		else
-			memcpy(to, g.span[i].iov_base, n);
-		b->n += (u32)n;
+	if (c->rec_n > 0) {
+		n = conn_seal_stream(c, c->rec_n, &plain) - c->rec_sent;
+		memcpy(buffer_at(c->out), srv.scratch_out + c->rec_sent, n);
+		srv.keys[conn_slot(c)].out_seq++;
 	}
-	b->raw = b->n;
+	n = conn_copy_rest(c, n);
+	b = buffer_row(c->out);
+	b->n = b->raw = (u32)n;
 	c->done = 0;
 	c->rec_n = c->rec_sent = 0;
-	return true;
+	return n > 0;
 }
 
 /* Ends an open connection with a Close frame: `next` says whether we wait
@@ -8627,10 +8673,11 @@ conn_bytes(struct conn *c, u8 *p, size_t n)
 	return used + conn_frames(c, p + used, n - used);
 }
 
-/* Keeps what was not used: opened bytes, then ciphertext. */
+/* Keeps what was not used: opened bytes, then ciphertext.  `moved` says that
+ * bytes before them were used: then the rest is new, and its time begins. */
 static void
 conn_keep_input(struct conn *c, const u8 *plain, size_t plain_n,
-    const u8 *sealed, size_t sealed_n)
+    const u8 *sealed, size_t sealed_n, bool moved)
 {
 	struct buffer *b;
 
@@ -8646,6 +8693,8 @@ conn_keep_input(struct conn *c, const u8 *plain, size_t plain_n,
 	memmove(buffer_at(c->in) + plain_n, sealed, sealed_n);
 	b->raw = (u32)plain_n;
 	b->n = (u32)(plain_n + sealed_n);
+	if (moved)
+		b->since = srv.now;
 }
 
 /* The client's record was bad: a fatal alert, and nothing else. */
@@ -8690,13 +8739,18 @@ static void
 conn_input(struct conn *c, u8 *p, size_t n, size_t plain)
 {
 	size_t a = 0, b = c->tls ? plain : n, d = b;
+	bool moved = false;
 
 	for (;;) {
 		struct record r;
 		int used;
 
-		if (a < b)
-			a += conn_bytes(c, p + a, b - a);
+		if (a < b) {
+			size_t k = conn_bytes(c, p + a, b - a);
+
+			a += k;
+			moved |= k > 0;
+		}
 		if (d == n || c->out != 0 || c->state >= CONN_DRAIN)
 			break;
 		used = record_open(tls_aead(), &srv.keys[conn_slot(c)], p + d,
@@ -8717,7 +8771,7 @@ conn_input(struct conn *c, u8 *p, size_t n, size_t plain)
 		memmove(p + b, r.p, r.n);
 		b += r.n;
 	}
-	conn_keep_input(c, p + a, b - a, p + d, n - d);
+	conn_keep_input(c, p + a, b - a, p + d, n - d, moved);
 	conn_ask(c);
 }
 
@@ -8766,11 +8820,35 @@ static void
 conn_start_handshake(struct conn *c, int context)
 {
 	c->context = (u8)(context + 1);
+	srv.holder[context] = conn_slot(c);
+	c->rx_ms = (u32)srv.now;
 	sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, 1);
 	conn_enter(c, CONN_TLS);
 }
 
-/* Gives contexts that are free to those who wait in line. */
+/* Cuts the client that lets a handshake wait longest, if it is over
+ * CONTEXT_MS: else a few who say half a sentence keep all others out. */
+static bool
+conn_free_context(void)
+{
+	struct conn *slowest = NULL;
+
+	for (u32 i = 0; i < WSP_HANDSHAKES; i++) {
+		struct conn *c = &srv.conn[srv.holder[i]];
+
+		if (c->context == i + 1 && !c->blocked &&
+		    (!slowest || (int32_t)(c->rx_ms - slowest->rx_ms) < 0))
+			slowest = c;
+	}
+	if (!slowest || (u32)srv.now - slowest->rx_ms < CONTEXT_MS ||
+	    sys_available(slowest->fd) > 0)
+		return false;
+	conn_kill(slowest, "others wait for a handshake");
+	return true;
+}
+
+/* Gives contexts that are free to those who wait in line.  Who came last is
+ * served first: a line gets long by those who will not go on. */
 static void
 conn_serve_line(void)
 {
@@ -8778,6 +8856,8 @@ conn_serve_line(void)
 		struct conn *c = &srv.conn[srv.first_waiting];
 		int context = tls_take();
 
+		if (context < 0 && conn_free_context())
+			continue;
 		if (context < 0)
 			return;
 		conn_leave_line(c);
@@ -8792,12 +8872,8 @@ conn_join_line(struct conn *c)
 	u32 slot = conn_slot(c);
 
 	c->waiting = true;
-	srv.next_waiting[slot] = NONE;
-	if (srv.first_waiting == NONE)
-		srv.first_waiting = slot;
-	else
-		srv.next_waiting[srv.last_waiting] = slot;
-	srv.last_waiting = slot;
+	srv.next_waiting[slot] = srv.first_waiting;
+	srv.first_waiting = slot;
 }
 
 /* Waits for a whole ClientHello, which stays in the kernel until a context
@@ -8925,7 +9001,12 @@ conn_event(u64 id, u32 events)
 	if (c->gen != id >> 32 || c->state == CONN_DEAD)
 		return;
 	if (c->state == CONN_WAIT && events & EPOLLRDHUP) {
-		conn_kill(c, "closed by the client");
+		/* What came before the end may be plain HTTP; a ClientHello
+		 * with nothing to follow is of no use. */
+		if (!c->waiting)
+			conn_readable(c);
+		if (c->state == CONN_WAIT || c->state == CONN_TLS)
+			conn_kill(c, "closed by the client");
 		return;
 	}
 	if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP) && c->blocked) {
@@ -8997,11 +9078,12 @@ conn_input_deadlines(void)
 	int64_t limit = conn_deadline_ms(DEADLINE_HANDSHAKE);
 
 	for (u32 i = 0; i < WSP_BUFFERS; i++) {
-		struct buffer *b = &srv.buffer[i];
-		struct conn *c = &srv.conn[b->conn];
+		const struct buffer *b = &srv.buffer[i];
+		struct conn *c;
 
 		if (b->conn == NONE || srv.now - b->since < limit)
 			continue;
+		c = &srv.conn[b->conn];
 		if (c->state == CONN_OPEN && c->out != i + 1)
 			conn_fail(c, 1008, "a message not finished in time");
 	}
@@ -9021,6 +9103,7 @@ conn_deadlines(void)
 		}
 	}
 	conn_input_deadlines();
+	conn_serve_line();
 }
 
 /*
@@ -9099,13 +9182,14 @@ conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
 		slot = srv.fresh++;
 	c = &srv.conn[slot];
 	*c = (struct conn){ .fd = fd, .gen = c->gen, .sock = NONE,
-		.tls = is_tls, .asked = EPOLLIN };
+		.tls = is_tls, .dirty = c->dirty };
 	srv.live++;
 	srv.queues.total.connections++;
 	conn_set_peer(c, from);
 	conn_enter(c, is_tls ? CONN_WAIT : CONN_HTTP);
 	conn_arm(c, DEADLINE_HANDSHAKE);
-	if (sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, fd, EPOLLIN,
+	c->asked = conn_interest(c);
+	if (sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, fd, c->asked,
 	    (u64)c->gen << 32 | slot) < 0) {
 		conn_kill(c, "epoll has no room");
 	} else if (conn_ip_is_full(c)) {
@@ -9187,7 +9271,7 @@ service_ended(struct conn *c, u16 code)
 	queue_rewind(&srv.queues, sock);
 	settings.service[s->service].open--;
 	sock_unbind(&srv.sockets, sock);
-	if (srv.replacing)
+	if (srv.replacing == sock)
 		return;
 	if (!s->stateful || settings.session_ttl == 0)
 		service_forget(sock, LEAVE_FORGOTTEN);
@@ -9408,9 +9492,9 @@ service_replace(u32 sock)
 
 	if (!old)
 		return;
-	srv.replacing = true;
+	srv.replacing = sock;
 	conn_close(old, WSP_CLOSE_REPLACED, STR("replaced"));
-	srv.replacing = false;
+	srv.replacing = NONE;
 }
 
 static void
@@ -9516,10 +9600,11 @@ static bool
 service_is_json_ping(const u8 *p, size_t n)
 {
 	struct json_token tokens[32];
-	struct str text = { (const char *)p, n };
+	struct str text = text_trim((struct str){ (const char *)p, n },
+	    " \t\r\n");
 	int type;
 
-	if (n == 0 || p[0] != '{' ||
+	if (text.n == 0 || text.p[0] != '{' ||
 	    json_tokens(tokens, COUNT(tokens), text) <= 0)
 		return false;
 	type = json_member(tokens, text, 0, "type");
@@ -9678,7 +9763,12 @@ sending_put(struct sending *s, u32 sock, bool counted)
 	struct conn *c = service_conn(sock);
 	u32 drops = srv.queues.drops[sock];
 
+	/* Making room in the store may have changed this queue. */
 	s->a.policy = service_overflow(sock);
+	if (!queue_admits(&srv.queues, sock, &s->a)) {
+		s->full++;
+		return;
+	}
 	queue_make_room(&srv.queues, sock, &s->a);
 	if (srv.queues.drops[sock] != drops)
 		service_log_slow(sock);
@@ -9691,45 +9781,55 @@ sending_put(struct sending *s, u32 sock, bool counted)
 	}
 }
 
+/* Where to look first for who holds a message: a message that one queue holds
+ * is mostly held by the first that ever did. */
+static u32
+service_first_holder(u32 message)
+{
+	const struct message *m = &srv.queues.store.row[message];
+	u32 i = m->holder, at = 0;
+
+	if (m->holds == 1 && queue_find_hold(&srv.queues, i + 1, message, &i,
+	    &at))
+		return i;
+	return 0;
+}
+
 /* May every queue that holds this message let it go? */
 static bool
 service_may_drop(u32 message)
 {
 	const struct message *m = &srv.queues.store.row[message];
-	u32 found = 0;
+	u32 i = service_first_holder(message), at = 0, found = 0;
 
 	if (m->retained)
 		return false;
-	for (u32 i = m->holds == 1 ? m->holder : 0;
-	    i < srv.sockets.fresh && found < m->holds; i++)
-		for (u32 at = 0; at < srv.queues.queue[i].count; at++) {
-			if (queue_message(&srv.queues, i, at) != message)
-				continue;
-			if (!queue_yields(&srv.queues, i, at,
-			    service_overflow(i)))
-				return false;
-			found++;
-		}
+	while (found < m->holds && queue_find_hold(&srv.queues,
+	    srv.sockets.fresh, message, &i, &at)) {
+		if (!queue_yields(&srv.queues, i, at, service_overflow(i)))
+			return false;
+		found++;
+		at++;
+	}
 	return true;
 }
 
 static void
 service_drop(u32 message)
 {
-	struct message *m = &srv.queues.store.row[message];
-	u32 left = m->holds;
+	u32 left = srv.queues.store.row[message].holds;
+	u32 i = service_first_holder(message), at = 0;
 
-	for (u32 i = left == 1 ? m->holder : 0; left > 0; i++)
-		for (u32 at = 0; at < srv.queues.queue[i].count; at++) {
-			if (queue_message(&srv.queues, i, at) != message)
-				continue;
-			queue_take(&srv.queues, i, at,
-			    at < srv.queues.queue[i].sent ? LEAVE_UNCONFIRMED :
-			    LEAVE_DROPPED);
+	while (left > 0 && queue_find_hold(&srv.queues, srv.sockets.fresh,
+	    message, &i, &at)) {
+		bool sent = at < srv.queues.queue[i].sent;
+
+		queue_take(&srv.queues, i, at,
+		    sent ? LEAVE_UNCONFIRMED : LEAVE_DROPPED);
+		if (!sent)
 			service_log_slow(i);
-			left--;
-			break;
-		}
+		left--;
+	}
 }
 
 /* Makes room for n more bytes in the store at those who hold the oldest
@@ -9866,6 +9966,16 @@ service_free_waiter(void)
 	return NULL;
 }
 
+static void
+service_end_waiter(struct waiter *w)
+{
+	/* Nobody holds a message that is decided: its row may be another's. */
+	if (w->decided < w->count)
+		srv.queues.store.row[w->message].waiter = 0;
+	w->used = false;
+	srv.queues.waiters--;
+}
+
 /* The sender waits for its message's fate. */
 static void
 asking_wait(struct asking *q, struct waiter *w, u32 message)
@@ -9922,9 +10032,13 @@ asking_send(struct asking *q)
 	for (u32 k = 0; k < fit; k++)
 		if (sock_is_used(&srv.sockets, srv.selected[k]))
 			sending_put(&s, srv.selected[k], waiter != NULL);
-	srv.queues.total.messages_taken++;
-	if (waiter)
+	if (fit > 0)
+		store_release(&srv.queues.store, s.message);
+	if (waiter && s.open + s.away > 0)
 		waiter->count = s.open + s.away;
+	else if (waiter)
+		service_end_waiter(waiter);
+	srv.queues.total.messages_taken++;
 	asking_ok(q, s.open + s.away);
 	reply_number(&q->reply, "open", s.open);
 	reply_number(&q->reply, "away", s.away);
@@ -10282,9 +10396,9 @@ push_drain(void)
 	for (u32 k = 0; k < PUSH_BUDGET && bytes < PUSH_BUDGET_BYTES; k++) {
 		struct sockaddr_un from;
 		socklen_t from_n;
-		struct ucred who = { .pid = 0, .uid = (uid_t)-1 };
+		struct ucred who;
 		ssize_t n = sys_recvfrom(srv.push, srv.scratch_push,
-		    srv.push_size, &from, &from_n, NULL);
+		    srv.push_size, &from, &from_n, &who);
 
 		if (n < 0)
 			return false;
@@ -10310,10 +10424,7 @@ push_answer_waiters(void)
 		reply_acked(&o, w->acked, w->count,
 		    (struct str){ a->ref, a->ref_n });
 		push_reply(srv.push, &a->to, a->to_n, o.p, o.n);
-		if (w->decided < w->count)
-			srv.queues.store.row[w->message].waiter = 0;
-		w->used = false;
-		srv.queues.waiters--;
+		service_end_waiter(w);
 	}
 }
 
@@ -10338,6 +10449,8 @@ push_next_waiter(int64_t latest)
 #define LOOP_SLICE      64 /* connections written to between two looks */
 #define LOOP_ACCEPTS    64 /* newcomers a turn */
 #define LOOP_HANDSHAKES 8  /* steps of TLS handshakes a turn */
+#define LOOP_FULL_MS    250 /* until we look again whether somebody has been
+                             * in the way of newcomers for too long */
 
 /* What epoll carries for descriptors that are no connections. */
 #define LOOP_PUSH     (UINT64_MAX - 1)
@@ -10366,8 +10479,10 @@ loop_accept(const struct listener *l)
 		int fd;
 
 		if (!conn_is_room()) {
-			if (!conn_make_way())
-				loop_listen(false);
+			if (conn_make_way())
+				return;
+			loop_listen(false);
+			srv.listen_again = srv.now + LOOP_FULL_MS;
 			return;
 		}
 		fd = sys_accept(l->fd, &from, &from_n);
@@ -10402,6 +10517,8 @@ loop_timeout(void)
 	for (u32 i = 0; i < WSP_BUFFERS; i++)
 		if (srv.buffer[i].conn != NONE && next > srv.now + 1000)
 			next = srv.now + 1000;
+	if (srv.first_waiting != NONE && next > srv.now + LOOP_FULL_MS)
+		next = srv.now + LOOP_FULL_MS;
 	if (srv.stop_at != 0 && srv.stop_at < next)
 		next = srv.stop_at;
 	return next <= srv.now ? 0 : (int)(next - srv.now);
@@ -10472,8 +10589,7 @@ loop_turn(void)
 	push_answer_waiters();
 	tls_tick(srv.now);
 	conn_free_dead();
-	if (!srv.listening && !srv.stopping && conn_is_room() &&
-	    srv.now >= srv.listen_again) {
+	if (!srv.listening && !srv.stopping && srv.now >= srv.listen_again) {
 		srv.listen_again = 0;
 		loop_listen(true);
 	}
@@ -10528,9 +10644,55 @@ static struct {
 static char serve_file[3][16384];
 static int serve_file_now = -1, serve_file_next;
 
+static socklen_t
+serve_ipv4(struct sockaddr_storage *to, const char *host, const char *port)
+{
+	struct sockaddr_in *a = (struct sockaddr_in *)(void *)to;
+
+	*to = (struct sockaddr_storage){ .ss_family = AF_INET };
+	if (host && inet_pton(AF_INET, host, &a->sin_addr) != 1)
+		return 0;
+	a->sin_port = htons((u16)atoi(port));
+	return sizeof *a;
+}
+
+/* Reads [ADDR:]PORT, ADDR being 127.0.0.1 or [::1]; without it all addresses
+ * of both kinds.  Returns the address's length, 0 when it is none. */
+static socklen_t
+serve_address(struct sockaddr_storage *to, const char *text)
+{
+	struct sockaddr_in6 *a = (struct sockaddr_in6 *)(void *)to;
+	const char *colon = strrchr(text, ':');
+	const char *port = colon ? colon + 1 : text;
+	size_t n = colon ? (size_t)(colon - text) : 0;
+	char host[INET6_ADDRSTRLEN + 2];
+	u64 v;
+
+	if (!text_u64(&v, text_of(port), 65535) || n >= sizeof host)
+		return 0;
+	memcpy(host, text, n);
+	host[n] = '\0';
+	if (colon && host[0] != '[')
+		return serve_ipv4(to, host, port);
+	*to = (struct sockaddr_storage){ .ss_family = AF_INET6 };
+	a->sin6_port = htons((u16)v);
+	if (!colon)
+		return sizeof *a;
+	if (host[n - 1] != ']')
+		return 0;
+	host[n - 1] = '\0';
+	return inet_pton(AF_INET6, host + 1, &a->sin6_addr) == 1 ?
+	    sizeof *a : 0;
+}
+
 static const char *
 opt_listen(const char *value, bool is_tls)
 {
+	struct sockaddr_storage a;
+
+	if (serve_address(&a, value) == 0)
+		return "it takes [ADDR:]PORT, such as 8443, 127.0.0.1:8443 or "
+		    "[::1]:8443";
 	if (settings.listeners == SETTINGS_LISTENERS)
 		return "there are too many listeners";
 	settings.listen[settings.listeners++] = (struct listener){
@@ -11058,11 +11220,13 @@ serve_connections(void)
 static size_t
 serve_buffer_size(void)
 {
+	/* An answer as long as a message from the client, sealed. */
 	size_t n = settings.max_inbound + FRAME_HEAD_MAX + 4 + 125;
+	/* A head that lacks its end, and the record that brings it. */
+	size_t http = WSP_MAX_HTTP_HEAD + RECORD_MAX;
 
-	if (n < RECORD_MAX)
-		n = RECORD_MAX;
-	return n + 256;
+	n += (n / RECORD_MAX_PLAIN + 1) * RECORD_OVERHEAD_MAX;
+	return (n < http ? http : n) + 256;
 }
 
 static void *serve_tls_memory;
@@ -11180,10 +11344,10 @@ serve_place(void)
 
 	sys_random(&seed, sizeof seed);
 	srv.conns = conns;
-	srv.free = NONE;
+	srv.free = srv.replacing = NONE;
 	srv.dead = srv.dirty + conns;
 	srv.next_waiting = srv.dead + conns;
-	srv.first_waiting = srv.last_waiting = NONE;
+	srv.first_waiting = NONE;
 	srv.buffer_size = serve_buffer_size();
 	for (u32 i = 0; i < WSP_BUFFERS; i++)
 		srv.buffer[i].conn = NONE;
@@ -11228,34 +11392,11 @@ serve_cannot(const char *format, ...)
 	return 1;
 }
 
-/* Splits [ADDR:]PORT; ADDR may stand in brackets. */
-static int
-serve_split_address(const char *text, char host[64], const char **port)
-{
-	const char *colon = strrchr(text, ':');
-	size_t n = colon ? (size_t)(colon - text) : 0;
-
-	*port = colon ? colon + 1 : text;
-	if (n >= 2 && text[0] == '[' && text[n - 1] == ']') {
-		text++;
-		n -= 2;
-	}
-	if (n >= 64)
-		return -1;
-	memcpy(host, text, n);
-	host[n] = '\0';
-	return 0;
-}
-
 /* What newcomers inherit from the listener costs no call of their own. */
 static int
 serve_set_listener(int fd, const struct sockaddr *to, socklen_t to_n)
 {
 	sys_setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1);
-	if (to->sa_family == AF_INET6)
-		sys_setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY,
-		    !IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)
-		    (const void *)to)->sin6_addr));
 	sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, (int)settings.send_buffer);
 	sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 	if (settings.ping_interval > 0)
@@ -11268,47 +11409,31 @@ serve_set_listener(int fd, const struct sockaddr *to, socklen_t to_n)
 }
 
 static int
-serve_listen_at(struct listener *l, const struct addrinfo *a)
-{
-	int fd = socket(a->ai_family,
-	    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), err;
-
-	if (fd < 0)
-		return -errno;
-	err = serve_set_listener(fd, a->ai_addr, a->ai_addrlen);
-	if (err < 0)
-		close(fd);
-	else
-		l->fd = fd;
-	return err;
-}
-
-static int
 serve_listen(struct listener *l)
 {
-	static const char *const any[] = { "::", "0.0.0.0" };
-	struct addrinfo hints = { .ai_socktype = SOCK_STREAM,
-		.ai_flags = AI_PASSIVE | AI_NUMERICSERV | AI_NUMERICHOST };
-	struct addrinfo *a;
-	char host[64];
-	const char *port;
-	int err = -EINVAL;
+	struct sockaddr_storage a;
+	socklen_t n;
+	int fd, err;
 
 	if (l->fd >= 0)
 		return 0;
-	if (serve_split_address(l->text, host, &port) < 0)
-		return serve_cannot("%s is no address", l->text);
-	for (int try = 0; try < 2 && err < 0; try++) {
-		if (getaddrinfo(host[0] ? host : any[try], port, &hints, &a))
-			return serve_cannot("%s is no [ADDR:]PORT", l->text);
-		err = serve_listen_at(l, a);
-		freeaddrinfo(a);
-		if (host[0] || err != -EAFNOSUPPORT)
-			break;
+	n = serve_address(&a, l->text);
+	fd = socket(a.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
+	    0);
+	if (fd < 0 && errno == EAFNOSUPPORT && !strchr(l->text, ':')) {
+		/* All addresses, on a kernel without IPv6. */
+		n = serve_ipv4(&a, NULL, l->text);
+		fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK |
+		    SOCK_CLOEXEC, 0);
 	}
+	err = fd < 0 ? -errno :
+	    serve_set_listener(fd, (struct sockaddr *)&a, n);
+	if (err < 0 && fd >= 0)
+		close(fd);
 	if (err < 0)
 		return serve_cannot("cannot listen on %s: %s", l->text,
 		    strerror(-err));
+	l->fd = fd;
 	return 0;
 }
 
@@ -11387,6 +11512,7 @@ serve_bind_push(void)
 		return 1;
 	srv.push = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
 	    0);
+	sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
 	mask = umask(0777 & ~settings.push_mode);
 	r = bind(srv.push, (struct sockaddr *)&a, sizeof a);
 	umask(mask);

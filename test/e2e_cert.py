@@ -74,7 +74,7 @@ def names_of(path):
 
 
 def test_cert_makes_one_for_the_names_and_days_given(tmp_path):
-    done = wspush("cert", "-d", "10", "--state", str(tmp_path),
+    done = wspush("cert", "-d", "100", "--state", str(tmp_path),
                   "router.example", "192.0.2.1", "2001:db8::1")
     assert done.returncode == 0, done
     cert, hosts, addresses = names_of(tmp_path / "cert.pem")
@@ -82,7 +82,7 @@ def test_cert_makes_one_for_the_names_and_days_given(tmp_path):
     assert {ipaddress.ip_address("192.0.2.1"),
             ipaddress.ip_address("2001:db8::1")} <= addresses
     assert (cert.not_valid_after - cert.not_valid_before
-            ) / datetime.timedelta(days=1) == pytest.approx(10, abs=1.1)
+            ) / datetime.timedelta(days=1) == pytest.approx(100, abs=1.1)
     assert stat.S_IMODE(os.stat(tmp_path / "key.pem").st_mode) == 0o600
     with wsp.Server(directory=tmp_path) as server:
         shown = peer_certificate(server.address(tls=True))

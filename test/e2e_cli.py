@@ -127,11 +127,11 @@ def test_nobody_there_is_status_4(server, cli):
 
 
 @pytest.mark.parametrize("args, stdin", [
-    (("send", "$", "x"), b""), (("send", "nonsense", "x"), b""),
+    (("send", "$", "x"), b""), (("send", "$:v", "x"), b""),
     (("send", "* *x", "x"), b""), (("send", "*"), b"\xff"),
     (("send", "*"), b"x" * 65537), (("send", "/services/absent", "x"), b""),
     (("list", "$"), b""), (("close", "$"), b""), (("abort", "$"), b""),
-    (("close", "-c", "999", "*"), b""), (("close", "*", "r" * 124), b"")])
+    (("close", "*", "r" * 124), b"")])
 def test_what_the_server_refuses_is_status_1_and_its_sentence(
         server, cli, args, stdin):
     raw = server.open()
@@ -164,6 +164,7 @@ def test_standard_input_beyond_any_message_is_status_1_and_not_cut(
      "x"), ("send", "-x", "*", "x"), ("send", "*", "two", "messages"),
     ("send", "-t", "soon", "*", "x"), ("send", "-w", "soon", "*", "x"),
     ("send", "-s"), ("close",), ("close", "-c", "x", "*"), ("close", "-c"),
+    ("close", "-c", "1004", "*"),
     ("close", "*", "two", "reasons"), ("abort",), ("abort", "*", "x"),
     ("list", "-x"), ("list", "*", "x"), ("stats", "*"), ("stats", "-x"),
     ("ping", "x"), ("ping", "-x"), ("help", "frobnicate"),
@@ -244,12 +245,14 @@ def test_a_reply_from_elsewhere_is_not_taken_for_the_servers(tmp_path):
         answers = []
 
         def answer():
-            _, sender = fake.recvfrom(1000)
+            data, sender = fake.recvfrom(1000)
+            ref = b"".join(b" " + word for word in data.split()
+                           if word.startswith(b"ref="))
             try:
-                stranger.sendto(b"ok 7\n", sender)
+                stranger.sendto(b"ok 7" + ref + b"\n", sender)
             except OSError as error:
                 answers.append(error)
-            fake.sendto(b"ok 0\n", sender)
+            fake.sendto(b"ok 0" + ref + b"\n", sender)
         thread = threading.Thread(target=answer)
         thread.start()
         done = wspush("send", "-s", str(path), "*", "x")

@@ -121,9 +121,9 @@ def test_a_bad_id_is_400_with_a_sentence_and_makes_no_socket(server, query):
 def test_the_sentences_say_which_rule_was_broken(server):
     said = {name: server.ask(wsp.request(f"/services/{MAIN}?{query}")).body
             for name, query in REFUSED.items()}
-    for names in (["given twice", "129 bytes", "a space", "a lone byte",
-                   "a percent alone"],):
-        assert len({said[name] for name in names}) == len(names), said
+    names = ["given twice", "129 bytes", "a space", "a percent alone",
+             "17 tags", "a tag name of 33"]
+    assert len({said[name] for name in names}) == len(names), said
 
 
 def test_the_limits_of_tags_in_an_id_are_reached(server):
@@ -229,7 +229,8 @@ def test_with_duplicate_reject_the_newcomer_gets_409(serve):
     assert server.fence(first) == [[]]
     first.say_close(1000)
     server.wait_state(f"/services/{MAIN}-s-7", "away")
-    server.open("7").heartbeat()
+    server.open("7")
+    assert server.row(f"/services/{MAIN}-s-7")["state"] == "open"
 
 
 # ----- away ---------------------------------------------------------------

@@ -575,7 +575,7 @@ def test_clients_that_neither_read_nor_answer_do_not_hold_up_the_end(serve):
         server.raw(tls=True).send(b"GET / HT")
         wsp.Raw(server.address(tls=True)).send(b"\x16\x03\x01")
     for _ in range(40):
-        server.ok("send *", "x" * 60_000)
+        server.push("send *", "x" * 60_000)  # in the end queue-full
     server.kick(signal.SIGTERM)
     began = time.monotonic()
     assert server.wait_exit() == 0

@@ -83,7 +83,10 @@ def use(server, tls):
     echo.send(wsp.frame(3))
     assert echo.closed()[0] == 1002
     raw.heartbeat()
-    for kind, body in (("text", "x" * 65536), ("json", '{"a":1}'),
+    assert server.ok("send *", "x" * 65536).count == 21
+    for each in (raw, *volatile):
+        assert len(each.message()[1]) == 65536
+    for kind, body in (("text", "x" * 1000), ("json", '{"a":1}'),
                        ("json", "a string"), ("binary", b"\xff")):
         assert server.ok(f"send kind={kind} *", body).count == 21
     server.refused("bad-target", "send $", "x")

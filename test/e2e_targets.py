@@ -13,7 +13,7 @@ SOCKETS = {
     "a3": "/services/a-s-plain",
     "A4": "/services/a-s-id:4::g:x",
     "b1": "/services/b-s-id:1::g:x",
-    "b2": "/services/b-s-empty:::colons:p:q",
+    "b2": "/services/b-s-colons:p:q::empty:",
     "b3": "/services/b-s-город:Москва::Case:Value",
     "B4": "/services/b-s-odd:1]::list:[1",
     "d1": "/services/dot.ted_9-s-v:1.5",

@@ -127,7 +127,7 @@ the_known_records_are_sealed_byte_for_byte(void **state)
 }
 
 static void
-the_known_records_are_opened_and_waited_for_at_every_cut(void **state)
+the_known_records_are_opened_and_awaited_at_every_cut(void **state)
 {
 	(void)state;
 	assert_opens(RECORD_CHACHA20, vector_chacha20, sizeof vector_chacha20);
@@ -155,7 +155,7 @@ broken_poly1305(const void *key, const void *iv, void *data, size_t n,
 }
 
 static void
-the_self_test_agrees_with_bearssl_and_notices_a_broken_cipher(void **state)
+the_self_test_agrees_with_bearssl_and_sees_a_broken_cipher(void **state)
 {
 	struct record_aead broken = aead;
 
@@ -425,20 +425,30 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_known_records_are_sealed_byte_for_byte),
-		cmocka_unit_test(the_known_records_are_opened_and_waited_for_at_every_cut),
-		cmocka_unit_test(a_peer_may_choose_its_explicit_nonces_as_it_likes),
-		cmocka_unit_test(the_self_test_agrees_with_bearssl_and_notices_a_broken_cipher),
+		cmocka_unit_test(
+		    the_known_records_are_opened_and_awaited_at_every_cut),
+		cmocka_unit_test(
+		    a_peer_may_choose_its_explicit_nonces_as_it_likes),
+		cmocka_unit_test(
+		    the_self_test_agrees_with_bearssl_and_sees_a_broken_cipher),
 		cmocka_unit_test(every_length_comes_back_as_it_went),
-		cmocka_unit_test(the_same_bytes_and_number_give_the_same_record_again),
+		cmocka_unit_test(
+		    the_same_bytes_and_number_give_the_same_record_again),
 		cmocka_unit_test(a_bit_changed_anywhere_is_refused),
-		cmocka_unit_test(another_type_or_a_shorter_length_breaks_the_tag),
-		cmocka_unit_test(a_replayed_dropped_or_reordered_record_is_refused),
-		cmocka_unit_test(a_type_that_has_no_business_here_is_refused_at_its_byte),
+		cmocka_unit_test(
+		    another_type_or_a_shorter_length_breaks_the_tag),
+		cmocka_unit_test(
+		    a_replayed_dropped_or_reordered_record_is_refused),
+		cmocka_unit_test(
+		    a_type_that_has_no_business_here_is_refused_at_its_byte),
 		cmocka_unit_test(another_version_is_refused_at_its_byte),
-		cmocka_unit_test(a_length_beyond_the_limits_is_refused_at_the_header),
-		cmocka_unit_test(an_alert_is_two_bytes_and_a_handshake_message_not_empty),
+		cmocka_unit_test(
+		    a_length_beyond_the_limits_is_refused_at_the_header),
+		cmocka_unit_test(
+		    an_alert_is_two_bytes_and_a_handshake_message_not_empty),
 		cmocka_unit_test(an_alert_is_sealed_and_opened),
-		cmocka_unit_test(records_that_come_together_are_taken_one_by_one),
+		cmocka_unit_test(
+		    records_that_come_together_are_taken_one_by_one),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

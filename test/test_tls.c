@@ -84,12 +84,12 @@ assert_loads(const char *cert, const char *key)
 static void
 assert_refused(const char *cert, const char *key, const char *words)
 {
-	int before = certs.in_use;
+	int before = certs.used;
 
 	assert_int_equal(load(cert, key), -1);
 	if (!strstr(why, words))
 		fail_msg("\"%s\" does not say \"%s\"", why, words);
-	assert_int_equal(certs.in_use, before);
+	assert_int_equal(certs.used, before);
 }
 
 static void
@@ -211,9 +211,9 @@ a_chain_loads_in_pem_and_in_der(void **state)
 
 	(void)state;
 	assert_loads(join_files("chain.crt", parts, 2), "chain-leaf.key");
-	assert_int_equal(certs.place[certs.in_use].count, 2);
+	assert_int_equal(certs.place[certs.used - 1].count, 2);
 	assert_loads(join_files("chain.crt", parts, 3), "chain-leaf.key");
-	assert_int_equal(certs.place[certs.in_use].count, 3);
+	assert_int_equal(certs.place[certs.used - 1].count, 3);
 	for (int i = 0; i < 3; i++) {
 		u8 one[4096];
 		size_t one_n = get_der(parts[i], one);
@@ -222,7 +222,7 @@ a_chain_loads_in_pem_and_in_der(void **state)
 		n += one_n;
 	}
 	assert_loads(put_file("chain.der", der, n), "chain-leaf.key");
-	assert_int_equal(certs.place[certs.in_use].count, 3);
+	assert_int_equal(certs.place[certs.used - 1].count, 3);
 }
 
 static void
@@ -241,7 +241,7 @@ a_chain_in_the_wrong_order_is_named(void **state)
 }
 
 static void
-a_chain_has_at_most_eight_certificates_and_as_many_bytes_as_fit(void **state)
+a_chain_has_at_most_eight_certificates_and_8192_bytes(void **state)
 {
 	const char *parts[9] = { "chain-leaf.crt", "chain-intermediate.crt" };
 
@@ -305,7 +305,7 @@ files_that_hold_something_else_are_named(void **state)
 }
 
 static void
-a_file_of_the_largest_size_is_read_and_one_byte_more_is_not(void **state)
+a_file_of_the_largest_size_is_read_and_no_larger(void **state)
 {
 	char *text = malloc(WSP_TLS_FILE);
 	size_t n;
@@ -349,15 +349,15 @@ a_reload_that_fails_keeps_what_is_in_use(void **state)
 
 	(void)state;
 	assert_loads(cert, "ec.key");
-	place = certs.in_use;
+	place = certs.used;
 	put_file("now.crt", text, n / 2);
 	assert_int_equal(tls_reload(why, sizeof why), -1);
 	assert_non_null(strstr(why, "now.crt"));
-	assert_int_equal(certs.in_use, place);
+	assert_int_equal(certs.used, place);
 	assert_true(tls_cert_days() > 36000);
 	put_file("now.crt", text, n);
 	assert_int_equal(tls_reload(why, sizeof why), 0);
-	assert_int_equal(certs.in_use, !place);
+	assert_int_equal(certs.used, 3 - place);
 }
 
 /* ----- certificates of our own */
@@ -472,7 +472,7 @@ facts_in_use(void)
 	struct cert_facts f;
 
 	assert_true(cert_read_facts(&f,
-	    cert_der(&certs.place[certs.in_use], 0)));
+	    cert_der(&certs.place[certs.used - 1], 0)));
 	return f;
 }
 
@@ -621,6 +621,25 @@ somebody_elses_broken_pair_is_not_touched(void **state)
 	assert_int_equal(tls_state_certificate(d, why, sizeof why), -1);
 }
 
+static void
+somebody_elses_expired_pair_is_not_touched_either(void **state)
+{
+	const char *d = state_dir("theirs");
+	size_t n;
+	char *text = get_file("chain-leaf-expired.crt", &n);
+
+	(void)state;
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(sys_write_file(state_file(d, "cert.pem"), text, n,
+	    0644), 0);
+	text = get_file("chain-leaf.key", &n);
+	assert_int_equal(sys_write_file(state_file(d, "key.pem"), text, n,
+	    0600), 0);
+	assert_int_equal(tls_state_certificate(d, why, sizeof why), 0);
+	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
+	assert_true(tls_cert_days() < 0);
+}
+
 /* The verb, its words kept from the test's own output. */
 static int
 run_cert(const char *const *words, size_t count)
@@ -680,7 +699,7 @@ the_verb_makes_shows_and_refuses(void **state)
 #define ROWS  4
 
 /* A client that takes the key in the certificate at its word. */
-struct client {
+struct peer {
 	br_ssl_client_context ssl;
 	br_x509_minimal_context ignored;
 	br_x509_knownkey_context trust;
@@ -711,7 +730,7 @@ set_up_tls(const char *cert, const char *key)
 
 /* Connects, not yet shaking hands. */
 static void
-client_open(struct client *c, const br_ssl_session_parameters *session)
+peer_open(struct peer *c, const br_ssl_session_parameters *session)
 {
 	static const u16 both[] = {
 		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
@@ -719,7 +738,7 @@ client_open(struct client *c, const br_ssl_session_parameters *session)
 		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
 	};
-	const struct cert *cert = &certs.place[certs.in_use];
+	const struct cert *cert = &certs.place[certs.used - 1];
 	const br_x509_pkey *key;
 	br_ssl_engine_context *e = &c->ssl.eng;
 	int fds[2];
@@ -748,7 +767,7 @@ client_open(struct client *c, const br_ssl_session_parameters *session)
 }
 
 static void
-client_close(struct client *c)
+peer_close(struct peer *c)
 {
 	if (c->slot >= 0)
 		tls_give(c->slot);
@@ -758,7 +777,7 @@ client_close(struct client *c)
 
 /* One move of the client: true if it did something. */
 static bool
-client_move(struct client *c)
+peer_move(struct peer *c)
 {
 	br_ssl_engine_context *e = &c->ssl.eng;
 	unsigned state = br_ssl_engine_current_state(e);
@@ -784,22 +803,22 @@ client_move(struct client *c)
 
 /* Both sides in turn until the server is done or failed. */
 static void
-shake_hands(struct client *c)
+shake_hands(struct peer *c)
 {
 	assert_true(c->slot >= 0);
 	for (int i = 0; i < 5000; i++) {
-		client_move(c);
+		peer_move(c);
 		c->progress = tls_step(c->slot, c->server_fd, &c->keys);
 		if (c->progress == TLS_DONE || c->progress == TLS_FAILED)
 			break;
 	}
-	while (client_move(c))
+	while (peer_move(c))
 		continue;
 }
 
 /* The client says a word and the server's keys read it, and back. */
 static void
-exchange(struct client *c)
+exchange(struct peer *c)
 {
 	br_ssl_engine_context *e = &c->ssl.eng;
 	u8 record[RECORD_MAX];
@@ -811,7 +830,7 @@ exchange(struct client *c)
 	memcpy(br_ssl_engine_sendapp_buf(e, &n), "hello", 5);
 	br_ssl_engine_sendapp_ack(e, 5);
 	br_ssl_engine_flush(e, 0);
-	while (client_move(c))
+	while (peer_move(c))
 		continue;
 	got = sys_recv(c->server_fd, record, sizeof record, 0);
 	assert_true(got > 0);
@@ -823,7 +842,7 @@ exchange(struct client *c)
 	n = record_seal(tls_aead(), &c->keys, c->keys.out_seq++, RECORD_DATA,
 	    record, 7);
 	assert_int_equal(sys_send(c->server_fd, record, n, 0), n);
-	while (client_move(c))
+	while (peer_move(c))
 		continue;
 	assert_true(br_ssl_engine_current_state(e) & BR_SSL_RECVAPP);
 	assert_memory_equal(br_ssl_engine_recvapp_buf(e, &n), "welcome", 7);
@@ -832,7 +851,7 @@ exchange(struct client *c)
 }
 
 static void
-assert_shakes(struct client *c, u8 suite, bool resumed)
+assert_shakes(struct peer *c, u8 suite, bool resumed)
 {
 	shake_hands(c);
 	if (c->progress != TLS_DONE)
@@ -843,21 +862,11 @@ assert_shakes(struct client *c, u8 suite, bool resumed)
 	exchange(c);
 }
 
-/* The suites stand in our order, whatever the client prefers. */
+/* As if this processor had instructions for AES, or not. */
 static void
 prefer(u8 suite)
 {
-	static const u16 gcm[] = { BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 };
-	static const u16 chacha20[] = {
-		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-		BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 };
-
-	tls.suites = suite == RECORD_CHACHA20 ? chacha20 : gcm;
+	tls.aes_first = suite == RECORD_AES128_GCM;
 }
 
 static void
@@ -871,13 +880,13 @@ both_suites_work_with_ec_and_rsa(void **state)
 	(void)state;
 	for (size_t i = 0; i < COUNT(pairs); i++)
 		for (u8 suite = 1; suite <= 2; suite++) {
-			struct client c;
+			struct peer c;
 
 			set_up_tls(pairs[i][0], pairs[i][1]);
 			prefer(suite);
-			client_open(&c, NULL);
+			peer_open(&c, NULL);
 			assert_shakes(&c, suite, false);
-			client_close(&c);
+			peer_close(&c);
 		}
 }
 
@@ -886,56 +895,77 @@ a_second_connection_resumes(void **state)
 {
 	(void)state;
 	for (u8 suite = 1; suite <= 2; suite++) {
-		struct client c;
+		struct peer c;
 		br_ssl_session_parameters session;
 
 		set_up_tls("ec.crt", "ec.key");
 		prefer(suite);
-		client_open(&c, NULL);
+		peer_open(&c, NULL);
 		assert_shakes(&c, suite, false);
 		br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
-		client_close(&c);
-		client_open(&c, &session);
+		peer_close(&c);
+		peer_open(&c, &session);
 		assert_shakes(&c, suite, true);
-		client_close(&c);
+		peer_close(&c);
 		tls_cache_reset();
-		client_open(&c, &session);
+		peer_open(&c, &session);
 		assert_shakes(&c, suite, false);
-		client_close(&c);
+		peer_close(&c);
 	}
+}
+
+/* The session is there but cannot be gone on with. */
+static void
+a_session_whose_suite_is_not_offered_is_not_resumed(void **state)
+{
+	static const u16 gcm[] = { BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 };
+	struct peer c;
+	br_ssl_session_parameters session;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	prefer(RECORD_CHACHA20);
+	peer_open(&c, NULL);
+	assert_shakes(&c, RECORD_CHACHA20, false);
+	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
+	peer_close(&c);
+	peer_open(&c, &session);
+	br_ssl_engine_set_suites(&c.ssl.eng, gcm, COUNT(gcm));
+	assert_true(br_ssl_client_reset(&c.ssl, NULL, 1));
+	assert_shakes(&c, RECORD_AES128_GCM, false);
+	peer_close(&c);
 }
 
 static void
 sessions_are_forgotten_daily_and_with_a_new_certificate(void **state)
 {
-	struct client c;
+	struct peer c;
 	br_ssl_session_parameters session;
 
 	(void)state;
 	set_up_tls("ec.crt", "ec.key");
+	prefer(RECORD_CHACHA20);
 	tls_tick(1000);
-	client_open(&c, NULL);
-	assert_shakes(&c, c.keys.suite ? c.keys.suite
-	    : tls.suites[0] == BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 ? 2
-	    : 1, false);
+	peer_open(&c, NULL);
+	assert_shakes(&c, RECORD_CHACHA20, false);
 	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
-	client_close(&c);
+	peer_close(&c);
 	assert_int_equal(tls.cache.touched, 1);
 	tls_tick(86400999);
 	assert_loads("ec.crt", "ec.key"); /* the same: they stay */
 	assert_int_equal(tls.cache.touched, 1);
-	client_open(&c, &session);
+	peer_open(&c, &session);
 	shake_hands(&c);
 	assert_true(tls_resumed(c.slot));
-	client_close(&c);
+	peer_close(&c);
 	tls_tick(86401000);
 	assert_int_equal(tls.cache.touched, 0);
 	for (size_t i = 0; i < ROWS * TLS_SESSION; i++)
 		assert_int_equal(tls.cache.rows[i], 0);
-	client_open(&c, &session);
+	peer_open(&c, &session);
 	shake_hands(&c);
 	assert_false(tls_resumed(c.slot));
-	client_close(&c);
+	peer_close(&c);
 	assert_int_equal(tls.cache.touched, 1);
 	assert_loads("chain-leaf.crt", "chain-leaf.key");
 	assert_int_equal(tls.cache.touched, 0);
@@ -946,14 +976,14 @@ a_handshake_may_come_in_any_pieces(void **state)
 {
 	(void)state;
 	for (size_t burst = 1; burst < 8; burst += 3) {
-		struct client c;
+		struct peer c;
 
 		set_up_tls("ec.crt", "ec.key");
 		prefer(RECORD_CHACHA20);
-		client_open(&c, NULL);
+		peer_open(&c, NULL);
 		c.burst = burst;
 		assert_shakes(&c, RECORD_CHACHA20, false);
-		client_close(&c);
+		peer_close(&c);
 	}
 }
 
@@ -961,7 +991,7 @@ a_handshake_may_come_in_any_pieces(void **state)
 static void
 what_follows_finished_is_left_in_the_socket(void **state)
 {
-	struct client c;
+	struct peer c;
 	br_ssl_session_parameters session;
 	u8 record[100];
 	struct record r;
@@ -971,21 +1001,21 @@ what_follows_finished_is_left_in_the_socket(void **state)
 	(void)state;
 	set_up_tls("ec.crt", "ec.key");
 	prefer(RECORD_CHACHA20);
-	client_open(&c, NULL);
+	peer_open(&c, NULL);
 	assert_shakes(&c, RECORD_CHACHA20, false);
 	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
-	client_close(&c);
-	client_open(&c, &session);
-	while (client_move(&c))
+	peer_close(&c);
+	peer_open(&c, &session);
+	while (peer_move(&c))
 		continue;
 	assert_int_equal(tls_step(c.slot, c.server_fd, &c.keys),
 	    TLS_WANT_READ);
-	while (client_move(&c))
+	while (peer_move(&c))
 		continue;
 	memcpy(br_ssl_engine_sendapp_buf(&c.ssl.eng, &n), "early", 5);
 	br_ssl_engine_sendapp_ack(&c.ssl.eng, 5);
 	br_ssl_engine_flush(&c.ssl.eng, 0);
-	while (client_move(&c))
+	while (peer_move(&c))
 		continue;
 	assert_int_equal(tls_step(c.slot, c.server_fd, &c.keys), TLS_DONE);
 	got = sys_recv(c.server_fd, record, sizeof record, 0);
@@ -993,7 +1023,7 @@ what_follows_finished_is_left_in_the_socket(void **state)
 	assert_int_equal(record_open(tls_aead(), &c.keys, record, (size_t)got,
 	    &r), got);
 	assert_memory_equal(r.p, "early", 5);
-	client_close(&c);
+	peer_close(&c);
 }
 
 /* Whether n bytes stand anywhere in the slot's memory. */
@@ -1008,13 +1038,13 @@ a_slot_that_was_given_back_holds_no_secret(void **state)
 {
 	(void)state;
 	for (u8 suite = 1; suite <= 2; suite++) {
-		struct client c;
+		struct peer c;
 		br_ssl_session_parameters session;
 		int slot;
 
 		set_up_tls("ec.crt", "ec.key");
 		prefer(suite);
-		client_open(&c, NULL);
+		peer_open(&c, NULL);
 		slot = c.slot;
 		assert_shakes(&c, suite, false);
 		br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
@@ -1025,7 +1055,7 @@ a_slot_that_was_given_back_holds_no_secret(void **state)
 		assert_false(slot_holds(slot, session.master_secret, 16));
 		assert_false(slot_holds(slot, c.keys.in_key, 16));
 		assert_false(slot_holds(slot, c.keys.out_key, 16));
-		client_close(&c);
+		peer_close(&c);
 	}
 }
 
@@ -1046,13 +1076,13 @@ the_pool_has_an_end_and_slots_come_back(void **state)
 		for (int i = 0; i < SLOTS; i++)
 			tls_give(slots[i]);
 	}
-	certs.in_use = -1;
+	certs.used = 0;
 	assert_int_equal(tls_take(), -1);
 }
 
 /* A handshake that fails: the reason, and the alert that the client gets. */
 static void
-assert_fails(struct client *c, const char *words, int alert)
+assert_fails(struct peer *c, const char *words, int alert)
 {
 	shake_hands(c);
 	assert_int_equal(c->progress, TLS_FAILED);
@@ -1066,20 +1096,20 @@ static void
 old_versions_and_foreign_suites_get_a_proper_alert(void **state)
 {
 	static const u16 cbc[] = { BR_TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA };
-	struct client c;
+	struct peer c;
 
 	(void)state;
 	set_up_tls("ec.crt", "ec.key");
-	client_open(&c, NULL);
+	peer_open(&c, NULL);
 	br_ssl_engine_set_versions(&c.ssl.eng, BR_TLS10, BR_TLS11);
 	assert_true(br_ssl_client_reset(&c.ssl, NULL, 0));
 	assert_fails(&c, "no TLS 1.2 (alert 70)", 70);
-	client_close(&c);
-	client_open(&c, NULL);
+	peer_close(&c);
+	peer_open(&c, NULL);
 	br_ssl_engine_set_suites(&c.ssl.eng, cbc, 1);
 	assert_true(br_ssl_client_reset(&c.ssl, NULL, 0));
 	assert_fails(&c, "no cipher suite", 40);
-	client_close(&c);
+	peer_close(&c);
 }
 
 static void
@@ -1099,10 +1129,10 @@ rubbish_gets_an_alert_and_a_reason(void **state)
 	(void)state;
 	set_up_tls("ec.crt", "ec.key");
 	for (size_t i = 0; i < COUNT(cases); i++) {
-		struct client c;
+		struct peer c;
 		u8 alert[100];
 
-		client_open(&c, NULL);
+		peer_open(&c, NULL);
 		assert_int_equal(sys_send(c.fd, cases[i].bytes, cases[i].n, 0),
 		    cases[i].n);
 		assert_int_equal(tls_step(c.slot, c.server_fd, &c.keys),
@@ -1112,24 +1142,24 @@ rubbish_gets_an_alert_and_a_reason(void **state)
 		if (alert[0] != 21 || alert[6] == 0)
 			fail_msg("case %zu: alert %d, %s", i, alert[6],
 			    tls_why(c.slot));
-		client_close(&c);
+		peer_close(&c);
 	}
 }
 
 static void
 a_client_that_leaves_is_said_to_have_left(void **state)
 {
-	struct client c;
+	struct peer c;
 
 	(void)state;
 	set_up_tls("ec.crt", "ec.key");
-	client_open(&c, NULL);
-	client_move(&c);
+	peer_open(&c, NULL);
+	peer_move(&c);
 	shutdown(c.fd, SHUT_WR);
 	while (tls_step(c.slot, c.server_fd, &c.keys) != TLS_FAILED)
 		continue;
 	assert_non_null(strstr(tls_why(c.slot), "left"));
-	client_close(&c);
+	peer_close(&c);
 }
 
 /* Finished is the first record under the new keys; changed on its way it
@@ -1137,23 +1167,23 @@ a_client_that_leaves_is_said_to_have_left(void **state)
 static void
 a_changed_finished_is_refused(void **state)
 {
-	struct client c;
+	struct peer c;
 	br_ssl_session_parameters session;
 	u8 flight[200];
 	ssize_t n;
 
 	(void)state;
 	set_up_tls("ec.crt", "ec.key");
-	client_open(&c, NULL);
+	peer_open(&c, NULL);
 	shake_hands(&c);
 	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
-	client_close(&c);
-	client_open(&c, &session);
-	while (client_move(&c))
+	peer_close(&c);
+	peer_open(&c, &session);
+	while (peer_move(&c))
 		continue;
 	assert_int_equal(tls_step(c.slot, c.server_fd, &c.keys),
 	    TLS_WANT_READ);
-	while (client_move(&c))
+	while (peer_move(&c))
 		continue;
 	n = sys_recv(c.server_fd, flight, sizeof flight, 0);
 	assert_true(n > 40);
@@ -1164,53 +1194,53 @@ a_changed_finished_is_refused(void **state)
 	c.progress = tls_step(c.slot, c.server_fd, &c.keys);
 	assert_int_equal(c.progress, TLS_FAILED);
 	assert_string_equal(tls_why(c.slot), "a record was changed on its way");
-	while (client_move(&c))
+	while (peer_move(&c))
 		continue;
 	assert_int_equal(br_ssl_engine_last_error(&c.ssl.eng),
 	    BR_ERR_RECV_FATAL_ALERT + 20);
-	client_close(&c);
+	peer_close(&c);
 }
 
 static void
 handshakes_survive_one_reload_and_not_two(void **state)
 {
-	struct client c;
+	struct peer c;
 
 	(void)state;
 	set_up_tls("ec.crt", "ec.key");
-	client_open(&c, NULL);
-	client_move(&c);
+	peer_open(&c, NULL);
+	peer_move(&c);
 	assert_loads("rsa2048.crt", "rsa2048-pkcs1.key");
 	shake_hands(&c);
 	assert_int_equal(c.progress, TLS_DONE);
-	client_close(&c);
-	client_open(&c, NULL);
-	client_move(&c);
+	peer_close(&c);
+	peer_open(&c, NULL);
+	peer_move(&c);
 	assert_loads("ec.crt", "ec.key");
 	assert_loads("p384.crt", "p384.key");
 	assert_fails(&c, "has been replaced", 80);
-	client_close(&c);
+	peer_close(&c);
 }
 
 /* A slot's 65th handshake mixes fresh entropy into its generator. */
 static void
 slots_are_used_again_and_again(void **state)
 {
-	struct client c;
+	struct peer c;
 	br_ssl_session_parameters session;
 
 	(void)state;
 	set_up_tls("ec.crt", "ec.key");
-	client_open(&c, NULL);
+	peer_open(&c, NULL);
 	shake_hands(&c);
 	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
-	client_close(&c);
+	peer_close(&c);
 	for (int i = 0; i < 70; i++) {
-		client_open(&c, &session);
+		peer_open(&c, &session);
 		shake_hands(&c);
 		assert_int_equal(c.progress, TLS_DONE);
 		assert_true(tls_resumed(c.slot));
-		client_close(&c);
+		peer_close(&c);
 	}
 	assert_true(tls.slots[0].used == 71);
 }
@@ -1240,39 +1270,53 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_kind_of_key_loads_with_its_certificate),
 		cmocka_unit_test(ec_parameters_before_the_key_are_skipped),
-		cmocka_unit_test(crlf_a_byte_order_mark_and_no_final_newline_do_no_harm),
+		cmocka_unit_test(
+		    crlf_a_byte_order_mark_and_no_final_newline_do_no_harm),
 		cmocka_unit_test(one_file_may_hold_both_and_comments),
 		cmocka_unit_test(der_loads_like_pem),
 		cmocka_unit_test(a_chain_loads_in_pem_and_in_der),
 		cmocka_unit_test(a_chain_in_the_wrong_order_is_named),
-		cmocka_unit_test(a_chain_has_at_most_eight_certificates_and_as_many_bytes_as_fit),
+		cmocka_unit_test(
+		    a_chain_has_at_most_eight_certificates_and_8192_bytes),
 		cmocka_unit_test(an_encrypted_key_gets_a_message_of_its_own),
 		cmocka_unit_test(a_key_that_is_not_the_certificates_is_refused),
 		cmocka_unit_test(keys_that_cannot_be_used_are_named),
 		cmocka_unit_test(files_that_hold_something_else_are_named),
-		cmocka_unit_test(a_file_of_the_largest_size_is_read_and_one_byte_more_is_not),
+		cmocka_unit_test(
+		    a_file_of_the_largest_size_is_read_and_no_larger),
 		cmocka_unit_test(a_file_cut_anywhere_is_refused),
 		cmocka_unit_test(a_reload_that_fails_keeps_what_is_in_use),
 		cmocka_unit_test(dates_go_there_and_back),
 		cmocka_unit_test(certificate_dates_have_two_forms_and_no_other),
 		cmocka_unit_test(names_are_host_names_wildcards_and_addresses),
-		cmocka_unit_test(a_certificate_of_our_own_has_the_names_that_were_asked_for),
+		cmocka_unit_test(
+		    a_certificate_of_our_own_has_the_names_that_were_asked_for),
 		cmocka_unit_test(without_names_it_has_those_of_this_machine),
 		cmocka_unit_test(what_is_there_is_not_replaced_without_force),
-		cmocka_unit_test(too_many_names_are_refused_and_nothing_is_written),
-		cmocka_unit_test(ours_is_renewed_below_thirty_days_and_not_before),
-		cmocka_unit_test(an_expired_certificate_is_used_and_its_days_are_negative),
-		cmocka_unit_test(a_pair_of_ours_that_a_power_cut_split_is_made_anew),
+		cmocka_unit_test(
+		    too_many_names_are_refused_and_nothing_is_written),
+		cmocka_unit_test(
+		    ours_is_renewed_below_thirty_days_and_not_before),
+		cmocka_unit_test(
+		    an_expired_certificate_is_used_and_its_days_are_negative),
+		cmocka_unit_test(
+		    a_pair_of_ours_that_a_power_cut_split_is_made_anew),
 		cmocka_unit_test(somebody_elses_broken_pair_is_not_touched),
+		cmocka_unit_test(
+		    somebody_elses_expired_pair_is_not_touched_either),
 		cmocka_unit_test(the_verb_makes_shows_and_refuses),
 		cmocka_unit_test(both_suites_work_with_ec_and_rsa),
 		cmocka_unit_test(a_second_connection_resumes),
-		cmocka_unit_test(sessions_are_forgotten_daily_and_with_a_new_certificate),
+		cmocka_unit_test(
+		    a_session_whose_suite_is_not_offered_is_not_resumed),
+		cmocka_unit_test(
+		    sessions_are_forgotten_daily_and_with_a_new_certificate),
 		cmocka_unit_test(a_handshake_may_come_in_any_pieces),
 		cmocka_unit_test(what_follows_finished_is_left_in_the_socket),
 		cmocka_unit_test(a_slot_that_was_given_back_holds_no_secret),
 		cmocka_unit_test(the_pool_has_an_end_and_slots_come_back),
-		cmocka_unit_test(old_versions_and_foreign_suites_get_a_proper_alert),
+		cmocka_unit_test(
+		    old_versions_and_foreign_suites_get_a_proper_alert),
 		cmocka_unit_test(rubbish_gets_an_alert_and_a_reason),
 		cmocka_unit_test(a_client_that_leaves_is_said_to_have_left),
 		cmocka_unit_test(a_changed_finished_is_refused),

@@ -510,7 +510,7 @@ class Client:
         return self.ws.close_code, self.ws.close_reason
 
     def close_socket(self):
-        self.ws.transport.abort()
+        Loop.loop.call_soon_threadsafe(self.ws.transport.abort)
 
 
 # ----- the server ---------------------------------------------------------
@@ -784,7 +784,7 @@ def fails(*options, patience=None):
     """Runs `wspush serve` where it must not come up: (status, lines)."""
     done = subprocess.run([BINARY, "serve", *map(str, options)],
                           stdin=subprocess.DEVNULL, capture_output=True,
-                          timeout=patience or 2 * PATIENCE, check=False)
+                          timeout=patience or PATIENCE, check=False)
     text = done.stderr.decode()
     assert not SANITIZER.search(text), text
     assert "wspush: ready" not in text
@@ -803,9 +803,10 @@ def make_certificate(directory, name="test", kind="ec", days=30, form="PEM"):
                    check=True, capture_output=True, timeout=60)
     if form == "DER":
         for path, verb in ((cert, "x509"), (key, "pkey")):
-            subprocess.run(["openssl", verb, "-in", path, "-outform", "DER",
-                            "-out", path], check=True, capture_output=True,
-                           timeout=60)
+            done = subprocess.run(["openssl", verb, "-in", path, "-outform",
+                                   "DER"], check=True, capture_output=True,
+                                  timeout=60)
+            path.write_bytes(done.stdout)
     return cert, key
 
 
