@@ -3413,7 +3413,8 @@ store_move_oldest(struct store *s)
 
 	if (s->end > m->place && n > s->cap - s->end)
 		to = 0;
-	memmove(s->bytes + to, s->bytes + m->place, n);
+	if (to != m->place)
+		memmove(s->bytes + to, s->bytes + m->place, n);
 	m->place = to;
 	s->end = to + n;
 	store_unlink(s, i);
@@ -3500,8 +3501,6 @@ store_release(struct store *s, u32 i)
 	store_unlink_age(s, i);
 	m->newer = s->free;
 	s->free = i;
-	if (s->count == 0)
-		s->end = 0;
 }
 
 static void
@@ -3567,6 +3566,8 @@ struct waiter {
 	u32 decided; /* sockets whose queue it has left */
 	u32 acked;   /* of these, acknowledged */
 };
+
+_Static_assert(WSP_WAITERS <= 254, "a message names its waiter in a byte");
 
 /* What `stats` counts since start. */
 #define COUNTERS(X)                                                           \
@@ -5501,6 +5502,7 @@ log_quote(struct log_room *room, struct str s)
 #define SETTINGS_LISTENERS 8
 #define SETTINGS_SERVICES  16
 #define SETTINGS_ORIGINS   16
+#define SETTINGS_RETAINED  1024
 #define SERVICE_PROTOCOLS  4
 
 enum handler { HANDLER_MAIN, HANDLER_ECHO, HANDLER_NONE };
@@ -5542,7 +5544,7 @@ struct settings {
 	enum overflow overflow;
 	u32 max_sockets, max_per_ip;
 	u32 queue_messages, queue_bytes, store_bytes;
-	u32 max_message, max_inbound, send_buffer;
+	u32 max_message, max_inbound, send_buffer, retained;
 	u32 session_ttl, ping_interval, pong_timeout, handshake_timeout;
 	u32 wait;         /* seconds to try again for what is not to be had */
 };
@@ -7587,6 +7589,20 @@ static struct {
 		char ref[WSP_MAX_REF];
 		int64_t due;
 	} awaiting[WSP_WAITERS];
+	struct watcher {
+		struct sockaddr_un to;
+		socklen_t to_n;      /* 0: a free row */
+		u8 fails;            /* sends that failed in a row */
+		u16 target_n;
+		char target[WSP_MAX_REQUEST_LINE];
+	} watcher[WSP_WATCHERS];
+	struct retained {
+		u32 message;
+		u16 target_n;
+		char target[WSP_MAX_REQUEST_LINE];
+	} *retained;             /* in the order of their age */
+	u32 retains;
+	int events;              /* the socket that events leave through */
 	int push;                /* the push socket */
 	int signals;
 	size_t push_size, reply_size;
@@ -7595,6 +7611,7 @@ static struct {
 	u8 *scratch_answer;      /* a frame aside, or a page */
 	int64_t started;
 	int64_t listen_again;    /* when the listeners rest, 0: they do not */
+	int64_t expire_at;       /* when expired messages are looked for */
 	int64_t stop_at;
 	bool listening;          /* the listeners are armed */
 	u32 replacing;           /* row that a new connection takes over */
@@ -9246,10 +9263,53 @@ service_conn(u32 sock)
 	return s->conn == NONE ? NULL : &srv.conn[s->conn];
 }
 
+/* Tells the watchers whose target selects the socket: `word SOCKETID[ n]`.
+ * Events leave through a socket of their own.  A watcher that is gone, or
+ * that makes two sends in a row fail, loses its watch. */
+static void
+service_event(const char *word, u32 sock, u64 n, bool with_n)
+{
+	static struct target target;
+	char text[WSP_MAX_SOCKET_ID + 32];
+	struct out o = out_to(text, sizeof text);
+	const char *why;
+
+	for (u32 i = 0; i < WSP_WATCHERS; i++) {
+		struct watcher *w = &srv.watcher[i];
+		ssize_t r;
+
+		if (w->to_n == 0 || target_parse(&target, (struct str){
+		    w->target, w->target_n }, &why) < 0 ||
+		    !tags_match(&srv.tags, sock, &target))
+			continue;
+		if (o.n == 0) {
+			out_text(&o, word);
+			out_char(&o, ' ');
+			sock_name(&o, &srv.sockets, sock, service_name(sock));
+			if (with_n)
+				out_char(&o, ' ');
+			if (with_n)
+				out_u64(&o, n);
+		}
+		r = sys_sendto(srv.events, text, o.n, &w->to, w->to_n);
+		w->fails = r < 0 ? (u8)(w->fails + 1) : 0;
+		if (r >= 0)
+			continue;
+		srv.queues.total.events_lost++;
+		if (w->fails == 2 || r == -ECONNREFUSED || r == -ENOENT)
+			w->to_n = 0;
+	}
+}
+
 /* Ends a socket that has no connection (any more). */
 static void
 service_forget(u32 sock, enum leave why)
 {
+	u32 held = srv.queues.queue[sock].count;
+
+	if (why == LEAVE_DROPPED && held > 0)
+		service_event("drop", sock, held, true);
+	service_event("forget", sock, 0, false);
 	queue_clear(&srv.queues, sock, why);
 	tags_clear(&srv.tags, &srv.sockets.row[sock]);
 	deadline_cancel(&srv.away, sock);
@@ -9264,7 +9324,7 @@ service_ended(struct conn *c, u16 code)
 	struct sock *s = &srv.sockets.row[sock];
 
 	assert(s->conn == conn_slot(c) && s->conn_gen == c->gen);
-	(void)code;
+	service_event("close", sock, code, true);
 	c->sock = NONE;
 	c->done = 0;
 	c->rec_n = c->rec_sent = 0;
@@ -9288,6 +9348,391 @@ service_sessions(void)
 
 	while ((sock = deadline_due(&srv.away, 0, srv.now)) != NONE)
 		service_forget(sock, LEAVE_FORGOTTEN);
+}
+
+/*
+ * ---- send
+ */
+
+/* A message on its way into queues. */
+struct sending {
+	const struct request *r;
+	struct admission a;  /* policy is set for each socket */
+	enum form form;
+	struct str value;    /* what goes out of the body */
+	bool quote;          /* as a JSON string */
+	u8 opcode;
+	u32 n;               /* bytes for the wire */
+	u32 message;
+	u32 open, away, full;
+};
+
+/* Works out the message's wire form.  False: its escaped form is too big. */
+static bool
+sending_shape(struct sending *s)
+{
+	const struct request *r = s->r;
+	u8 head[FRAME_HEAD_MAX];
+	size_t body = r->body.n;
+	enum json_shape shape = JSON_ARRAY;
+
+	s->value = r->body;
+	s->opcode = r->kind == KIND_BINARY ? FRAME_BINARY : FRAME_TEXT;
+	if (r->kind == KIND_JSON) {
+		shape = json_shape(&s->value, r->body);
+		s->quote = shape == JSON_NOT;
+		if (s->quote)
+			s->value = r->body;
+		body = s->quote ? json_string_size(s->value) : s->value.n;
+	}
+	s->form = shape == JSON_ARRAY ? FORM_FRAME : FORM_ELEMENT;
+	s->a.body = (u32)body;
+	s->a.key = r->key;
+	s->n = (u32)(body + (s->form == FORM_ELEMENT ? 1 :
+	    frame_head(head, s->opcode, body)));
+	return body <= settings.max_message;
+}
+
+static void
+sending_write(const struct sending *s)
+{
+	u8 *p = store_bytes(&srv.queues.store, s->message);
+	struct out o = out_to(p, s->n);
+
+	if (s->form == FORM_ELEMENT)
+		out_char(&o, ',');
+	else
+		o.n = frame_head(p, s->opcode, s->a.body);
+	if (s->quote)
+		json_string(&o, s->value);
+	else
+		out_str(&o, s->value);
+	assert(!o.full && o.n == s->n);
+}
+
+static enum overflow
+service_overflow(u32 sock)
+{
+	const struct service *s =
+	    &settings.service[srv.sockets.row[sock].service];
+	enum overflow policy = s->has_overflow ? s->overflow :
+	    settings.overflow;
+
+	if (policy == OVERFLOW_CLOSE && sock_is_away(&srv.sockets, sock))
+		return OVERFLOW_REFUSE;
+	return policy;
+}
+
+/* Will the socket take the message?  A full queue is first flushed. */
+static bool
+sending_fits(struct sending *s, u32 sock)
+{
+	struct conn *c = service_conn(sock);
+
+	queue_expire(&srv.queues, sock, srv.now);
+	if (queue_has_room(&srv.queues, sock, s->a.body))
+		return true;
+	if (c)
+		conn_flush(c);
+	if (!sock_is_used(&srv.sockets, sock))
+		return false;
+	s->a.policy = service_overflow(sock);
+	return queue_admits(&srv.queues, sock, &s->a);
+}
+
+/* A socket that does not take the message: --overflow close cuts it. */
+static void
+sending_full(struct sending *s, u32 sock)
+{
+	struct conn *c = service_conn(sock);
+
+	s->full++;
+	if (!c || service_overflow(sock) != OVERFLOW_CLOSE)
+		return;
+	log_event(LOG_LEVEL_WARN, "slow", "cut=1 depth=%u",
+	    srv.queues.queue[sock].count);
+	conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
+}
+
+/* One line for the first drop of a socket: who it is, how far behind. */
+static void
+service_log_slow(u32 sock)
+{
+	struct sock *s = &srv.sockets.row[sock];
+	struct conn *c = service_conn(sock);
+	struct log_room room;
+	char name[WSP_MAX_SOCKET_ID], peer[64] = "-";
+	struct out o = out_to(name, sizeof name);
+
+	if (s->slow)
+		return;
+	s->slow = true;
+	sock_name(&o, &srv.sockets, sock, service_name(sock));
+	if (c)
+		conn_peer(peer, c);
+	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
+	    "bytes=%u age=%llds", log_quote(&room, (struct str){ name, o.n }),
+	    peer, srv.queues.queue[sock].count, srv.queues.queue[sock].bytes,
+	    (long long)(srv.now - s->since) / 1000);
+}
+
+static void
+sending_put(struct sending *s, u32 sock, bool counted)
+{
+	struct conn *c = service_conn(sock);
+	u32 drops = srv.queues.drops[sock];
+
+	/* Making room in the store may have changed this queue. */
+	s->a.policy = service_overflow(sock);
+	if (!queue_admits(&srv.queues, sock, &s->a)) {
+		s->full++;
+		return;
+	}
+	queue_make_room(&srv.queues, sock, &s->a);
+	if (srv.queues.drops[sock] != drops) {
+		service_log_slow(sock);
+		service_event("drop", sock, srv.queues.drops[sock] - drops,
+		    true);
+	}
+	queue_put(&srv.queues, sock, s->message, counted);
+	if (c) {
+		s->open++;
+		conn_mark_dirty(c);
+	} else {
+		s->away++;
+	}
+}
+
+/* Where to look first for who holds a message: a message that one queue holds
+ * is mostly held by the first that ever did. */
+static u32
+service_first_holder(u32 message)
+{
+	const struct message *m = &srv.queues.store.row[message];
+	u32 i = m->holder, at = 0;
+
+	if (m->holds == 1 && queue_find_hold(&srv.queues, i + 1, message, &i,
+	    &at))
+		return i;
+	return 0;
+}
+
+/* May every queue that holds this message let it go? */
+static bool
+service_may_drop(u32 message)
+{
+	const struct message *m = &srv.queues.store.row[message];
+	u32 i = service_first_holder(message), at = 0, found = 0;
+
+	if (m->retained)
+		return false;
+	while (found < m->holds && queue_find_hold(&srv.queues,
+	    srv.sockets.fresh, message, &i, &at)) {
+		if (!queue_yields(&srv.queues, i, at, service_overflow(i)))
+			return false;
+		found++;
+		at++;
+	}
+	return true;
+}
+
+static void
+service_drop(u32 message)
+{
+	u32 left = srv.queues.store.row[message].holds;
+	u32 i = service_first_holder(message), at = 0;
+
+	while (left > 0 && queue_find_hold(&srv.queues, srv.sockets.fresh,
+	    message, &i, &at)) {
+		bool sent = at < srv.queues.queue[i].sent;
+
+		queue_take(&srv.queues, i, at,
+		    sent ? LEAVE_UNCONFIRMED : LEAVE_DROPPED);
+		if (!sent) {
+			service_log_slow(i);
+			service_event("drop", i, 1, true);
+		}
+		left--;
+	}
+}
+
+/* Makes room for n more bytes in the store at those who hold the oldest
+ * messages.  False: what is left may not go, and nothing was dropped. */
+static bool
+service_make_store_room(u32 n)
+{
+	struct store *s = &srv.queues.store;
+	u64 freed = 0;
+	u32 victims = 0, i;
+
+	for (i = s->eldest; i != NONE; i = s->row[i].younger) {
+		s->row[i].victim = service_may_drop(i);
+		if (!s->row[i].victim)
+			continue;
+		victims++;
+		freed += store_size(&s->row[i]);
+		if (s->held - freed + n <= s->limit)
+			break;
+	}
+	if (i == NONE || victims == 0)
+		return false;
+	for (u32 next, stop = s->row[i].younger, k = s->eldest; k != stop;
+	    k = next) {
+		next = s->row[k].younger;
+		if (s->row[k].victim)
+			service_drop(k);
+	}
+	return true;
+}
+
+/* Stores the message.  Before anything is dropped everybody who can take
+ * bytes takes them. */
+static bool
+sending_store(struct sending *s)
+{
+	struct store *store = &srv.queues.store;
+
+	for (int try = 0; try < 3; try++) {
+		s->message = store_add(store, s->n, s->a.body, s->form,
+		    s->a.key);
+		if (s->message != NONE)
+			break;
+		if (try == 0)
+			conn_flush_dirty(UINT32_MAX);
+		else if (!service_make_store_room(s->n + (u32)s->a.key.n))
+			return false;
+	}
+	if (s->message == NONE)
+		return false;
+	sending_write(s);
+	if (s->r->ttl_s > 0) {
+		store->row[s->message].expires = srv.now +
+		    s->r->ttl_s * INT64_C(1000);
+		store->mortal++;
+	}
+	return true;
+}
+
+/*
+ * ---- Retained values
+ *
+ * The last value for a target and a key, kept for sockets that begin to match
+ * the target later.  Rows stand in the order of their values' age.
+ */
+
+static bool
+retained_is_for(const struct retained *v, struct str target, struct str key)
+{
+	return str_eq((struct str){ v->target, v->target_n }, target) &&
+	    str_eq(store_key(&srv.queues.store,
+	    &srv.queues.store.row[v->message]), key);
+}
+
+static void
+retained_remove(u32 i)
+{
+	struct retained *v = &srv.retained[i];
+
+	srv.queues.store.row[v->message].retained = false;
+	store_let_go(&srv.queues.store, v->message);
+	memmove(v, v + 1, (--srv.retains - i) * sizeof *v);
+}
+
+/* The row of the value for this target and key, or where a new one goes. */
+static u32
+retained_find(struct str target, struct str key)
+{
+	u32 i = 0;
+
+	while (i < srv.retains && !retained_is_for(&srv.retained[i], target,
+	    key))
+		i++;
+	return i;
+}
+
+static void
+retained_expire(void)
+{
+	for (u32 i = 0; i < srv.retains;) {
+		int64_t expires =
+		    srv.queues.store.row[srv.retained[i].message].expires;
+
+		if (expires != 0 && expires <= srv.now)
+			retained_remove(i);
+		else
+			i++;
+	}
+}
+
+/* Keeps a message as the last value for its target and key. */
+static void
+retained_keep(struct str target, u32 message)
+{
+	struct message *m = &srv.queues.store.row[message];
+	struct retained *v;
+
+	m->retained = true;
+	m->holds++;
+	v = &srv.retained[srv.retains++];
+	v->message = message;
+	v->target_n = (u16)target.n;
+	memcpy(v->target, target.p, target.n);
+}
+
+/* Does the value's target select the socket, open or away? */
+static bool
+retained_matches(const struct retained *v, u32 sock)
+{
+	static struct target target;
+	const char *why;
+	size_t n = 0;
+
+	(void)target_parse(&target, (struct str){ v->target, v->target_n },
+	    &why);
+	for (size_t k = 0; k < target.n; k++)
+		if (target.terms[k].kind != TERM_OPEN &&
+		    target.terms[k].kind != TERM_AWAY)
+			target.terms[n++] = target.terms[k];
+	target.n = n;
+	return tags_match(&srv.tags, sock, &target);
+}
+
+/* Once a second: what has expired leaves, also where nothing is written. */
+static void
+service_expire(void)
+{
+	if (srv.now < srv.expire_at || srv.queues.store.mortal == 0)
+		return;
+	srv.expire_at = srv.now + 1000;
+	for (u32 i = 0; i < srv.sockets.fresh; i++)
+		queue_expire(&srv.queues, i, srv.now);
+	retained_expire();
+}
+
+/* Marks in `had` the values that the socket's tags match now. */
+static void
+retained_mark(u32 sock, bool *had)
+{
+	for (u32 i = 0; i < srv.retains; i++)
+		had[i] = retained_matches(&srv.retained[i], sock);
+}
+
+/* Queues every value that the socket matches and did not match before. */
+static void
+retained_offer(u32 sock, const bool *had)
+{
+	retained_expire();
+	for (u32 i = 0; i < srv.retains; i++) {
+		const struct retained *v = &srv.retained[i];
+		struct message *m = &srv.queues.store.row[v->message];
+		struct sending s = { .message = v->message, .a = {
+			.body = m->body,
+			.key = store_key(&srv.queues.store, m) } };
+
+		if ((!had || !had[i]) && retained_matches(v, sock) &&
+		    sending_fits(&s, sock))
+			sending_put(&s, sock, false);
+	}
 }
 
 /*
@@ -9503,6 +9948,9 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 	char text[512];
 	struct out o = out_to(text, sizeof text);
 
+	bool is_new = sock_is_away(&srv.sockets, sock) &&
+	    srv.away.row[sock].class == 0;
+
 	service_replace(sock);
 	deadline_cancel(&srv.away, sock);
 	http_accept(&o, a->r->key, a->protocol);
@@ -9514,6 +9962,9 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
 	conn_aside(c, (u8 *)text, o.n);
+	service_event("open", sock, 0, false);
+	if (is_new)
+		retained_offer(sock, NULL);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
 		conn_mark_dirty(c);
 }
@@ -9633,263 +10084,6 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 }
 
 /*
- * ---- send
- */
-
-/* A message on its way into queues. */
-struct sending {
-	const struct request *r;
-	struct admission a;  /* policy is set for each socket */
-	enum form form;
-	struct str value;    /* what goes out of the body */
-	bool quote;          /* as a JSON string */
-	u8 opcode;
-	u32 n;               /* bytes for the wire */
-	u32 message;
-	u32 open, away, full;
-};
-
-/* Works out the message's wire form.  False: its escaped form is too big. */
-static bool
-sending_shape(struct sending *s)
-{
-	const struct request *r = s->r;
-	u8 head[FRAME_HEAD_MAX];
-	size_t body = r->body.n;
-	enum json_shape shape = JSON_ARRAY;
-
-	s->value = r->body;
-	s->opcode = r->kind == KIND_BINARY ? FRAME_BINARY : FRAME_TEXT;
-	if (r->kind == KIND_JSON) {
-		shape = json_shape(&s->value, r->body);
-		s->quote = shape == JSON_NOT;
-		if (s->quote)
-			s->value = r->body;
-		body = s->quote ? json_string_size(s->value) : s->value.n;
-	}
-	s->form = shape == JSON_ARRAY ? FORM_FRAME : FORM_ELEMENT;
-	s->a.body = (u32)body;
-	s->a.key = r->key;
-	s->n = (u32)(body + (s->form == FORM_ELEMENT ? 1 :
-	    frame_head(head, s->opcode, body)));
-	return body <= settings.max_message;
-}
-
-static void
-sending_write(const struct sending *s)
-{
-	u8 *p = store_bytes(&srv.queues.store, s->message);
-	struct out o = out_to(p, s->n);
-
-	if (s->form == FORM_ELEMENT)
-		out_char(&o, ',');
-	else
-		o.n = frame_head(p, s->opcode, s->a.body);
-	if (s->quote)
-		json_string(&o, s->value);
-	else
-		out_str(&o, s->value);
-	assert(!o.full && o.n == s->n);
-}
-
-static enum overflow
-service_overflow(u32 sock)
-{
-	const struct service *s =
-	    &settings.service[srv.sockets.row[sock].service];
-	enum overflow policy = s->has_overflow ? s->overflow :
-	    settings.overflow;
-
-	if (policy == OVERFLOW_CLOSE && sock_is_away(&srv.sockets, sock))
-		return OVERFLOW_REFUSE;
-	return policy;
-}
-
-/* Will the socket take the message?  A full queue is first flushed. */
-static bool
-sending_fits(struct sending *s, u32 sock)
-{
-	struct conn *c = service_conn(sock);
-
-	if (queue_has_room(&srv.queues, sock, s->a.body))
-		return true;
-	if (c)
-		conn_flush(c);
-	if (!sock_is_used(&srv.sockets, sock))
-		return false;
-	s->a.policy = service_overflow(sock);
-	return queue_admits(&srv.queues, sock, &s->a);
-}
-
-/* A socket that does not take the message: --overflow close cuts it. */
-static void
-sending_full(struct sending *s, u32 sock)
-{
-	struct conn *c = service_conn(sock);
-
-	s->full++;
-	if (!c || service_overflow(sock) != OVERFLOW_CLOSE)
-		return;
-	log_event(LOG_LEVEL_WARN, "slow", "cut=1 depth=%u",
-	    srv.queues.queue[sock].count);
-	conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
-}
-
-/* One line for the first drop of a socket: who it is, how far behind. */
-static void
-service_log_slow(u32 sock)
-{
-	struct sock *s = &srv.sockets.row[sock];
-	struct conn *c = service_conn(sock);
-	struct log_room room;
-	char name[WSP_MAX_SOCKET_ID], peer[64] = "-";
-	struct out o = out_to(name, sizeof name);
-
-	if (s->slow)
-		return;
-	s->slow = true;
-	sock_name(&o, &srv.sockets, sock, service_name(sock));
-	if (c)
-		conn_peer(peer, c);
-	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
-	    "bytes=%u age=%llds", log_quote(&room, (struct str){ name, o.n }),
-	    peer, srv.queues.queue[sock].count, srv.queues.queue[sock].bytes,
-	    (long long)(srv.now - s->since) / 1000);
-}
-
-static void
-sending_put(struct sending *s, u32 sock, bool counted)
-{
-	struct conn *c = service_conn(sock);
-	u32 drops = srv.queues.drops[sock];
-
-	/* Making room in the store may have changed this queue. */
-	s->a.policy = service_overflow(sock);
-	if (!queue_admits(&srv.queues, sock, &s->a)) {
-		s->full++;
-		return;
-	}
-	queue_make_room(&srv.queues, sock, &s->a);
-	if (srv.queues.drops[sock] != drops)
-		service_log_slow(sock);
-	queue_put(&srv.queues, sock, s->message, counted);
-	if (c) {
-		s->open++;
-		conn_mark_dirty(c);
-	} else {
-		s->away++;
-	}
-}
-
-/* Where to look first for who holds a message: a message that one queue holds
- * is mostly held by the first that ever did. */
-static u32
-service_first_holder(u32 message)
-{
-	const struct message *m = &srv.queues.store.row[message];
-	u32 i = m->holder, at = 0;
-
-	if (m->holds == 1 && queue_find_hold(&srv.queues, i + 1, message, &i,
-	    &at))
-		return i;
-	return 0;
-}
-
-/* May every queue that holds this message let it go? */
-static bool
-service_may_drop(u32 message)
-{
-	const struct message *m = &srv.queues.store.row[message];
-	u32 i = service_first_holder(message), at = 0, found = 0;
-
-	if (m->retained)
-		return false;
-	while (found < m->holds && queue_find_hold(&srv.queues,
-	    srv.sockets.fresh, message, &i, &at)) {
-		if (!queue_yields(&srv.queues, i, at, service_overflow(i)))
-			return false;
-		found++;
-		at++;
-	}
-	return true;
-}
-
-static void
-service_drop(u32 message)
-{
-	u32 left = srv.queues.store.row[message].holds;
-	u32 i = service_first_holder(message), at = 0;
-
-	while (left > 0 && queue_find_hold(&srv.queues, srv.sockets.fresh,
-	    message, &i, &at)) {
-		bool sent = at < srv.queues.queue[i].sent;
-
-		queue_take(&srv.queues, i, at,
-		    sent ? LEAVE_UNCONFIRMED : LEAVE_DROPPED);
-		if (!sent)
-			service_log_slow(i);
-		left--;
-	}
-}
-
-/* Makes room for n more bytes in the store at those who hold the oldest
- * messages.  False: what is left may not go, and nothing was dropped. */
-static bool
-service_make_store_room(u32 n)
-{
-	struct store *s = &srv.queues.store;
-	u64 freed = 0;
-	u32 victims = 0, i;
-
-	for (i = s->eldest; i != NONE; i = s->row[i].younger) {
-		s->row[i].victim = service_may_drop(i);
-		if (!s->row[i].victim)
-			continue;
-		victims++;
-		freed += store_size(&s->row[i]);
-		if (s->held - freed + n <= s->limit)
-			break;
-	}
-	if (i == NONE || victims == 0)
-		return false;
-	for (u32 next, stop = s->row[i].younger, k = s->eldest; k != stop;
-	    k = next) {
-		next = s->row[k].younger;
-		if (s->row[k].victim)
-			service_drop(k);
-	}
-	return true;
-}
-
-/* Stores the message.  Before anything is dropped everybody who can take
- * bytes takes them. */
-static bool
-sending_store(struct sending *s)
-{
-	struct store *store = &srv.queues.store;
-
-	for (int try = 0; try < 3; try++) {
-		s->message = store_add(store, s->n, s->a.body, s->form,
-		    s->a.key);
-		if (s->message != NONE)
-			break;
-		if (try == 0)
-			conn_flush_dirty(UINT32_MAX);
-		else if (!service_make_store_room(s->n + (u32)s->a.key.n))
-			return false;
-	}
-	if (s->message == NONE)
-		return false;
-	sending_write(s);
-	if (s->r->ttl_s > 0) {
-		store->row[s->message].expires = srv.now +
-		    s->r->ttl_s * INT64_C(1000);
-		store->mortal++;
-	}
-	return true;
-}
-
-/*
  * ---- The push socket's verbs
  */
 
@@ -9995,11 +10189,62 @@ asking_wait(struct asking *q, struct waiter *w, u32 message)
 }
 
 static void
+asking_counts(struct asking *q, const struct sending *s)
+{
+	asking_ok(q, s->open + s->away);
+	reply_number(&q->reply, "open", s->open);
+	reply_number(&q->reply, "away", s->away);
+	if (s->full > 0)
+		reply_number(&q->reply, "full", s->full);
+	asking_end(q);
+}
+
+/* Makes a place for the value to be retained; with an empty body that is
+ * all.  False, and the answer is there: there is no place. */
+static bool
+asking_retain(struct asking *q, struct out *text)
+{
+	u32 i;
+
+	target_text(text, &q->target);
+	retained_expire();
+	i = retained_find((struct str){ text->p, text->n }, q->r.key);
+	if (i < srv.retains || srv.retains < settings.retained ||
+	    q->r.body.n == 0)
+		return true;
+	asking_refuse(q, REFUSED_NO_ROOM, "as many values are retained as "
+	    "--retained allows");
+	return false;
+}
+
+/* The new value is taken: it is kept, and the one before it is not. */
+static void
+asking_take_value(struct asking *q, const struct sending *s, struct str target)
+{
+	u32 i = retained_find(target, q->r.key);
+
+	if (i < srv.retains)
+		retained_remove(i);
+	if (q->r.body.n > 0)
+		retained_keep(target, s->message);
+}
+
+static void
 asking_send(struct asking *q)
 {
 	struct sending s = { .r = &q->r };
 	struct waiter *waiter = NULL;
+	char text[WSP_MAX_REQUEST_LINE];
+	struct out target = out_to(text, sizeof text);
 	u32 count, fit;
+
+	if (q->r.retain && !asking_retain(q, &target))
+		return;
+	if (q->r.retain && q->r.body.n == 0) {
+		asking_take_value(q, &s, (struct str){ text, target.n });
+		asking_counts(q, &s);
+		return;
+	}
 
 	if (!sending_shape(&s)) {
 		asking_refuse(q, REFUSED_TOO_BIG, "the message is longer than "
@@ -10022,7 +10267,7 @@ asking_send(struct asking *q)
 		    "the queues of all selected sockets are full");
 		return;
 	}
-	if (fit > 0 && !sending_store(&s)) {
+	if ((fit > 0 || q->r.retain) && !sending_store(&s)) {
 		asking_refuse(q, REFUSED_NO_ROOM,
 		    "the store is full of messages that may not be dropped");
 		return;
@@ -10032,19 +10277,16 @@ asking_send(struct asking *q)
 	for (u32 k = 0; k < fit; k++)
 		if (sock_is_used(&srv.sockets, srv.selected[k]))
 			sending_put(&s, srv.selected[k], waiter != NULL);
-	if (fit > 0)
+	if (q->r.retain)
+		asking_take_value(q, &s, (struct str){ text, target.n });
+	else if (fit > 0)
 		store_release(&srv.queues.store, s.message);
 	if (waiter && s.open + s.away > 0)
 		waiter->count = s.open + s.away;
 	else if (waiter)
 		service_end_waiter(waiter);
 	srv.queues.total.messages_taken++;
-	asking_ok(q, s.open + s.away);
-	reply_number(&q->reply, "open", s.open);
-	reply_number(&q->reply, "away", s.away);
-	if (s.full > 0)
-		reply_number(&q->reply, "full", s.full);
-	asking_end(q);
+	asking_counts(q, &s);
 }
 
 static void
@@ -10197,6 +10439,156 @@ asking_abort(struct asking *q)
 	asking_end(q);
 }
 
+/*
+ * ---- tag
+ */
+
+/* More names than this in one request are an error. */
+#define TAG_LINES 64
+
+/* Reads the body: the last line for a name counts.  Returns their number, or
+ * -1 with the sentence in *why. */
+static int
+tagging_read(struct tag_line *lines, struct str body, const char **why)
+{
+	struct tag_line line;
+	int n = 0, k, r;
+
+	while ((r = tag_line_next(&line, &body)) > 0) {
+		for (k = 0; k < n && !str_eq(lines[k].name, line.name); k++)
+			continue;
+		if (k == TAG_LINES) {
+			*why = "more than 64 names in one request";
+			return -1;
+		}
+		lines[k] = line;
+		n += k == n;
+	}
+	*why = line.why;
+	return r < 0 ? -1 : n;
+}
+
+/* Would the push socket's `replace` drop this tag? */
+static bool
+tagging_drops(u32 tag, bool replace)
+{
+	return replace && srv.tags.row[tag].origin == TAG_PUSH;
+}
+
+/* May these lines be applied to the socket?  NULL, or the sentence. */
+static const char *
+tagging_check(u32 sock, const struct tag_line *lines, int n, bool replace)
+{
+	const struct sock *s = &srv.sockets.row[sock];
+	int count = s->tag_count;
+
+	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next)
+		count -= tagging_drops(i, replace);
+	for (int k = 0; k < n; k++) {
+		u32 i = tag_find(&srv.tags, sock, lines[k].name);
+
+		if (i != NONE && srv.tags.row[i].origin < TAG_PUSH)
+			return "a tag that the id or a token set cannot be "
+			    "changed";
+		if (i != NONE && !tagging_drops(i, replace))
+			count -= lines[k].remove;
+		else
+			count += !lines[k].remove;
+	}
+	return count > WSP_MAX_TAGS ? "a socket would have more than 16 tags" :
+	    NULL;
+}
+
+static void
+tagging_apply(u32 sock, const struct tag_line *lines, int n, bool replace)
+{
+	struct sock *s = &srv.sockets.row[sock];
+
+	for (u32 i = s->tags, next; i != NONE; i = next) {
+		next = srv.tags.row[i].next;
+		if (tagging_drops(i, replace))
+			tag_remove(&srv.tags, s, i);
+	}
+	/* What goes makes room for what comes. */
+	for (int k = 0; k < n; k++) {
+		u32 i = tag_find(&srv.tags, sock, lines[k].name);
+
+		if (i != NONE && lines[k].remove)
+			tag_remove(&srv.tags, s, i);
+	}
+	for (int k = 0; k < n; k++)
+		if (!lines[k].remove)
+			tag_set(&srv.tags, s, sock, TAG_PUSH, lines[k].name,
+			    lines[k].value, 0);
+}
+
+static void
+asking_tag(struct asking *q)
+{
+	static struct tag_line lines[TAG_LINES];
+	const char *why;
+	u32 count;
+	int n = tagging_read(lines, q->r.body, &why);
+
+	if (n < 0) {
+		asking_refuse(q, REFUSED_BAD_TAG, why);
+		return;
+	}
+	if (!asking_select(q, &count))
+		return;
+	for (u32 k = 0; k < count; k++) {
+		why = tagging_check(srv.selected[k], lines, n, q->r.replace);
+		if (why) {
+			asking_refuse(q, REFUSED_BAD_TAG, why);
+			return;
+		}
+	}
+	for (u32 k = 0; k < count; k++) {
+		bool had[SETTINGS_RETAINED];
+
+		retained_mark(srv.selected[k], had);
+		tagging_apply(srv.selected[k], lines, n, q->r.replace);
+		retained_offer(srv.selected[k], had);
+	}
+	asking_ok(q, count);
+	asking_end(q);
+}
+
+/* Events for this sender from now on.  Its address is its name: asking again
+ * changes the target. */
+static void
+asking_watch(struct asking *q)
+{
+	struct watcher *w = NULL;
+
+	if (q->from_n == 0) {
+		asking_refuse(q, REFUSED_BAD_REQUEST, "a watcher needs an "
+		    "address that events can be sent to");
+		return;
+	}
+	for (u32 i = 0; i < WSP_WATCHERS; i++) {
+		struct watcher *each = &srv.watcher[i];
+
+		if (each->to_n == q->from_n &&
+		    memcmp(&each->to, q->from, q->from_n) == 0) {
+			w = each;
+			break;
+		}
+		if (each->to_n == 0 && !w)
+			w = each;
+	}
+	if (!w) {
+		asking_refuse(q, REFUSED_NO_ROOM,
+		    "there are as many watchers as there may be");
+		return;
+	}
+	*w = (struct watcher){ .to = *q->from, .to_n = q->from_n,
+		.target_n = (u16)q->r.target.n };
+	memcpy(w->target, q->r.target.p, q->r.target.n);
+	asking_ok(q, tags_select(&srv.tags, &q->target, srv.selected));
+	asking_end(q);
+}
+
 /* Calls `each` for every line of `stats`; what only grows is a counter. */
 static u32
 stats_walk(struct out *o, void (*each)(struct out *o, const char *name, u64 v,
@@ -10298,7 +10690,11 @@ asking_do(struct asking *q)
 		asking_ping(q);
 		break;
 	case VERB_TAG:
+		asking_tag(q);
+		break;
 	case VERB_WATCH:
+		asking_watch(q);
+		break;
 	case VERB_ALLOW:
 	case VERB_DENY:
 		asking_refuse(q, REFUSED_UNKNOWN_VERB,
@@ -10325,9 +10721,10 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 			    "configured; see --service";
 		}
 	}
-	if (bad == REFUSED_NOT && q->r.retain) {
+	if (bad != REFUSED_BAD_TARGET && q->r.retain &&
+	    q->target.socket.n > 0) {
 		bad = REFUSED_BAD_OPTION;
-		why = "retain is not in this version";
+		why = "retain= is for groups, not for one socketId";
 	}
 	if (bad == REFUSED_NOT)
 		bad = request_body(&q->r, settings.max_message);
@@ -10512,6 +10909,8 @@ loop_timeout(void)
 	next = deadline_next(&srv.deadlines, next);
 	next = deadline_next(&srv.away, next);
 	next = push_next_waiter(next);
+	if (srv.queues.store.mortal > 0 && next > srv.expire_at)
+		next = srv.expire_at;
 	if (srv.listen_again != 0 && srv.listen_again < next)
 		next = srv.listen_again;
 	for (u32 i = 0; i < WSP_BUFFERS; i++)
@@ -10586,6 +10985,7 @@ loop_turn(void)
 	loop_flush();
 	conn_deadlines();
 	service_sessions();
+	service_expire();
 	push_answer_waiters();
 	tls_tick(srv.now);
 	conn_free_dead();
@@ -10927,6 +11327,9 @@ static const struct serve_option serve_options[] = {
 	{ "max-inbound", OPT_NUMBER, .to = &settings.max_inbound, .min = 125,
 		.max = 16 << 20, .shape = "N",
 		.help = "bytes of a client's message (16384)" },
+	{ "retained", OPT_NUMBER, .to = &settings.retained,
+		.max = SETTINGS_RETAINED, .shape = "N",
+		.help = "values that retain=1 may keep (32)" },
 	{ "send-buffer", OPT_NUMBER, .to = &settings.send_buffer, .min = 2048,
 		.max = 16 << 20, .shape = "N",
 		.help = "SO_SNDBUF of a connection (32768)" },
@@ -11139,7 +11542,7 @@ serve_defaults(void)
 		.queue_bytes = WSP_QUEUE_BYTES,
 		.store_bytes = WSP_STORE_BYTES,
 		.max_message = WSP_MAX_MESSAGE,
-		.max_inbound = WSP_MAX_INBOUND, .send_buffer = 32768,
+		.max_inbound = WSP_MAX_INBOUND, .send_buffer = 32768, .retained = 32,
 		.session_ttl = 300, .ping_interval = 25, .pong_timeout = 10,
 		.handshake_timeout = 10 };
 }
@@ -11270,6 +11673,8 @@ serve_memory_rows(struct memory_row *m)
 		ROW("TLS handshakes, sessions",
 		    tls_memory(WSP_HANDSHAKES, conns), 1, &serve_tls_memory);
 	}
+	ROW("retained values", sizeof(struct retained), settings.retained,
+	    &srv.retained);
 	ROW("buffers", size, WSP_BUFFERS, &srv.buffer_bytes);
 	ROW("input", size, 1, &srv.scratch_in);
 	ROW("output", SCRATCH_OUT + size, 1, &srv.scratch_out);
@@ -11512,6 +11917,9 @@ serve_bind_push(void)
 		return 1;
 	srv.push = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
 	    0);
+	if (srv.events <= 0)
+		srv.events = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK |
+		    SOCK_CLOEXEC, 0);
 	sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
 	mask = umask(0777 & ~settings.push_mode);
 	r = bind(srv.push, (struct sockaddr *)&a, sizeof a);

@@ -79,15 +79,21 @@
 #define WSP_MAX_REQUEST_LINE 1024
 
 /* An HTTP request's head in bytes and lines; beyond: 431. */
+#ifndef WSP_MAX_HTTP_HEAD
 #define WSP_MAX_HTTP_HEAD  8192
+#endif
+#ifndef WSP_MAX_HTTP_LINES
 #define WSP_MAX_HTTP_LINES 64
+#endif
 
 /* Names and ids (INTERFACE 1 to 3). */
 #define WSP_MAX_SERVICE   64
 #define WSP_MAX_ID        128
 #define WSP_MAX_TAG_NAME  32
 #define WSP_MAX_TAG_VALUE 96
+#ifndef WSP_MAX_TAGS
 #define WSP_MAX_TAGS      16
+#endif
 
 /* "/services/" NAME "-s-" ID */
 #define WSP_MAX_SOCKET_ID (10 + WSP_MAX_SERVICE + 3 + WSP_MAX_ID)
@@ -97,20 +103,34 @@
 #define WSP_MAX_KEY 64
 
 /* Nesting of a pushed json body; deeper goes out as a JSON string. */
+#ifndef WSP_JSON_DEPTH
 #define WSP_JSON_DEPTH 64
+#endif
 
 /* A json batch is at most this long, or one message. */
+#ifndef WSP_MAX_BATCH
 #define WSP_MAX_BATCH 65536
+#endif
 
 /* The rows of one `list` reply, in bytes. */
+#ifndef WSP_MAX_LIST
 #define WSP_MAX_LIST 16384
+#endif
 
 /* Senders that may wait at once for ack=, and watchers. */
+#ifndef WSP_WAITERS
 #define WSP_WAITERS  64
+#endif
+#ifndef WSP_WATCHERS
 #define WSP_WATCHERS 8
+#endif
 
+#ifndef WSP_PUSH_PATH
 #define WSP_PUSH_PATH "/run/wspush/push.sock"
+#endif
+#ifndef WSP_STATE_DIR
 #define WSP_STATE_DIR "/var/lib/wspush"
+#endif
 
 /*
  * Close codes (RFC 6455, 7.4.1, and the IANA registry it founded), and ours
