@@ -42,6 +42,7 @@
 
 #include <bearssl.h>
 
+#define WSP_NO_PUSH /* the server is at the other end */
 #include "wspush.h"
 
 /*
@@ -4144,7 +4145,7 @@ struct sock {
 struct sockets {
 	struct sock *row;
 	char (*long_id)[WSP_MAX_ID];
-	u32 *bucket;
+	u32 *bucket;       /* 1 + first row of its chain; 0: empty */
 	u32 rows, buckets;
 	u32 fresh;         /* rows from here on were never used */
 	u32 free;
@@ -4153,6 +4154,7 @@ struct sockets {
 	u32 seed;          /* of the hash: clients choose ids */
 };
 
+/* The buckets come as zeroes, so that those never used are never touched. */
 static void
 sock_init(struct sockets *t, struct sock *row, char (*long_id)[WSP_MAX_ID],
     u32 *bucket, u32 rows, u32 buckets, u32 seed)
@@ -4160,8 +4162,6 @@ sock_init(struct sockets *t, struct sock *row, char (*long_id)[WSP_MAX_ID],
 	*t = (struct sockets){ .row = row, .long_id = long_id,
 		.bucket = bucket, .rows = rows, .buckets = buckets,
 		.free = NONE, .seed = seed };
-	for (u32 b = 0; b < buckets; b++)
-		bucket[b] = NONE;
 }
 
 /* Buckets for so many rows: a power of two, the next one up. */
@@ -4222,7 +4222,7 @@ static u32
 sock_find(const struct sockets *t, u8 service, bool stateful, struct str id)
 {
 	u32 hash = sock_hash(t, service, stateful, id);
-	u32 i = t->bucket[hash & (t->buckets - 1)];
+	u32 i = t->bucket[hash & (t->buckets - 1)] - 1;
 
 	for (; i != NONE; i = t->row[i].chain) {
 		const struct sock *s = &t->row[i];
@@ -4256,11 +4256,11 @@ sock_add(struct sockets *t, u8 service, bool stateful, struct str id,
 	else
 		i = t->fresh++;
 	s = &t->row[i];
-	*s = (struct sock){ .since = now, .conn = NONE, .chain = *bucket,
+	*s = (struct sock){ .since = now, .conn = NONE, .chain = *bucket - 1,
 		.hash = hash, .tags = NONE, .service = service,
 		.id_n = (u8)id.n, .stateful = stateful };
 	memcpy(id.n > SOCK_ID_INLINE ? t->long_id[i] : s->id, id.p, id.n);
-	*bucket = i;
+	*bucket = i + 1;
 	t->count++;
 	t->away++;
 	return i;
@@ -4270,12 +4270,17 @@ sock_add(struct sockets *t, u8 service, bool stateful, struct str id,
 static void
 sock_remove(struct sockets *t, u32 i)
 {
-	u32 *link = &t->bucket[t->row[i].hash & (t->buckets - 1)];
+	u32 *bucket = &t->bucket[t->row[i].hash & (t->buckets - 1)];
+	u32 before = *bucket - 1;
 
 	assert(sock_is_away(t, i) && t->row[i].tags == NONE);
-	while (*link != i)
-		link = &t->row[*link].chain;
-	*link = t->row[i].chain;
+	if (before == i) {
+		*bucket = t->row[i].chain + 1;
+	} else {
+		while (t->row[before].chain != i)
+			before = t->row[before].chain;
+		t->row[before].chain = t->row[i].chain;
+	}
 	t->row[i].id_n = 0;
 	t->row[i].chain = t->free;
 	t->free = i;
@@ -4361,7 +4366,7 @@ struct tag {
 struct tags {
 	struct tag *row;
 	char (*text)[TAG_TEXT]; /* name and value of what no id spells */
-	u32 *bucket;
+	u32 *bucket;            /* 1 + first row of its chain; 0: empty */
 	u32 rows, buckets;
 	u32 fresh, free;
 	const struct str *service; /* names, by the number sockets carry */
@@ -4378,8 +4383,6 @@ tags_init(struct tags *t, struct tag *row, char (*text)[TAG_TEXT],
 		.rows = rows, .buckets = buckets, .free = NONE,
 		.service = service, .services = services,
 		.sockets = sockets };
-	for (u32 b = 0; b < buckets; b++)
-		bucket[b] = NONE;
 }
 
 static struct str
@@ -4431,10 +4434,10 @@ tag_index(struct tags *t, u32 i)
 	g->hash = tag_hash(t, tag_name(t, i), tag_value(t, i));
 	bucket = &t->bucket[g->hash & (t->buckets - 1)];
 	g->prev_alike = NONE;
-	g->next_alike = *bucket;
-	if (*bucket != NONE)
-		t->row[*bucket].prev_alike = i;
-	*bucket = i;
+	g->next_alike = *bucket - 1;
+	if (*bucket != 0)
+		t->row[*bucket - 1].prev_alike = i;
+	*bucket = i + 1;
 }
 
 static void
@@ -4443,7 +4446,7 @@ tag_unindex(struct tags *t, u32 i)
 	struct tag *g = &t->row[i];
 
 	if (g->prev_alike == NONE)
-		t->bucket[g->hash & (t->buckets - 1)] = g->next_alike;
+		t->bucket[g->hash & (t->buckets - 1)] = g->next_alike + 1;
 	else
 		t->row[g->prev_alike].next_alike = g->next_alike;
 	if (g->next_alike != NONE)
@@ -4604,7 +4607,7 @@ tags_select_alike(const struct tags *t, const struct target *target,
     struct str name, struct str value, u32 *rows, u32 count)
 {
 	u32 hash = tag_hash(t, name, value);
-	u32 i = t->bucket[hash & (t->buckets - 1)];
+	u32 i = t->bucket[hash & (t->buckets - 1)] - 1;
 
 	for (; i != NONE; i = t->row[i].next_alike)
 		if (t->row[i].hash == hash && str_eq(tag_value(t, i), value) &&
@@ -4790,11 +4793,7 @@ deadline_next(const struct deadlines *d, int64_t latest)
  * difference of the two would lie open.  So the caller names it to seal, and
  * moves on only when that record is out or the connection is over.
  */
-enum {
-	RECORD_ALERT = 21,
-	RECORD_HANDSHAKE = 22,
-	RECORD_DATA = 23
-};
+enum { RECORD_ALERT = 21, RECORD_HANDSHAKE = 22, RECORD_DATA = 23 };
 
 enum { RECORD_CHACHA20 = 1, RECORD_AES128_GCM = 2 };
 
@@ -4806,12 +4805,8 @@ enum {
 	ALERT_UNEXPECTED_MESSAGE = 10,
 	ALERT_BAD_RECORD_MAC = 20,
 	ALERT_RECORD_OVERFLOW = 22,
-	ALERT_HANDSHAKE_FAILURE = 40,
 	ALERT_DECODE_ERROR = 50,
-	ALERT_DECRYPT_ERROR = 51,
-	ALERT_PROTOCOL_VERSION = 70,
-	ALERT_INTERNAL_ERROR = 80,
-	ALERT_NO_RENEGOTIATION = 100
+	ALERT_PROTOCOL_VERSION = 70
 };
 
 #define RECORD_HEADER    5     /* type, version, length */
@@ -4875,35 +4870,32 @@ record_covered(u8 aad[13], u64 seq, u8 type, size_t n)
 	store16(aad + 11, (u16)n);
 }
 
-/* The nonce is the fixed one, the number laid over its end (RFC 7905, 2). */
+/*
+ * Runs n bytes at p through the cipher, in place, and computes their tag.  The
+ * nonce of ChaCha20 is the fixed one with the number laid over its end (RFC
+ * 7905, 2); GCM's is four fixed bytes and the eight that the record carries,
+ * which the sender chooses (RFC 5288, 3).
+ */
 static void
-record_chacha20(const struct record_aead *a, const u8 key[32], const u8 iv[12],
-    u64 seq, u8 type, u8 *p, size_t n, u8 tag[16], bool seal)
-{
-	u8 nonce[12], aad[13];
-
-	memset(nonce, 0, 4);
-	store64(nonce + 4, seq);
-	for (int i = 0; i < 12; i++)
-		nonce[i] ^= iv[i];
-	record_covered(aad, seq, type, n);
-	a->poly1305(key, nonce, p, n, aad, sizeof aad, tag, a->chacha20, seal);
-}
-
-/* The nonce is four fixed bytes and the eight that the record carries, which
- * the sender chooses (RFC 5288, 3). */
-static void
-record_aes_gcm(const struct record_aead *a, const u8 key[32], const u8 iv[12],
-    const u8 explicit_nonce[8], u64 seq, u8 type, u8 *p, size_t n, u8 tag[16],
+record_crypt(const struct record_aead *a, u8 suite, const u8 key[32],
+    const u8 iv[12], u64 seq, u8 *record, size_t n, u8 tag[RECORD_TAG],
     bool seal)
 {
 	br_aes_gen_ctr_keys aes;
 	br_gcm_context gcm;
-	u8 nonce[12], aad[13];
+	u8 nonce[12] = { 0 }, aad[13], *p = record + record_head(suite);
 
+	record_covered(aad, seq, record[0], n);
+	if (suite == RECORD_CHACHA20) {
+		store64(nonce + 4, seq);
+		for (int i = 0; i < 12; i++)
+			nonce[i] ^= iv[i];
+		a->poly1305(key, nonce, p, n, aad, sizeof aad, tag,
+		    a->chacha20, seal);
+		return;
+	}
 	memcpy(nonce, iv, 4);
-	memcpy(nonce + 4, explicit_nonce, 8);
-	record_covered(aad, seq, type, n);
+	memcpy(nonce + 4, record + RECORD_HEADER, RECORD_EXPLICIT);
 	a->aes->init(&aes.vtable, key, 16);
 	br_gcm_init(&gcm, &aes.vtable, a->ghash);
 	br_gcm_reset(&gcm, nonce, sizeof nonce);
@@ -4922,23 +4914,17 @@ static size_t
 record_seal(const struct record_aead *a, const struct record_keys *k, u64 seq,
     u8 type, u8 *record, size_t n)
 {
-	u8 *p = record + record_head(k->suite);
+	size_t head = record_head(k->suite);
 
 	assert(n <= RECORD_MAX_PLAIN);
 	record[0] = type;
 	store16(record + 1, RECORD_VERSION);
 	store16(record + 3, (u16)(n + record_overhead(k->suite)));
-	if (k->suite == RECORD_AES128_GCM) {
-		u8 *nonce = record + RECORD_HEADER;
-
-		store64(nonce, seq);
-		record_aes_gcm(a, k->out_key, k->out_iv, nonce, seq, type, p,
-		    n, p + n, true);
-	} else {
-		record_chacha20(a, k->out_key, k->out_iv, seq, type, p, n,
-		    p + n, true);
-	}
-	return record_head(k->suite) + n + RECORD_TAG;
+	if (k->suite == RECORD_AES128_GCM)
+		store64(record + RECORD_HEADER, seq);
+	record_crypt(a, k->suite, k->out_key, k->out_iv, seq, record, n,
+	    record + head + n, true);
+	return head + n + RECORD_TAG;
 }
 
 /* An alert as a record, at most RECORD_ALERT_MAX bytes at `to`. */
@@ -5011,117 +4997,76 @@ record_open(const struct record_aead *a, struct record_keys *k, u8 *p,
 	r->type = p[0];
 	r->p = p + record_head(k->suite);
 	r->n = (size_t)whole - record_head(k->suite) - RECORD_TAG;
-	if (k->suite == RECORD_AES128_GCM)
-		record_aes_gcm(a, k->in_key, k->in_iv, p + RECORD_HEADER,
-		    k->in_seq, r->type, r->p, r->n, tag, false);
-	else
-		record_chacha20(a, k->in_key, k->in_iv, k->in_seq, r->type,
-		    r->p, r->n, tag, false);
+	record_crypt(a, k->suite, k->in_key, k->in_iv, k->in_seq, p, r->n,
+	    tag, false);
 	if (!record_same_tag(tag, r->p + r->n))
 		return -ALERT_BAD_RECORD_MAC;
 	k->in_seq++;
 	return whole;
 }
 
-/* What the self-test seals, under keys that nobody uses. */
-static struct record_keys
-record_test_keys(u8 suite)
-{
-	struct record_keys k = { .suite = suite };
+#define RECORD_TEST_MAX 300
 
-	for (int i = 0; i < 32; i++)
-		k.in_key[i] = k.out_key[i] = (u8)(i * 7 + suite);
-	for (int i = 0; i < 12; i++)
-		k.in_iv[i] = k.out_iv[i] = (u8)(0xf0 - i);
-	return k;
-}
-
-/* BearSSL's own record code, for one direction of one suite. */
+/* BearSSL's own record code, of either suite. */
 union record_stock {
 	br_sslrec_chapol_context chapol;
 	br_sslrec_gcm_context gcm;
-	const br_sslrec_in_class *in;
 	const br_sslrec_out_class *out;
 };
 
-static void
-record_stock_init(union record_stock *out, union record_stock *in,
-    const struct record_aead *a, const struct record_keys *k)
-{
-	if (k->suite == RECORD_AES128_GCM) {
-		br_sslrec_out_gcm_vtable.init(&out->gcm.vtable.out, a->aes,
-		    k->out_key, 16, a->ghash, k->out_iv);
-		br_sslrec_in_gcm_vtable.init(&in->gcm.vtable.in, a->aes,
-		    k->out_key, 16, a->ghash, k->out_iv);
-		return;
-	}
-	br_sslrec_out_chapol_vtable.init(&out->chapol.vtable.out, a->chacha20,
-	    a->poly1305, k->out_key, k->out_iv);
-	br_sslrec_in_chapol_vtable.init(&in->chapol.vtable.in, a->chacha20,
-	    a->poly1305, k->out_key, k->out_iv);
-}
-
-#define RECORD_TEST_MAX 300
-
-static void
-record_test_text(u8 *p, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		p[i] = (u8)(i * 31 + n);
-}
-
 /*
- * One record of n bytes: ours equals the stock one, the stock code opens ours
- * and ours opens the stock one, and neither with a bit changed.
+ * A record of n bytes for the self-test: ours is byte by byte what BearSSL's
+ * own code makes, opens again, and does not with a bit changed.
  */
 static bool
 record_test_one(const struct record_aead *a, struct record_keys *k,
-    union record_stock *out, union record_stock *in, size_t n)
+    union record_stock *stock, size_t n)
 {
-	u8 ours[RECORD_TEST_MAX + RECORD_OVERHEAD_MAX], text[RECORD_TEST_MAX];
-	u8 theirs[sizeof ours], *stock, *plain;
-	size_t head = record_head(k->suite);
-	size_t whole, stock_n = n, plain_n = n + record_overhead(k->suite);
+	u8 ours[RECORD_TEST_MAX + RECORD_OVERHEAD_MAX], theirs[sizeof ours];
+	u8 text[RECORD_TEST_MAX], *made;
+	size_t head = record_head(k->suite), whole, made_n = n;
 	struct record r;
 
-	record_test_text(text, n);
+	for (size_t i = 0; i < n; i++)
+		text[i] = (u8)(i * 31 + n);
 	memcpy(ours + head, text, n);
 	memcpy(theirs + head, text, n);
 	whole = record_seal(a, k, k->out_seq++, RECORD_DATA, ours, n);
-	stock = out->out->encrypt(&out->out, RECORD_DATA, RECORD_VERSION,
-	    theirs + head, &stock_n);
-	if (stock_n != whole || memcmp(stock, ours, whole) != 0)
+	made = stock->out->encrypt(&stock->out, RECORD_DATA, RECORD_VERSION,
+	    theirs + head, &made_n);
+	if (made_n != whole || memcmp(made, ours, whole) != 0)
 		return false;
-	plain = in->in->decrypt(&in->in, RECORD_DATA, RECORD_VERSION,
-	    ours + RECORD_HEADER, &plain_n);
-	if (!plain || plain_n != n || memcmp(plain, text, n) != 0)
-		return false;
-	memcpy(ours, stock, whole);
 	ours[whole - 1] ^= 1;
 	if (record_open(a, k, ours, whole, &r) != -ALERT_BAD_RECORD_MAC)
 		return false;
-	return record_open(a, k, stock, whole, &r) == (int)whole &&
+	return record_open(a, k, made, whole, &r) == (int)whole &&
 	    r.type == RECORD_DATA && r.n == n && memcmp(r.p, text, n) == 0;
 }
 
-/* The known-answer test at start: byte by byte what BearSSL makes. */
+/* The known-answer test at start, under keys that nobody uses. */
 static bool
 record_self_test(const struct record_aead *a)
 {
 	static const u16 lengths[] = { 0, 1, 15, 16, 64, 65, RECORD_TEST_MAX };
+	struct record_keys c = { .suite = RECORD_CHACHA20 }, g;
+	union record_stock chapol, gcm;
+	bool good = true;
 
-	for (u8 suite = RECORD_CHACHA20; suite <= RECORD_AES128_GCM; suite++) {
-		struct record_keys k = record_test_keys(suite);
-		union record_stock out, in;
-
-		record_stock_init(&out, &in, a, &k);
-		for (size_t i = 0; i < COUNT(lengths); i++)
-			if (!record_test_one(a, &k, &out, &in, lengths[i]))
-				return false;
-	}
-	return true;
+	for (int i = 0; i < 32; i++)
+		c.in_key[i] = c.out_key[i] = (u8)(i * 7);
+	for (int i = 0; i < 12; i++)
+		c.in_iv[i] = c.out_iv[i] = (u8)(0xf0 - i);
+	g = c;
+	g.suite = RECORD_AES128_GCM;
+	br_sslrec_out_chapol_vtable.init(&chapol.chapol.vtable.out,
+	    a->chacha20, a->poly1305, c.out_key, c.out_iv);
+	br_sslrec_out_gcm_vtable.init(&gcm.gcm.vtable.out, a->aes,
+	    g.out_key, 16, a->ghash, g.out_iv);
+	for (size_t i = 0; i < COUNT(lengths); i++)
+		good = good && record_test_one(a, &c, &chapol, lengths[i]) &&
+		    record_test_one(a, &g, &gcm, lengths[i]);
+	return good;
 }
-
 
 #ifndef WSP_PURE_ONLY
 /*
@@ -8346,9 +8291,10 @@ conn_pong_missed(struct conn *c)
 	int held = sys_unsent(c->fd);
 
 	c->pinged = false;
-	if (settings.ping_interval == 0 || conn_keeps(c) == KEEP_NONE) {
+	if (settings.ping_interval == 0) {
 		deadline_cancel(&srv.deadlines, conn_slot(c));
-	} else if (heard) {
+	} else if (heard || conn_keeps(c) == KEEP_NONE) {
+		/* With --ack sent the next Ping gives TCP something to miss. */
 		conn_arm(c, DEADLINE_PING);
 	} else if (c->ping_due || c->out != 0 || held > (int)c->since_ping) {
 		/* The Ping has not even left: its time begins later. */
@@ -8724,7 +8670,7 @@ conn_tls_fail(struct conn *c, u8 number)
 	log_event(LOG_LEVEL_INFO, "tls-failed", "peer=%s alert=%u", peer,
 	    number);
 	conn_alert(c, 2, number);
-	if (!c->notified) {
+	if (c->state == CONN_DEAD || !c->notified) {
 		conn_kill(c, "a bad TLS record");
 		return;
 	}
@@ -9316,7 +9262,18 @@ service_forget(u32 sock, enum leave why)
 	sock_remove(&srv.sockets, sock);
 }
 
-/* A connection that was open ends: its socket stays, away, or ends too. */
+/* A socket has lost its connection: it stays, away, or ends too. */
+static void
+service_left(u32 sock)
+{
+	if (!srv.sockets.row[sock].stateful || settings.session_ttl == 0)
+		service_forget(sock, LEAVE_FORGOTTEN);
+	else
+		deadline_arm(&srv.away, sock, 0, srv.now +
+		    settings.session_ttl * INT64_C(1000));
+}
+
+/* A connection that was open ends. */
 static void
 service_ended(struct conn *c, u16 code)
 {
@@ -9331,13 +9288,8 @@ service_ended(struct conn *c, u16 code)
 	queue_rewind(&srv.queues, sock);
 	settings.service[s->service].open--;
 	sock_unbind(&srv.sockets, sock);
-	if (srv.replacing == sock)
-		return;
-	if (!s->stateful || settings.session_ttl == 0)
-		service_forget(sock, LEAVE_FORGOTTEN);
-	else
-		deadline_arm(&srv.away, sock, 0, srv.now +
-		    settings.session_ttl * INT64_C(1000));
+	if (srv.replacing != sock)
+		service_left(sock);
 }
 
 /* Ends the sessions whose time is over. */
@@ -9952,6 +9904,11 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 	    srv.away.row[sock].class == 0;
 
 	service_replace(sock);
+	if (c->state == CONN_DEAD) {
+		/* The old one's last words took the newcomer's buffer. */
+		service_left(sock);
+		return;
+	}
 	deadline_cancel(&srv.away, sock);
 	http_accept(&o, a->r->key, a->protocol);
 	assert(!o.full);
@@ -9961,9 +9918,9 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 	c->ping_ms = (u32)srv.now - ACK_INTERVAL_MS;
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
-	conn_aside(c, (u8 *)text, o.n);
 	service_event("open", sock, 0, false);
-	if (is_new)
+	conn_aside(c, (u8 *)text, o.n);
+	if (is_new && sock_is_used(&srv.sockets, sock))
 		retained_offer(sock, NULL);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
 		conn_mark_dirty(c);
@@ -11520,7 +11477,7 @@ serve_read_file(const char *path)
 		next = strchr(line, '\n');
 		if (next)
 			*next++ = '\0';
-		snprintf(shown, sizeof shown, "%s", line);
+		snprintf(shown, sizeof shown, "%.60s", line);
 		why = serve_read_line(line);
 		if (why) {
 			fprintf(stderr, "wspush: %s:%d: %s: %s\n", path,
@@ -12011,22 +11968,22 @@ serve_watch_signals(void)
 static int
 serve_drop_root(void)
 {
+	struct str rest = text_of(serve.user ? serve.user : ""), first;
 	char name[64];
 	const struct passwd *user;
 	const struct group *group = NULL;
-	const char *colon;
 	gid_t gid;
 
 	if (!serve.user)
 		return 0;
-	colon = strchr(serve.user, ':');
-	snprintf(name, sizeof name, "%.*s", colon ?
-	    (int)(colon - serve.user) : (int)sizeof name, serve.user);
+	(void)split_next(&rest, ':', &first);
+	snprintf(name, sizeof name, "%.*s", (int)min_size(first.n,
+	    sizeof name - 1), first.p);
 	user = getpwnam(name);
 	if (!user)
 		return serve_cannot("there is no user %s", name);
-	if (colon && !(group = getgrnam(colon + 1)))
-		return serve_cannot("there is no group %s", colon + 1);
+	if (rest.p && !(group = getgrnam(rest.p)))
+		return serve_cannot("there is no group %s", rest.p);
 	gid = group ? group->gr_gid : user->pw_gid;
 	if (setgroups(0, NULL) < 0 || setgid(gid) < 0 ||
 	    setuid(user->pw_uid) < 0)

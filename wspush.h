@@ -149,4 +149,52 @@ enum wsp_close {
 	WSP_CLOSE_EXPIRED = 4401   /* the token's time is over */
 };
 
+/*
+ * A sender for C programs on the box.  Sends one request line, such as
+ * "send kind=json $group_id:10002", with a body, and does not wait:
+ *
+ *     wsp_push(NULL, "send *", "hello", 5);
+ *
+ * `path` NULL is WSP_PUSH_PATH.  Returns 0 when the server has the datagram,
+ * or an errno: ENOENT and ECONNREFUSED no server, EAGAIN its queue is full,
+ * EMSGSIZE the message is too long for a datagram.  What the server thinks of
+ * the request is in its log.
+ */
+#ifndef WSP_NO_PUSH
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static inline int
+wsp_push(const char *path, const char *request, const void *body, size_t n)
+{
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	struct iovec part[3] = {
+		{ (void *)(size_t)request, strlen(request) },
+		{ (void *)(size_t)"\n", 1 },
+		{ (void *)(size_t)body, n }
+	};
+	struct msghdr m = { .msg_name = &to, .msg_namelen = sizeof to,
+		.msg_iov = part, .msg_iovlen = 3 };
+	int fd, err = 0;
+
+	if (!path)
+		path = WSP_PUSH_PATH;
+	if (strlen(path) >= sizeof to.sun_path)
+		return ENAMETOOLONG;
+	memcpy(to.sun_path, path, strlen(path) + 1);
+	fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+	if (fd < 0)
+		return errno;
+	if (sendmsg(fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+		err = errno;
+	close(fd);
+	return err;
+}
+#endif
+
 #endif

@@ -567,6 +567,20 @@ def test_what_was_taken_before_sigterm_is_flushed_first(serve, tls):
     assert server.wait_exit() == 0
 
 
+def test_a_backlog_is_written_to_a_client_that_reads_at_the_end(serve, tls):
+    server = serve("--queue-bytes", 1_000_000, "--queue-messages", 1000)
+    raw = server.open(tls=tls, receive_buffer=32768)
+    count = 0
+    while server.rows()[0]["messages"] < 10:
+        server.ok("send *", f"{count:03}" + "x" * 20_000)
+        count += 1
+        assert count < 500, "the kernel takes it all"
+    server.kick(signal.SIGTERM)
+    assert [int(raw.read_text()[:3]) for _ in range(count)] == list(
+        range(count))
+    assert raw.closed()[0] == 1001
+
+
 def test_clients_that_neither_read_nor_answer_do_not_hold_up_the_end(serve):
     server = serve()
     for number in range(5):

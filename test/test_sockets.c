@@ -24,7 +24,7 @@ open_table(u32 rows, u32 buckets)
 {
 	row = malloc(rows * sizeof *row);
 	long_id = malloc(rows * sizeof *long_id);
-	bucket = malloc(buckets * sizeof *bucket);
+	bucket = calloc(buckets, sizeof *bucket);
 	assert_non_null(row);
 	assert_non_null(long_id);
 	assert_non_null(bucket);

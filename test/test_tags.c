@@ -37,6 +37,8 @@ open_tables(void **state)
 		return -1;
 	memset(row, 0xee, ROWS * sizeof *row);
 	memset(tag_row, 0xee, TAG_ROWS * sizeof *tag_row);
+	memset(bucket, 0, sizeof bucket);
+	memset(tag_bucket, 0, sizeof tag_bucket);
 	sock_init(&sockets, row, long_id, bucket, ROWS, BUCKETS, 99);
 	tags_init(&tags, tag_row, text, tag_bucket, TAG_ROWS, BUCKETS,
 	    services, COUNT(services), &sockets);
@@ -104,7 +106,7 @@ check(void)
 	for (u32 b = 0; b < BUCKETS; b++) {
 		u32 last = NONE;
 
-		for (u32 k = tag_bucket[b]; k != NONE;
+		for (u32 k = tag_bucket[b] - 1; k != NONE;
 		    k = tag_row[k].next_alike) {
 			assert_int_equal(tag_row[k].prev_alike, last);
 			assert_int_equal(tag_row[k].hash & (BUCKETS - 1), b);

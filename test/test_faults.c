@@ -1,0 +1,1446 @@
+/*
+ * SPDX-License-Identifier: MIT
+ *
+ * The kernel as enemy.  This file is the room of system calls: it cuts reads
+ * and writes short, answers EAGAIN for no reason, resets connections, runs out
+ * of descriptors and memory, and loses replies, all drawn from a seed.  Against
+ * the program on this kernel plays a crowd of players (ws, and wss with keys
+ * from a drawer) and a sender.  After every few turns the tables must agree
+ * with each other, and what a client has received must be whole frames with
+ * its messages in order, none lost or doubled.
+ *
+ * WSP_SEEDS is how many games are played, WSP_SEED the first.
+ */
+#define _GNU_SOURCE
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+
+#define WSP_FAKE_SYS
+#define WSP_BUFFERS 5 /* so that they run out */
+
+static ssize_t sys_recv(int fd, void *p, size_t n, int flags);
+static ssize_t sys_send(int fd, const void *p, size_t n, int flags);
+static ssize_t sys_sendv(int fd, struct iovec *iov, size_t count);
+static ssize_t sys_recvfrom(int fd, void *p, size_t n,
+    struct sockaddr_un *from, socklen_t *from_n, struct ucred *who);
+static ssize_t sys_sendto(int fd, const void *p, size_t n,
+    const struct sockaddr_un *to, socklen_t to_n);
+static int sys_accept(int fd, struct sockaddr_storage *from,
+    socklen_t *from_n);
+static int sys_close(int fd);
+static int sys_shutdown(int fd, int how);
+static int sys_setsockopt(int fd, int level, int name, int value);
+static int sys_unsent(int fd);
+static int sys_available(int fd);
+static int sys_epoll_ctl(int ep, int op, int fd, uint32_t events,
+    uint64_t data);
+static int sys_epoll_wait(int ep, struct epoll_event *ev, int count,
+    int timeout_ms);
+static int64_t sys_clock_ms(clockid_t which);
+static void sys_random(void *p, size_t n);
+static ssize_t sys_write(int fd, const void *p, size_t n);
+static ssize_t sys_read_file(const char *path, void *p, size_t cap);
+static int sys_write_file(const char *path, const void *p, size_t n,
+    mode_t mode);
+
+#define main wspush_main
+#include "../wspush.c"
+#undef main
+
+#include <setjmp.h>
+
+#include <cmocka.h>
+
+#define FD_BASE   100
+#define FDS       64
+#define LISTENER  (FD_BASE + FDS)
+#define PUSH      (LISTENER + 1)
+#define PLAYERS   10
+#define IDS       4      /* stateful ids */
+#define MESSAGES  1500   /* pushed in one game, at most */
+#define ANSWERS   512    /* owed to one client at one time, at most */
+#define PIPE      8192
+
+static u64 dice_state;
+static u64 seed;
+static int turn;
+
+#define CHECK(truth)                                                          \
+	do {                                                                  \
+		if (!(truth))                                                 \
+			fail_msg("seed %llu, turn %d, line %d: %s",           \
+			    (unsigned long long)seed, turn, __LINE__, #truth);\
+	} while (0)
+
+static u32
+dice(u32 sides)
+{
+	dice_state ^= dice_state << 13;
+	dice_state ^= dice_state >> 7;
+	dice_state ^= dice_state << 17;
+	return (u32)(dice_state >> 33) % sides;
+}
+
+/* True once in `n` times. */
+static bool
+once_in(u32 n)
+{
+	return dice(n) == 0;
+}
+
+/*
+ * ---- The kernel
+ */
+
+struct pipe {
+	u8 p[PIPE];
+	size_t n;
+};
+
+struct fake {
+	bool used;
+	bool end;            /* the client has sent its FIN */
+	bool reset;
+	bool shut;           /* the server has sent its FIN */
+	bool polled;
+	u32 events;
+	u64 data;
+	int client;
+	struct pipe in, out; /* as the server sees it */
+	size_t out_cap;
+};
+
+static struct fake fakes[FDS];
+static struct {
+	bool faults;
+	int64_t now;
+	u32 listener_events, push_events;
+	u64 listener_data;
+	int backlog[PLAYERS];
+	int waiting;
+	int ready;           /* events of the last wait */
+	int timeout;         /* what it was asked for */
+	struct {
+		u8 p[2048];
+		size_t n;
+		u32 seq;     /* 0: no message */
+	} datagram[8];
+	int datagrams;
+	u32 seq;             /* of the datagram at work */
+} kernel;
+
+static void reply_seen(const char *p, size_t n);
+static void player_accepted(int client, int fd);
+static void player_cut(int client, const struct fake *f);
+
+static size_t
+pipe_put(struct pipe *b, const void *p, size_t n, size_t cap)
+{
+	n = min_size(n, cap - b->n);
+	memcpy(b->p + b->n, p, n);
+	b->n += n;
+	return n;
+}
+
+static size_t
+pipe_get(struct pipe *b, void *p, size_t n, bool peek)
+{
+	n = min_size(n, b->n);
+	memcpy(p, b->p, n);
+	if (!peek) {
+		memmove(b->p, b->p + n, b->n - n);
+		b->n -= n;
+	}
+	return n;
+}
+
+static struct fake *
+fake_of(int fd)
+{
+	CHECK(fd >= FD_BASE && fd < FD_BASE + FDS);
+	CHECK(fakes[fd - FD_BASE].used);
+	return &fakes[fd - FD_BASE];
+}
+
+/* A call that may fail for no reason. */
+static bool
+trouble(u32 n)
+{
+	return kernel.faults && once_in(n);
+}
+
+static ssize_t
+sys_recv(int fd, void *p, size_t n, int flags)
+{
+	struct fake *f = fake_of(fd);
+
+	CHECK(n > 0);
+	if (trouble(400))
+		f->reset = true;
+	if (f->reset)
+		return -ECONNRESET;
+	if (f->in.n == 0)
+		return f->end ? 0 : -EAGAIN;
+	if (trouble(10))
+		return -EAGAIN;
+	if (kernel.faults && once_in(2))
+		n = 1 + dice((u32)n);
+	return (ssize_t)pipe_get(&f->in, p, n, (flags & MSG_PEEK) != 0);
+}
+
+static ssize_t
+sys_sendv(int fd, struct iovec *iov, size_t count)
+{
+	struct fake *f = fake_of(fd);
+	size_t most = f->out_cap - f->out.n, sent = 0;
+
+	CHECK(!f->shut);
+	if (trouble(400))
+		f->reset = true;
+	if (f->reset)
+		return once_in(2) ? -EPIPE : -ECONNRESET;
+	if (trouble(20))
+		return once_in(2) ? -ENOBUFS : -EAGAIN;
+	if (kernel.faults && once_in(2))
+		most = min_size(most, 1 + dice(300));
+	if (most == 0)
+		return -EAGAIN;
+	for (size_t i = 0; i < count && sent < most; i++)
+		sent += pipe_put(&f->out, iov[i].iov_base,
+		    min_size(iov[i].iov_len, most - sent), f->out_cap);
+	return (ssize_t)sent;
+}
+
+static ssize_t
+sys_send(int fd, const void *p, size_t n, int flags)
+{
+	struct iovec v = { .iov_base = (void *)(uintptr_t)p, .iov_len = n };
+
+	(void)flags;
+	CHECK(n > 0);
+	return sys_sendv(fd, &v, 1);
+}
+
+static ssize_t
+sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
+    socklen_t *from_n, struct ucred *who)
+{
+	size_t full;
+
+	CHECK(fd == PUSH);
+	if (kernel.datagrams == 0 || trouble(20))
+		return -EAGAIN;
+	if (who)
+		*who = (struct ucred){ .pid = 1 };
+	*from = (struct sockaddr_un){ .sun_family = AF_UNIX, .sun_path = "s" };
+	*from_n = sizeof from->sun_family + 2;
+	full = kernel.datagram[0].n;
+	memcpy(p, kernel.datagram[0].p, min_size(n, full));
+	kernel.seq = kernel.datagram[0].seq;
+	kernel.datagrams--;
+	memmove(&kernel.datagram[0], &kernel.datagram[1],
+	    sizeof kernel.datagram[0] * (size_t)kernel.datagrams);
+	return (ssize_t)full;
+}
+
+static ssize_t
+sys_sendto(int fd, const void *p, size_t n, const struct sockaddr_un *to,
+    socklen_t to_n)
+{
+	(void)fd;
+	CHECK(to->sun_family == AF_UNIX && to_n > sizeof to->sun_family);
+	reply_seen(p, n);
+	return trouble(5) ? -EAGAIN : (ssize_t)n;
+}
+
+static int
+sys_accept(int fd, struct sockaddr_storage *from, socklen_t *from_n)
+{
+	static const int errors[] = { EMFILE, ENFILE, ENOMEM, ENOBUFS,
+		ECONNABORTED, EAGAIN };
+	struct sockaddr_in a = { .sin_family = AF_INET };
+	struct fake *f = fakes;
+
+	CHECK(fd == LISTENER);
+	if (kernel.waiting == 0)
+		return -EAGAIN;
+	if (trouble(6))
+		return -errors[dice(COUNT(errors))];
+	while (f->used)
+		f++;
+	CHECK(f < fakes + FDS);
+	memcpy(from, &a, sizeof a);
+	*from_n = sizeof a;
+	memset(f, 0, sizeof *f);
+	f->used = true;
+	f->client = kernel.backlog[0];
+	f->out_cap = 100 + dice(once_in(3) ? 100 : PIPE - 100);
+	memmove(kernel.backlog, kernel.backlog + 1,
+	    sizeof kernel.backlog - sizeof kernel.backlog[0]);
+	kernel.waiting--;
+	player_accepted(f->client, FD_BASE + (int)(f - fakes));
+	return FD_BASE + (int)(f - fakes);
+}
+
+static int
+sys_close(int fd)
+{
+	struct fake *f = fake_of(fd);
+
+	f->used = false;
+	player_cut(f->client, f);
+	return 0;
+}
+
+static int
+sys_shutdown(int fd, int how)
+{
+	CHECK(how == SHUT_WR);
+	CHECK(!fake_of(fd)->shut);
+	fake_of(fd)->shut = true;
+	return 0;
+}
+
+static int
+sys_setsockopt(int fd, int level, int name, int value)
+{
+	(void)level, (void)name, (void)value;
+	(void)fake_of(fd);
+	return 0;
+}
+
+static int
+sys_unsent(int fd)
+{
+	return (int)fake_of(fd)->out.n;
+}
+
+static int
+sys_available(int fd)
+{
+	return (int)fake_of(fd)->in.n;
+}
+
+static int
+sys_epoll_ctl(int ep, int op, int fd, u32 events, u64 data)
+{
+	struct fake *f;
+
+	(void)ep;
+	if (fd == LISTENER || fd == PUSH) {
+		*(fd == PUSH ? &kernel.push_events :
+		    &kernel.listener_events) = events;
+		if (fd == LISTENER)
+			kernel.listener_data = data;
+		return 0;
+	}
+	f = fake_of(fd);
+	CHECK(f->polled == (op == EPOLL_CTL_MOD));
+	if (op == EPOLL_CTL_ADD && trouble(50))
+		return -ENOSPC;
+	f->polled = true;
+	f->events = events;
+	f->data = data;
+	return 0;
+}
+
+static u32
+fake_ready(const struct fake *f)
+{
+	u32 ready = 0;
+
+	if (f->in.n > 0 || f->end || f->reset)
+		ready |= EPOLLIN;
+	if (f->out.n < f->out_cap || f->reset)
+		ready |= EPOLLOUT;
+	if (f->end)
+		ready |= EPOLLRDHUP;
+	if (f->reset || (f->end && f->shut))
+		ready |= EPOLLHUP;
+	if (f->reset)
+		ready |= EPOLLERR;
+	return ready & (f->events | EPOLLHUP | EPOLLERR);
+}
+
+/* Level-triggered, in any order, not always all at once.  Time goes on, and
+ * jumps when nothing happens. */
+static int
+sys_epoll_wait(int ep, struct epoll_event *ev, int count, int timeout_ms)
+{
+	int n = 0;
+	u32 start = dice(FDS);
+
+	(void)ep;
+	CHECK(timeout_ms >= 0);
+	kernel.timeout = timeout_ms;
+	if (kernel.datagrams > 0 && kernel.push_events)
+		ev[n++] = (struct epoll_event){ .events = EPOLLIN,
+			.data.u64 = LOOP_PUSH };
+	if (kernel.waiting > 0 && kernel.listener_events)
+		ev[n++] = (struct epoll_event){ .events = EPOLLIN,
+			.data.u64 = kernel.listener_data };
+	for (u32 i = 0; i < FDS && n < count; i++) {
+		const struct fake *f = &fakes[(start + i) % FDS];
+		u32 ready = f->used && f->polled ? fake_ready(f) : 0;
+
+		if (ready != 0 && !trouble(10))
+			ev[n++] = (struct epoll_event){ .events = ready,
+				.data.u64 = f->data };
+	}
+	kernel.ready = n;
+	kernel.now += n > 0 ? (int)dice(kernel.faults ? 5 : 2) : timeout_ms;
+	return n;
+}
+
+static int64_t
+sys_clock_ms(clockid_t which)
+{
+	CHECK(which == CLOCK_MONOTONIC);
+	return kernel.now;
+}
+
+static void
+sys_random(void *p, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		((u8 *)p)[i] = (u8)dice(256);
+}
+
+static ssize_t
+sys_write(int fd, const void *p, size_t n)
+{
+	if (getenv("WSP_SAY"))
+		return write(fd, p, n);
+	return trouble(3) ? -ENOSPC : (ssize_t)n;
+}
+
+static ssize_t
+sys_read_file(const char *path, void *p, size_t cap)
+{
+	(void)path, (void)p, (void)cap;
+	return -ENOENT;
+}
+
+static int
+sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
+{
+	(void)path, (void)p, (void)n, (void)mode;
+	return -EROFS;
+}
+
+/*
+ * ---- What was pushed to whom
+ *
+ * A session is a stateful id, or a volatile client for the time it is there.
+ */
+
+struct session {
+	u32 want[MESSAGES]; /* messages that entered its queue */
+	bool got[MESSAGES];
+	u32 n;
+	u32 most;           /* 1 + the last that any connection of it got */
+};
+
+static struct session sessions[IDS + PLAYERS];
+
+/* `clean`: nothing may be lost that is not lost with its connection. */
+static bool clean;
+
+enum stage { GONE, BACKLOG, HTTP, UP, CLOSED };
+
+struct answer {
+	u8 opcode;
+	u16 n;
+	u32 sum;
+};
+
+struct player {
+	enum stage stage;
+	int fd;              /* -1: not accepted, or cut */
+	bool tls, ready;     /* ready: its keys are in place */
+	bool echo, deaf, broken, finned;
+	int id;              /* -1: volatile */
+	struct record_keys keys;
+	struct pipe tx;      /* plain bytes that it will say */
+	struct pipe raw;     /* bytes on their way to the kernel */
+	u8 rx[1 << 15];      /* from the kernel */
+	size_t rx_n;
+	u8 plain[1 << 15];
+	size_t plain_n;
+	struct answer owed[ANSWERS];
+	u32 owed_first, owed_n;
+	u32 at;              /* next message of its session, by place */
+	bool began;          /* has had a message on this connection */
+	bool closing;        /* Close seen from the server */
+	u8 in_message;       /* opcode of what it sends in fragments */
+	u32 message_sum;
+	u16 message_n;
+};
+
+static struct player players[PLAYERS];
+
+static struct session *
+session_of(const struct player *c)
+{
+	return &sessions[c->id >= 0 ? c->id : IDS + (c - players)];
+}
+
+static u32
+sum_of(u32 sum, const u8 *p, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		sum = sum * 31 + p[i];
+	return sum;
+}
+
+static void
+session_add(u32 sock)
+{
+	const struct sock *s = &srv.sockets.row[sock];
+	struct session *t;
+	struct str id = sock_id(&srv.sockets, sock);
+
+	if (s->stateful) {
+		CHECK(id.n == 1 && id.p[0] >= '0' && id.p[0] < '0' + IDS);
+		t = &sessions[id.p[0] - '0'];
+	} else {
+		const struct conn *c = &srv.conn[s->conn];
+
+		CHECK(s->conn != NONE);
+		t = session_of(&players[fake_of(c->fd)->client]);
+	}
+	CHECK(t->n < MESSAGES);
+	t->got[t->n] = false;
+	t->want[t->n++] = kernel.seq;
+}
+
+/* The server answers a request: at this moment the message is the last entry
+ * of every queue that took it. */
+static void
+reply_seen(const char *p, size_t n)
+{
+	char mark[16];
+	unsigned long count = 0, told = 0;
+	int m = snprintf(mark, sizeof mark, "#%u#", kernel.seq);
+
+	if (n < 4 || memcmp(p, "ok ", 3) != 0 || kernel.seq == 0) {
+		unsigned acked, of;
+
+		CHECK(n > 4);
+		if (memcmp(p, "acked", 5) == 0)
+			CHECK(sscanf(p, "acked %u of %u", &acked, &of) == 2 &&
+			    acked <= of);
+		return;
+	}
+	told = strtoul(p + 3, NULL, 10);
+	for (u32 i = 0; i < srv.sockets.fresh; i++) {
+		const struct queue *q = &srv.queues.queue[i];
+		const struct message *msg;
+
+		if (!sock_is_used(&srv.sockets, i) || q->count == 0)
+			continue;
+		msg = queue_row(&srv.queues, i, q->count - 1u);
+		if (!memmem(srv.queues.store.bytes + msg->place, msg->n, mark,
+		    (size_t)m))
+			continue;
+		session_add(i);
+		count++;
+	}
+	CHECK(count == told);
+	kernel.seq = 0;
+}
+
+/*
+ * ---- Clients
+ */
+
+static void
+player_accepted(int client, int fd)
+{
+	players[client].fd = fd;
+}
+
+static void
+player_take(struct player *c, struct pipe *from, size_t n)
+{
+	n = min_size(n, sizeof c->rx - c->rx_n);
+	c->rx_n += pipe_get(from, c->rx + c->rx_n, n, false);
+}
+
+/* The server closed its descriptor: the client still gets what was under way,
+ * unless the connection was reset. */
+static void
+player_cut(int client, const struct fake *f)
+{
+	struct player *c = &players[client];
+	struct pipe left = f->out;
+
+	c->fd = -1;
+	if (!f->reset)
+		player_take(c, &left, left.n);
+}
+
+static void
+player_say(struct player *c, const void *p, size_t n)
+{
+	if (n <= PIPE - c->tx.n)
+		(void)pipe_put(&c->tx, p, n, PIPE);
+}
+
+static void
+player_frame(struct player *c, u8 first, const u8 *p, size_t n)
+{
+	u8 frame[1024], mask[4];
+	size_t head;
+
+	CHECK(n + 14 <= sizeof frame);
+	head = frame_head(frame, 0, n);
+	frame[0] = first;
+	frame[1] |= FRAME_MASKED;
+	sys_random(mask, sizeof mask);
+	memcpy(frame + head, mask, sizeof mask);
+	head += sizeof mask;
+	memcpy(frame + head, p, n);
+	frame_unmask(frame + head, n, mask, 0);
+	player_say(c, frame, head + n);
+}
+
+static void
+player_owes(struct player *c, u8 opcode, u32 sum, size_t n)
+{
+	CHECK(c->owed_n < ANSWERS);
+	c->owed[(c->owed_first + c->owed_n++) % ANSWERS] = (struct answer){
+		.opcode = opcode, .sum = sum, .n = (u16)n };
+}
+
+static void
+player_connect(struct player *c, int id)
+{
+	char text[512];
+	int n;
+
+	memset(c, 0, sizeof *c);
+	c->stage = BACKLOG;
+	c->fd = -1;
+	c->id = id;
+	c->tls = once_in(2);
+	c->echo = id < 0 && once_in(2);
+	c->deaf = kernel.faults && once_in(4);
+	if (id < 0) {
+		session_of(c)->n = session_of(c)->most = 0;
+	}
+	kernel.backlog[kernel.waiting++] = (int)(c - players);
+	n = snprintf(text, sizeof text, "GET /services/%s%s%d HTTP/1.1\r\n"
+	    "Host: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+	    "Sec-WebSocket-Version: 13\r\n"
+	    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+	    c->echo ? "echo" : "main", id < 0 ? "?x=" :
+	    "?X-StatefulSocketId=", id < 0 ? 0 : id);
+	if (kernel.faults && once_in(20))
+		n = (int)dice((u32)n); /* and never more */
+	player_say(c, text, (size_t)n);
+	c->stage = HTTP;
+}
+
+/* Once accepted: a wss client and the server agree on keys without words. */
+static void
+player_prepare(struct player *c)
+{
+	struct conn *conn = NULL;
+	struct record_keys *k;
+
+	if (c->ready || c->fd < 0)
+		return;
+	for (u32 i = 0; i < srv.fresh; i++)
+		if (srv.conn[i].state != CONN_FREE && srv.conn[i].fd == c->fd)
+			conn = &srv.conn[i];
+	c->ready = true;
+	if (!conn || !c->tls)
+		return;
+	sys_random(&c->keys, sizeof c->keys);
+	c->keys.suite = once_in(2) ? RECORD_CHACHA20 : RECORD_AES128_GCM;
+	c->keys.in_seq = c->keys.out_seq = 0;
+	k = &srv.keys[conn_slot(conn)];
+	*k = c->keys;
+	memcpy(k->in_key, c->keys.out_key, sizeof k->in_key);
+	memcpy(k->in_iv, c->keys.out_iv, sizeof k->in_iv);
+	memcpy(k->out_key, c->keys.in_key, sizeof k->in_key);
+	memcpy(k->out_iv, c->keys.in_iv, sizeof k->in_iv);
+	conn->tls = true;
+}
+
+/* Something that a client may say. */
+static void
+player_speak(struct player *c)
+{
+	u8 text[300];
+	size_t n = dice(once_in(4) ? sizeof text : 20);
+	bool fin = !once_in(3);
+
+	if (c->tx.n > PIPE / 2 || c->owed_n > ANSWERS - 4)
+		return;
+	for (size_t i = 0; i < n; i++)
+		text[i] = (u8)('a' + dice(26));
+	if (once_in(3)) {
+		n = min_size(n, 125);
+		player_frame(c, 0x80 | FRAME_PING, text, n);
+		player_owes(c, FRAME_PONG, sum_of(0, text, n), n);
+	} else if (!c->echo && c->in_message == 0) {
+		player_frame(c, 0x80 | FRAME_TEXT, (const u8 *)"$hbt", 4);
+		player_owes(c, FRAME_TEXT, sum_of(0, (const u8 *)"$ok", 3), 3);
+	} else if (c->echo && (fin || c->message_n < 500)) {
+		u8 op = c->in_message ? FRAME_CONTINUATION : FRAME_TEXT;
+
+		player_frame(c, (u8)((fin ? 0x80 : 0) | op), text, n);
+		c->in_message = fin ? 0 : FRAME_TEXT;
+		c->message_sum = sum_of(c->message_sum, text, n);
+		c->message_n = (u16)(c->message_n + n);
+		if (!fin)
+			return;
+		player_owes(c, FRAME_TEXT, c->message_sum, c->message_n);
+		c->message_sum = c->message_n = 0;
+	}
+}
+
+static void
+player_err(struct player *c)
+{
+	static const u8 bad[][4] = { { 0x83, 0x80 }, { 0x81, 0x00 },
+		{ 0xc1, 0x80 }, { 0x88, 0x81 }, { 0x81, 0xfe, 0, 1 } };
+
+	player_say(c, bad[dice(COUNT(bad))], 4);
+	c->broken = true;
+}
+
+static void
+player_leave(struct player *c)
+{
+	u8 code[2] = { 0x03, 0xe8 };
+
+	if (c->broken)
+		return;
+	player_frame(c, 0x80 | FRAME_CLOSE, code, 2);
+	c->broken = true;
+}
+
+/* Moves what the client says into the kernel, in any pieces. */
+static void
+player_write(struct player *c)
+{
+	struct fake *f = fake_of(c->fd);
+	u8 bytes[1024 + RECORD_OVERHEAD_MAX];
+	size_t n;
+
+	if (c->raw.n == 0 && c->tx.n > 0) {
+		u8 *to = bytes + (c->tls ? record_head(c->keys.suite) : 0);
+
+		n = pipe_get(&c->tx, to, 1 + dice(1000), false);
+		if (c->tls)
+			n = record_seal(tls_aead(), &c->keys,
+			    c->keys.out_seq++, RECORD_DATA, bytes, n);
+		(void)pipe_put(&c->raw, bytes, n, PIPE);
+	}
+	if (c->raw.n == 0 || f->end || f->reset)
+		return;
+	n = min_size(c->raw.n, kernel.faults ? 1 + dice(400) : PIPE);
+	n = pipe_put(&f->in, c->raw.p, n, PIPE / 2);
+	memmove(c->raw.p, c->raw.p + n, c->raw.n - n);
+	c->raw.n -= n;
+}
+
+/* A pushed message: its number lies between two `#`. */
+static size_t
+player_message(struct player *c, const u8 *p, size_t n)
+{
+	struct session *t = session_of(c);
+	u32 seq = (u32)strtoul((const char *)p + 1, NULL, 10), at = c->at;
+	const u8 *end = memchr(p + 1, '#', n - 1);
+
+	CHECK(end);
+	if (!c->began && c->id >= 0)
+		at = 0;
+	while (at < t->n && t->want[at] != seq)
+		at++;
+	CHECK(at < t->n); /* out of order, doubled, or never sent to it */
+	if (clean && c->began)
+		CHECK(at == c->at);
+	if (clean && !c->began)
+		CHECK(at <= (c->id < 0 ? 0 : t->most));
+	c->began = true;
+	c->at = at + 1;
+	t->got[at] = true;
+	if (t->most < at + 1)
+		t->most = at + 1;
+	return (size_t)(end + 1 - p);
+}
+
+static void
+player_got_data(struct player *c, u8 opcode, const u8 *p, size_t n)
+{
+	bool pushed = false;
+
+	for (size_t i = 0; i < n;)
+		if (p[i] == '#') {
+			i += player_message(c, p + i, n - i);
+			pushed = true;
+		} else {
+			i++;
+		}
+	if (pushed && opcode == FRAME_TEXT && p[0] == '[')
+		CHECK(json_tokens(NULL, 0, (struct str){
+		    (const char *)p, n }) > 0);
+	if (!pushed) {
+		struct answer *a = &c->owed[c->owed_first % ANSWERS];
+
+		CHECK(c->owed_n > 0);
+		CHECK(a->opcode == opcode && a->n == n &&
+		    a->sum == sum_of(0, p, n));
+		c->owed_first++;
+		c->owed_n--;
+	}
+}
+
+static void
+player_got(struct player *c, u8 opcode, u8 *p, size_t n)
+{
+	CHECK(!c->closing);
+	switch (opcode) {
+	case FRAME_CLOSE:
+		CHECK(n == 0 || n >= 2);
+		c->closing = true;
+		player_leave(c);
+		break;
+	case FRAME_PING:
+		CHECK(n == 16);
+		if (!kernel.faults || !once_in(5))
+			player_frame(c, 0x80 | FRAME_PONG, p, n);
+		break;
+	default:
+		player_got_data(c, opcode, p, n);
+		break;
+	}
+}
+
+/* One frame of the server's; false when it is not whole. */
+static bool
+player_next_frame(struct player *c)
+{
+	u8 *p = c->plain;
+	size_t head = 2, n;
+
+	if (c->plain_n < 2)
+		return false;
+	CHECK((p[0] & FRAME_RSV) == 0 && (p[0] & FRAME_FIN) != 0 &&
+	    (p[1] & FRAME_MASKED) == 0);
+	n = p[1];
+	if (n == 126) {
+		if (c->plain_n < 4)
+			return false;
+		n = load16(p + 2);
+		head = 4;
+		CHECK(n >= 126);
+	}
+	CHECK(p[1] != 127);
+	if (c->plain_n < head + n)
+		return false;
+	player_got(c, p[0] & FRAME_OPCODE, p + head, n);
+	c->plain_n -= head + n;
+	memmove(p, p + head + n, c->plain_n);
+	return true;
+}
+
+static bool
+player_next_head(struct player *c)
+{
+	const u8 *end = memmem(c->plain, c->plain_n, "\r\n\r\n", 4);
+
+	if (!end)
+		return false;
+	CHECK(memcmp(c->plain, "HTTP/1.1 ", 9) == 0);
+	c->stage = memcmp(c->plain + 9, "101", 3) == 0 ? UP : CLOSED;
+	c->plain_n -= (size_t)(end + 4 - c->plain);
+	memmove(c->plain, end + 4, c->plain_n);
+	return true;
+}
+
+/* Opens what has come, and takes it apart. */
+static void
+player_parse(struct player *c)
+{
+	for (;;) {
+		struct record r = { .type = RECORD_DATA, .p = c->rx,
+			.n = c->rx_n };
+		int used = (int)c->rx_n;
+
+		if (c->tls)
+			used = record_open(tls_aead(), &c->keys, c->rx,
+			    c->rx_n, &r);
+		CHECK(used >= 0);
+		if (used == 0)
+			return;
+		if (r.type == RECORD_DATA) {
+			CHECK(r.n <= sizeof c->plain - c->plain_n);
+			memcpy(c->plain + c->plain_n, r.p, r.n);
+			c->plain_n += r.n;
+		} else {
+			CHECK(r.type == RECORD_ALERT && r.n == 2);
+			CHECK(c->plain_n == 0 || c->stage == CLOSED);
+		}
+		c->rx_n -= (size_t)used;
+		memmove(c->rx, c->rx + used, c->rx_n);
+		while (c->stage == HTTP ? player_next_head(c) :
+		    c->stage == UP && player_next_frame(c))
+			;
+	}
+}
+
+/* A step in a client's life. */
+static void
+player_step(struct player *c)
+{
+	struct fake *f = c->fd < 0 ? NULL : fake_of(c->fd);
+
+	player_prepare(c);
+	if (f && !f->reset && (!c->deaf || once_in(30) || !kernel.faults))
+		player_take(c, &f->out, kernel.faults && once_in(2) ?
+		    dice(200) : PIPE);
+	player_parse(c);
+	if (f && f->shut && f->out.n == 0)
+		f->end = true;
+	if (c->ready && c->fd < 0) {
+		c->stage = GONE;
+		return;
+	}
+	if (c->stage == UP && !c->broken && !c->closing && kernel.faults) {
+		if (once_in(2))
+			player_speak(c);
+		if (once_in(150))
+			player_err(c);
+		if (once_in(150))
+			player_leave(c);
+	}
+	if (!f)
+		return;
+	player_write(c);
+	if (kernel.faults && once_in(400))
+		f->end = true;
+	if (kernel.faults && once_in(400))
+		f->reset = true;
+}
+
+/*
+ * ---- The sender
+ */
+
+static u32 sent; /* messages so far */
+
+static void
+sender_put(const char *text, size_t n, u32 seq)
+{
+	if (kernel.datagrams == (int)COUNT(kernel.datagram))
+		return;
+	memcpy(kernel.datagram[kernel.datagrams].p, text, n);
+	kernel.datagram[kernel.datagrams].n = n;
+	kernel.datagram[kernel.datagrams++].seq = seq;
+}
+
+static void
+sender_send(void)
+{
+	static const char *const kinds[] = { "text", "json", "binary",
+		"json" };
+	static const char *const targets[] = { "*", "*", "/services/main",
+		"/services/echo", "/services/main-s-0", "/services/main-s-1",
+		"=open", "=away" };
+	char text[1600];
+	u32 kind = dice(COUNT(kinds)), pad;
+	int n;
+
+	if (sent + 1 >= MESSAGES || kernel.datagrams > 6)
+		return;
+	sent++;
+	n = snprintf(text, sizeof text, "send kind=%s", kinds[kind]);
+	if (once_in(5))
+		n += snprintf(text + n, 64, " ack=%u", 1 + dice(5));
+	if (!clean && once_in(5))
+		n += snprintf(text + n, 64, " key=k%u", dice(3));
+	if (!clean && once_in(5))
+		n += snprintf(text + n, 64, " ttl=%u", 1 + dice(3));
+	n += snprintf(text + n, 128, " %s\n%s#%u#", targets[dice(COUNT(
+	    targets))], kind & 1 ? "\"" : "", sent);
+	pad = dice(once_in(8) ? 900 : 60);
+	memset(text + n, '.', pad);
+	n += (int)pad;
+	if (kind & 1)
+		text[n++] = '"';
+	sender_put(text, (size_t)n, sent);
+}
+
+static void
+sender_step(void)
+{
+	static const char *const others[] = { "ping", "stats", "list",
+		"list format=json =open", "stats format=json", "rubbish",
+		"send *", "send kind=text $$", "abort =open", "abort *",
+		"abort /services/main-s-1", "close code=4000 /services/echo",
+		"close code=1000 /services/main-s-2\nbye", "close *" };
+	const char *text;
+
+	while (once_in(2))
+		sender_send();
+	if (!once_in(40))
+		return;
+	text = others[dice(clean ? COUNT(others) - 2 : COUNT(others))];
+	if (strcmp(text, "send *") != 0)
+		sender_put(text, strlen(text), 0);
+}
+
+/*
+ * ---- Do the tables agree?
+ */
+
+static void
+check_conns(void)
+{
+	u32 live = 0, fds = 0, frees = 0;
+	bool dirty[64] = { false };
+
+	for (u32 i = 0; i < srv.fresh; i++) {
+		const struct conn *c = &srv.conn[i];
+		const struct deadline *d = &srv.deadline_rows[i];
+
+		if (c->state == CONN_FREE) {
+			CHECK(c->fd == -1 && d->class == 0);
+			continue;
+		}
+		live++;
+		CHECK(c->state != CONN_DEAD);
+		(void)fake_of(c->fd);
+		for (u32 k = 0; k < i; k++)
+			CHECK(srv.conn[k].fd != c->fd);
+		CHECK((c->state == CONN_OPEN) == (c->sock != NONE));
+		if (c->state == CONN_OPEN) {
+			const struct sock *s = &srv.sockets.row[c->sock];
+
+			CHECK(sock_is_used(&srv.sockets, c->sock));
+			CHECK(s->conn == i && s->conn_gen == c->gen);
+			CHECK(c->done > 0 || c->rec_n > 0 ?
+			    srv.queues.queue[c->sock].frozen > 0 :
+			    srv.queues.queue[c->sock].frozen == 0);
+		}
+		/* Whoever is on the way in or out has a deadline. */
+		CHECK(d->class != 0 || (c->state == CONN_OPEN &&
+		    settings.ping_interval == 0));
+		if (c->state == CONN_HTTP)
+			CHECK(d->class == DEADLINE_HANDSHAKE + 1);
+		if (c->state == CONN_CLOSING)
+			CHECK(d->class == DEADLINE_CLOSING + 1);
+		if (c->state == CONN_DRAIN)
+			CHECK(d->class == DEADLINE_DRAIN + 1);
+		/* Nobody is left with something to say and no wake-up. */
+		if (c->out != 0 || !conn_at_boundary(c))
+			CHECK(c->blocked || c->dirty);
+		if (!c->dirty)
+			CHECK(fakes[c->fd - FD_BASE].events ==
+			    conn_interest(c));
+	}
+	CHECK(live == srv.live);
+	for (u32 i = 0; i < FDS; i++)
+		fds += fakes[i].used;
+	CHECK(fds == live);
+	for (u32 i = srv.free; i != NONE; i = srv.conn[i].sock, frees++)
+		CHECK(frees < srv.fresh && srv.conn[i].state == CONN_FREE);
+	CHECK(frees + live == srv.fresh);
+	CHECK(srv.dirties <= srv.conns && srv.deads == 0);
+	for (u32 i = 0; i < srv.dirties; i++) {
+		CHECK(!dirty[srv.dirty[i]]);
+		CHECK(srv.conn[srv.dirty[i]].dirty);
+		dirty[srv.dirty[i]] = true;
+	}
+}
+
+static void
+check_buffers(void)
+{
+	u32 used = 0, claimed = 0;
+
+	for (u32 i = 0; i < WSP_BUFFERS; i++) {
+		const struct buffer *b = &srv.buffer[i];
+		const struct conn *c;
+
+		if (b->conn == NONE)
+			continue;
+		used++;
+		CHECK(b->conn < srv.fresh);
+		c = &srv.conn[b->conn];
+		CHECK((c->in == i + 1) + (c->out == i + 1) +
+		    (c->message == i + 1) == 1);
+		CHECK(b->n <= srv.buffer_size && b->raw <= b->n);
+	}
+	for (u32 i = 0; i < srv.fresh; i++)
+		claimed += (srv.conn[i].in != 0) + (srv.conn[i].out != 0) +
+		    (srv.conn[i].message != 0);
+	CHECK(used == claimed);
+}
+
+static void
+check_store(void)
+{
+	const struct store *s = &srv.queues.store;
+	u32 count = 0, mortal = 0, frees = 0;
+	u64 held = 0;
+	static u32 holds[1 << 12];
+
+	memset(holds, 0, s->fresh * sizeof holds[0]);
+	for (u32 i = 0; i < srv.sockets.fresh; i++) {
+		const struct queue *q = &srv.queues.queue[i];
+		u64 bytes = 0, before = 0;
+
+		if (!sock_is_used(&srv.sockets, i)) {
+			CHECK(q->count == 0);
+			continue;
+		}
+		CHECK((u32)q->sent + q->frozen <= q->count);
+		CHECK(q->count <= srv.queues.cap);
+		CHECK(q->bytes <= srv.queues.byte_cap);
+		CHECK(!sock_is_away(&srv.sockets, i) ||
+		    q->sent + q->frozen == 0);
+		for (u32 at = 0; at < q->count; at++) {
+			holds[queue_message(&srv.queues, i, at)]++;
+			bytes += queue_row(&srv.queues, i, at)->body;
+			CHECK(queue_number(&srv.queues, i, at) > before);
+			before = queue_number(&srv.queues, i, at);
+		}
+		CHECK(bytes == q->bytes);
+	}
+	for (u32 i = s->eldest; i != NONE; i = s->row[i].younger) {
+		CHECK(s->row[i].holds == holds[i] && holds[i] > 0);
+		CHECK(s->row[i].place + store_size(&s->row[i]) <= s->cap);
+		held += store_size(&s->row[i]);
+		mortal += s->row[i].expires != 0;
+		count++;
+	}
+	CHECK(count == s->count && held == s->held && mortal == s->mortal);
+	CHECK(held <= s->limit);
+	for (u32 i = s->free; i != NONE; i = s->row[i].newer)
+		frees++;
+	CHECK(frees + count == s->fresh);
+}
+
+static void
+check_deadlines(struct deadlines *d, u32 rows)
+{
+	u32 linked = 0, armed = 0;
+
+	for (int class = 0; class < DEADLINE_CLASSES; class++) {
+		u32 before = NONE;
+
+		for (u32 i = d->fifo[class].first; i != NONE;
+		    i = d->row[i].next) {
+			CHECK(d->row[i].class == class + 1);
+			CHECK(d->row[i].prev == before);
+			CHECK(before == NONE ||
+			    d->row[before].due <= d->row[i].due);
+			before = i;
+			CHECK(++linked <= rows);
+		}
+		CHECK(d->fifo[class].last == before);
+	}
+	for (u32 i = 0; i < rows; i++)
+		armed += d->row[i].class != 0;
+	CHECK(armed == linked);
+}
+
+static void
+check_sockets(void)
+{
+	u32 count = 0, away = 0, open[2] = { 0 }, waiters = 0;
+
+	for (u32 i = 0; i < srv.sockets.fresh; i++) {
+		const struct sock *s = &srv.sockets.row[i];
+
+		if (!sock_is_used(&srv.sockets, i))
+			continue;
+		count++;
+		away += s->conn == NONE;
+		open[s->service] += s->conn != NONE;
+		CHECK(s->stateful || s->conn != NONE);
+		CHECK((s->conn == NONE) == (srv.away.row[i].class != 0));
+	}
+	CHECK(count == srv.sockets.count && away == srv.sockets.away);
+	CHECK(open[0] == settings.service[0].open);
+	CHECK(open[1] == settings.service[1].open);
+	for (u32 i = 0; i < WSP_WAITERS; i++) {
+		const struct waiter *w = &srv.queues.waiter[i];
+
+		waiters += w->used;
+		CHECK(!w->used || w->decided <= w->count);
+		CHECK(w->acked <= w->decided);
+	}
+	CHECK(waiters == srv.queues.waiters);
+}
+
+static void
+check_all(void)
+{
+	check_conns();
+	check_buffers();
+	check_store();
+	check_deadlines(&srv.deadlines, srv.fresh);
+	check_deadlines(&srv.away, srv.sockets.fresh);
+	check_sockets();
+}
+
+/*
+ * ---- A game
+ */
+
+static void *arena[MEMORY_ROWS + 1];
+
+static void
+game_settings(void)
+{
+	serve_defaults();
+	settings.max_message = 1000;
+	settings.max_inbound = 1000;
+	settings.queue_bytes = 1000 + dice(once_in(2) ? 500 : 60000);
+	settings.queue_messages = once_in(3) ? 1 + dice(4) : 1 + dice(64);
+	settings.store_bytes = 1100 + dice(once_in(2) ? 3000 : 100000);
+	settings.overflow = clean ? OVERFLOW_REFUSE : (enum overflow)dice(3);
+	settings.max_sockets = clean ? PLAYERS + IDS : 2 + dice(10);
+	settings.session_ttl = clean ? 100000 : dice(3) * 3;
+	settings.ping_interval = dice(3) * 3;
+	settings.pong_timeout = 1 + dice(3);
+	settings.handshake_timeout = 1 + dice(4);
+	settings.duplicate_reject = once_in(3);
+	settings.ack_sent = !clean && once_in(4);
+	settings.push_path = "push";
+	serve.pending = 2 + dice(8);
+	assert_null(opt_listen_plain("1"));
+	assert_null(opt_service("main"));
+	assert_null(opt_service("echo=echo"));
+	for (u32 i = 0; i < settings.services; i++)
+		settings.service[i].ack_sent = settings.ack_sent;
+	settings.listen[0].fd = LISTENER;
+}
+
+/* Every row of memory in a block of its own, so that a sanitizer sees its
+ * ends. */
+static void
+game_memory(void)
+{
+	struct memory_row rows[MEMORY_ROWS];
+	u32 n = serve_memory_rows(rows);
+
+	for (u32 i = 0; i < n; i++) {
+		arena[i] = calloc(rows[i].count, rows[i].each);
+		assert_non_null(arena[i]);
+		*rows[i].to = arena[i];
+	}
+	arena[n] = srv.keys = calloc(serve_connections(),
+	    sizeof(struct record_keys));
+}
+
+static void
+game_begin(void)
+{
+	dice_state = (seed + 1) * UINT64_C(0x9e3779b97f4a7c15);
+	for (int i = 0; i < 10; i++)
+		(void)dice(2);
+	memset(&srv, 0, sizeof srv);
+	memset(&kernel, 0, sizeof kernel);
+	memset(fakes, 0, sizeof fakes);
+	memset(players, 0, sizeof players);
+	for (u32 i = 0; i < COUNT(sessions); i++)
+		sessions[i].n = sessions[i].most = 0;
+	sent = 0;
+	clean = once_in(2);
+	kernel.now = 1000000;
+	srv.now = srv.started = kernel.now;
+	srv.push = PUSH;
+	srv.signals = -1;
+	game_settings();
+	game_memory();
+	serve_place();
+	kernel.push_events = kernel.listener_events = EPOLLIN;
+	kernel.listener_data = LOOP_LISTENER;
+	srv.listening = true;
+	kernel.faults = true;
+}
+
+static void
+game_turn(void)
+{
+	turn++;
+	loop_turn();
+	for (int i = 0; i < PLAYERS; i++)
+		if (players[i].stage != GONE)
+			player_step(&players[i]);
+}
+
+/* A connection for whoever has none: an id that is free, or a volatile one. */
+static void
+game_newcomer(void)
+{
+	struct player *c = players;
+	int id = once_in(2) ? (int)dice(IDS) : -1;
+
+	while (c < players + PLAYERS && c->stage != GONE)
+		c++;
+	if (c < players + PLAYERS && kernel.waiting < PLAYERS)
+		player_connect(c, id);
+}
+
+/* The kernel is kind again: everything must get where it should. */
+static void
+game_settle(void)
+{
+	int still = 0, busy = 0;
+
+	kernel.faults = false;
+	while (still < 30) {
+		game_turn();
+		still += kernel.ready == 0;
+		busy = kernel.ready == 0 ? 0 : busy + 1;
+		CHECK(busy < 1500); /* else it spins */
+	}
+	check_all();
+}
+
+/* Everybody whose connection lives has got all that was queued for it. */
+static void
+game_check_delivery(void)
+{
+	for (int i = 0; i < PLAYERS; i++) {
+		const struct player *c = &players[i];
+		const struct session *t = session_of(c);
+
+		if (c->stage != UP || c->closing || c->broken)
+			continue;
+		CHECK(c->owed_n == 0);
+		CHECK(c->plain_n == 0 && c->rx_n == 0);
+		if (clean && c->id < 0)
+			CHECK(t->most == t->n);
+	}
+	for (int id = 0; clean && id < IDS; id++)
+		for (u32 at = 0; at < sessions[id].n; at++)
+			CHECK(sessions[id].got[at]);
+}
+
+/* Every id comes back for what waits for it. */
+static void
+game_come_back(void)
+{
+	for (int id = 0; id < IDS; id++) {
+		bool there = false;
+		struct player *c = players;
+
+		for (int i = 0; i < PLAYERS; i++)
+			there |= players[i].stage == UP && players[i].id == id
+			    && !players[i].broken && !players[i].closing;
+		while (c < players + PLAYERS && c->stage != GONE)
+			c++;
+		if (!there && c < players + PLAYERS)
+			player_connect(c, id);
+		game_settle();
+	}
+}
+
+static void
+game_end(void)
+{
+	for (int i = 0; i < PLAYERS; i++) {
+		struct player *c = &players[i];
+
+		if (c->stage == GONE || c->fd < 0)
+			continue;
+		if (once_in(3))
+			fake_of(c->fd)->end = true;
+		else if (once_in(2))
+			fake_of(c->fd)->reset = true;
+		else
+			player_leave(c);
+	}
+	game_settle();
+	for (int i = 0; i < 30; i++) {
+		kernel.now += 1000000;
+		for (int k = 0; k < PLAYERS; k++)
+			if (players[k].fd >= 0 && players[k].stage != GONE)
+				fake_of(players[k].fd)->end = true;
+		game_turn();
+	}
+	kernel.now += INT64_C(1000) * 1000000;
+	game_turn();
+	game_turn();
+	check_all();
+	CHECK(srv.live == 0 && srv.sockets.count == 0);
+	CHECK(srv.queues.store.count == 0 && srv.queues.store.held == 0);
+	CHECK(srv.queues.waiters == 0);
+	for (u32 i = 0; i < WSP_BUFFERS; i++)
+		CHECK(srv.buffer[i].conn == NONE);
+	for (u32 i = 0; i < COUNT(arena); i++) {
+		free(arena[i]);
+		arena[i] = NULL;
+	}
+}
+
+static void
+game_play(void)
+{
+	int turns = 50 + (int)dice(150);
+
+	turn = 0;
+	game_begin();
+	for (int i = 0; i < turns; i++) {
+		if (once_in(4))
+			game_newcomer();
+		sender_step();
+		game_turn();
+		if (i % 8 == 0)
+			check_all();
+		if (once_in(200))
+			kernel.now += 1000 * (1 + dice(10));
+	}
+	game_settle();
+	game_come_back();
+	game_check_delivery();
+	game_end();
+}
+
+static u64
+number_of(const char *name, u64 otherwise)
+{
+	const char *text = getenv(name);
+
+	return text ? strtoull(text, NULL, 10) : otherwise;
+}
+
+static void
+whatever_the_kernel_does_nothing_is_lost_doubled_or_leaked(void **state)
+{
+	u64 first = number_of("WSP_SEED", 0);
+	u64 count = number_of("WSP_SEEDS", 2000);
+
+	(void)state;
+	log_to.level = getenv("WSP_SAY") ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
+	tls_choose();
+	for (seed = first; seed < first + count; seed++)
+		game_play();
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(
+		    whatever_the_kernel_does_nothing_is_lost_doubled_or_leaked),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
