@@ -1328,15 +1328,17 @@ game_check_delivery(void)
 		if (clean && c->id < 0)
 			CHECK(t->most == t->n);
 	}
-	for (int id = 0; clean && id < IDS; id++)
-		for (u32 at = 0; at < sessions[id].n; at++)
-			CHECK(sessions[id].got[at]);
 }
 
-/* Every id comes back for what waits for it. */
+/* The volatile ones leave; every id comes back for what waits for it. */
 static void
 game_come_back(void)
 {
+	for (int i = 0; i < PLAYERS; i++)
+		if (players[i].id < 0 && players[i].fd >= 0 &&
+		    players[i].stage != GONE)
+			fake_of(players[i].fd)->end = true;
+	game_settle();
 	for (int id = 0; id < IDS; id++) {
 		bool there = false;
 		struct player *c = players;
@@ -1349,6 +1351,8 @@ game_come_back(void)
 		if (!there && c < players + PLAYERS)
 			player_connect(c, id);
 		game_settle();
+		for (u32 at = 0; clean && at < sessions[id].n; at++)
+			CHECK(sessions[id].got[at]);
 	}
 }
 
@@ -1408,6 +1412,7 @@ game_play(void)
 			kernel.now += 1000 * (1 + dice(10));
 	}
 	game_settle();
+	game_check_delivery();
 	game_come_back();
 	game_check_delivery();
 	game_end();
