@@ -215,14 +215,32 @@ text_is_letter(char c)
 	return c >= 'a' && c <= 'z';
 }
 
-/* The value of a hexadecimal digit in either case, or -1. */
-static int
-text_hex(char c)
+/* A letter, a digit or one of `marks`. */
+static bool
+text_is_one(char c, const char *marks)
 {
-	if (text_is_digit(c))
-		return c - '0';
-	c = text_lower(c);
-	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+	return text_is_letter(c) || text_is_digit(c) || (c && strchr(marks, c));
+}
+
+/* The value of 1 to 4 hexadecimal digits in either case, or -1. */
+static int
+text_hex(struct str s)
+{
+	int v = 0;
+
+	if (s.n < 1 || s.n > 4)
+		return -1;
+	for (size_t i = 0; i < s.n; i++) {
+		char c = text_lower(s.p[i]);
+
+		if (text_is_digit(c))
+			v = v << 4 | (c - '0');
+		else if (c >= 'a' && c <= 'f')
+			v = v << 4 | (c - 'a' + 10);
+		else
+			return -1;
+	}
+	return v;
 }
 
 static struct str
@@ -271,22 +289,39 @@ text_trim(struct str s, const char *white)
 }
 
 /*
- * Moves what stands before the next `at` from the front of *rest to *piece,
- * and drops the `at`; without one, moves everything.  False when *rest was
- * empty: "a,,b," gives "a", "" and "b".
+ * Cuts the piece before the next `at` from `rest`.  Behind the last piece
+ * rest->p is NULL: "a,,b," gives "a", "", "b" and "".
  */
 static bool
-text_cut(struct str *piece, struct str *rest, char at)
+split_next(struct str *rest, char at, struct str *piece)
 {
-	const char *end;
+	const char *end = rest->n > 0 ? memchr(rest->p, at, rest->n) : NULL;
 
-	if (rest->n == 0)
+	if (!rest->p)
 		return false;
-	end = memchr(rest->p, at, rest->n);
-	piece->p = rest->p;
-	piece->n = end ? (size_t)(end - rest->p) : rest->n;
-	*rest = text_from(*rest, piece->n + (end ? 1 : 0));
+	*piece = *rest;
+	*rest = (struct str){ NULL, 0 };
+	if (end) {
+		*rest = text_from(*piece, (size_t)(end - piece->p) + 1);
+		piece->n -= rest->n + 1;
+	}
 	return true;
+}
+
+/* Cuts the next word from `rest`: words stand between spaces. */
+static bool
+token_next(struct str *rest, struct str *token)
+{
+	size_t n = 0;
+
+	while (rest->n > 0 && rest->p[0] == ' ')
+		*rest = text_from(*rest, 1);
+	while (n < rest->n && rest->p[n] != ' ')
+		n++;
+	*token = (struct str){ rest->p, n };
+	if (n > 0)
+		*rest = text_from(*rest, n);
+	return n > 0;
 }
 
 /* Digits and nothing else, at least one; false above max. */
@@ -310,33 +345,24 @@ text_u64(u64 *v, struct str s, u64 max)
 }
 
 /*
- * Base64 (RFC 4648, 4) and base64url (5) differ in the last two digits, which
- * are passed as `last`, and here in the padding: always there, never there.
+ * Base64 (RFC 4648, 4) and base64url (5) differ in their last two digits, and
+ * here in the padding: always there, never there.
  */
-static char
-base64_char(u32 v, const char *last)
-{
-	if (v < 26)
-		return (char)('A' + v);
-	if (v < 52)
-		return (char)('a' + v - 26);
-	return v < 62 ? (char)('0' + v - 52) : last[v - 62];
-}
+#define BASE64_62 "ABCDEFGHIJKLMNOPQRSTUVWXYZ" \
+	"abcdefghijklmnopqrstuvwxyz0123456789"
+static const char base64_digits[] = BASE64_62 "+/";
+static const char base64url_digits[] = BASE64_62 "-_";
 
 static int
-base64_digit(char c, const char *last)
+base64_digit(char c, const char *digits)
 {
-	if (c >= 'A' && c <= 'Z')
-		return c - 'A';
-	if (c >= 'a' && c <= 'z')
-		return c - 'a' + 26;
-	if (text_is_digit(c))
-		return c - '0' + 52;
-	return c == last[0] ? 62 : c == last[1] ? 63 : -1;
+	const char *found = memchr(digits, c, 64);
+
+	return found ? (int)(found - digits) : -1;
 }
 
 static size_t
-base64_write(char *to, const u8 *p, size_t n, const char *last)
+base64_write(char *to, const u8 *p, size_t n, const char *digits)
 {
 	size_t made = 0;
 	u32 bits = 0;
@@ -346,18 +372,18 @@ base64_write(char *to, const u8 *p, size_t n, const char *last)
 		bits = bits << 8 | p[i];
 		for (have += 8; have >= 6;) {
 			have -= 6;
-			to[made++] = base64_char(bits >> have & 63, last);
+			to[made++] = digits[bits >> have & 63];
 		}
 	}
 	if (have > 0)
-		to[made++] = base64_char(bits << (6 - have) & 63, last);
+		to[made++] = digits[bits << (6 - have) & 63];
 	return made;
 }
 
 /* Bits behind the last whole byte must be zero, or two texts would stand for
  * the same bytes (RFC 4648, 3.5). */
 static int
-base64_read(u8 *to, size_t cap, struct str s, const char *last)
+base64_read(u8 *to, size_t cap, struct str s, const char *digits)
 {
 	size_t made = 0;
 	u32 bits = 0;
@@ -366,7 +392,7 @@ base64_read(u8 *to, size_t cap, struct str s, const char *last)
 	if (s.n % 4 == 1)
 		return -1;
 	for (size_t i = 0; i < s.n; i++) {
-		int digit = base64_digit(s.p[i], last);
+		int digit = base64_digit(s.p[i], digits);
 
 		if (digit < 0)
 			return -1;
@@ -386,7 +412,7 @@ base64_read(u8 *to, size_t cap, struct str s, const char *last)
 static size_t
 base64_encode(char *to, const u8 *p, size_t n)
 {
-	size_t made = base64_write(to, p, n, "+/");
+	size_t made = base64_write(to, p, n, base64_digits);
 
 	while (made % 4 != 0)
 		to[made++] = '=';
@@ -401,19 +427,19 @@ base64_decode(u8 *to, size_t cap, struct str s)
 		return -1;
 	for (int i = 0; i < 2 && s.n > 0 && s.p[s.n - 1] == '='; i++)
 		s.n--;
-	return base64_read(to, cap, s, "+/");
+	return base64_read(to, cap, s, base64_digits);
 }
 
 static size_t
 base64url_encode(char *to, const u8 *p, size_t n)
 {
-	return base64_write(to, p, n, "-_");
+	return base64_write(to, p, n, base64url_digits);
 }
 
 static int
 base64url_decode(u8 *to, size_t cap, struct str s)
 {
-	return base64_read(to, cap, s, "-_");
+	return base64_read(to, cap, s, base64url_digits);
 }
 
 /*
@@ -429,12 +455,12 @@ percent_decode(char *to, size_t cap, struct str s)
 		char c = s.p[i];
 
 		if (c == '%') {
-			int high = i + 2 < s.n ? text_hex(s.p[i + 1]) : -1;
-			int low = i + 2 < s.n ? text_hex(s.p[i + 2]) : -1;
+			int v = s.n - i < 3 ? -1 :
+			    text_hex((struct str){ s.p + i + 1, 2 });
 
-			if (high < 0 || low < 0)
+			if (v < 0)
 				return -1;
-			c = (char)(high << 4 | low);
+			c = (char)v;
 			i += 2;
 		}
 		if (made == cap)
@@ -498,26 +524,6 @@ utf8_step(u8 state, u8 c)
 	return rule[state].then;
 }
 
-/* How many bytes at the front are ASCII; eight are looked at together. */
-static size_t
-utf8_ascii(const u8 *p, size_t n)
-{
-	size_t i = 0;
-
-	if (n == 0 || p[0] >= 0x80)
-		return 0;
-	for (; n - i >= 8; i += 8) {
-		u64 word;
-
-		memcpy(&word, p + i, 8);
-		if (word & UINT64_C(0x8080808080808080))
-			break;
-	}
-	while (i < n && p[i] < 0x80)
-		i++;
-	return i;
-}
-
 /* The state after n more bytes.  UTF8_BAD comes with the first byte that no
  * valid text can have there, and stays; the text may end at UTF8_START. */
 static u8
@@ -526,8 +532,15 @@ utf8_run(u8 state, const u8 *p, size_t n)
 	size_t i = 0;
 
 	while (i < n && state != UTF8_BAD) {
-		if (state == UTF8_START)
-			i += utf8_ascii(p + i, n - i);
+		u64 word;
+
+		/* Most text is ASCII: eight at a time. */
+		while (state == UTF8_START && n - i >= 8) {
+			memcpy(&word, p + i, 8);
+			if (word & UINT64_C(0x8080808080808080))
+				break;
+			i += 8;
+		}
 		if (i < n)
 			state = utf8_step(state, p[i++]);
 	}
@@ -544,26 +557,13 @@ text_is_utf8(const void *p, size_t n)
 static size_t
 utf8_put(char to[4], u32 c)
 {
-	if (c < 0x80) {
-		to[0] = (char)c;
-		return 1;
-	}
-	if (c < 0x800) {
-		to[0] = (char)(0xc0 | c >> 6);
-		to[1] = (char)(0x80 | (c & 0x3f));
-		return 2;
-	}
-	if (c < 0x10000) {
-		to[0] = (char)(0xe0 | c >> 12);
-		to[1] = (char)(0x80 | (c >> 6 & 0x3f));
-		to[2] = (char)(0x80 | (c & 0x3f));
-		return 3;
-	}
-	to[0] = (char)(0xf0 | c >> 18);
-	to[1] = (char)(0x80 | (c >> 12 & 0x3f));
-	to[2] = (char)(0x80 | (c >> 6 & 0x3f));
-	to[3] = (char)(0x80 | (c & 0x3f));
-	return 4;
+	static const u8 lead[] = { 0x00, 0xc0, 0xe0, 0xf0 };
+	size_t more = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+
+	for (size_t i = more; i > 0; i--, c >>= 6)
+		to[i] = (char)(0x80 | (c & 0x3f));
+	to[0] = (char)(lead[more] | c);
+	return more + 1;
 }
 
 /* UTF-8 without ASCII white space and control characters (U+0000 to U+001F,
@@ -595,13 +595,8 @@ text_is_clean(struct str s)
  */
 
 enum json_kind {
-	JSON_IS_OBJECT,
-	JSON_IS_ARRAY,
-	JSON_IS_STRING,
-	JSON_IS_NUMBER,
-	JSON_IS_TRUE,
-	JSON_IS_FALSE,
-	JSON_IS_NULL
+	JSON_IS_OBJECT, JSON_IS_ARRAY, JSON_IS_STRING, JSON_IS_NUMBER,
+	JSON_IS_TRUE, JSON_IS_FALSE, JSON_IS_NULL
 };
 
 /*
@@ -693,18 +688,7 @@ json_skip(struct json_walk *w)
 static int
 json_hex4(const char *p, const char *end)
 {
-	int v = 0;
-
-	if (end - p < 4)
-		return -1;
-	for (int i = 0; i < 4; i++) {
-		int digit = text_hex(p[i]);
-
-		if (digit < 0)
-			return -1;
-		v = v << 4 | digit;
-	}
-	return v;
+	return end - p < 4 ? -1 : text_hex((struct str){ p, 4 });
 }
 
 /* What follows a backslash.  A surrogate alone is fine as far as JSON goes
@@ -794,32 +778,16 @@ static bool
 json_scalar(struct json_walk *w)
 {
 	const char *from = w->p;
-	enum json_kind kind = JSON_IS_NUMBER;
-	bool good;
+	enum json_kind kind = json_at(w, '"') ? JSON_IS_STRING :
+	    json_word(w, STR("true")) ? JSON_IS_TRUE :
+	    json_word(w, STR("false")) ? JSON_IS_FALSE :
+	    json_word(w, STR("null")) ? JSON_IS_NULL : JSON_IS_NUMBER;
 
-	switch (w->p < w->end ? *w->p : '\0') {
-	case '"':
-		kind = JSON_IS_STRING;
-		good = json_quoted(w);
-		break;
-	case 't':
-		kind = JSON_IS_TRUE;
-		good = json_word(w, STR("true"));
-		break;
-	case 'f':
-		kind = JSON_IS_FALSE;
-		good = json_word(w, STR("false"));
-		break;
-	case 'n':
-		kind = JSON_IS_NULL;
-		good = json_word(w, STR("null"));
-		break;
-	default:
-		good = json_number(w);
-	}
-	if (good)
-		json_note(w, kind, from);
-	return good;
+	if ((kind == JSON_IS_STRING && !json_quoted(w)) ||
+	    (kind == JSON_IS_NUMBER && !json_number(w)))
+		return false;
+	json_note(w, kind, from);
+	return true;
 }
 
 static bool
@@ -1119,75 +1087,46 @@ json_member(const struct json_token *t, struct str text, int object,
 
 enum http_method { HTTP_GET, HTTP_HEAD, HTTP_OTHER };
 
+/* The pointer of a header that was not there is null. */
 struct http_request {
 	enum http_method method;
-	u8 minor;         /* HTTP/1.minor: 0 or 1, which also means above */
-	bool has_query;   /* there was a `?` */
-	bool has_host;    /* these four: the header was there */
-	bool has_origin;
-	bool has_key;
-	bool has_version;
-	bool absolute;    /* the host is the target's, not the header's */
-	bool to_upgrade;  /* Connection: ... upgrade ... */
+	u8 minor;          /* HTTP/1.minor: 0 or 1, which also means above */
+	bool to_upgrade;   /* Connection: ... upgrade ... */
 	bool to_websocket; /* Upgrade: ... websocket ... */
-	bool upgrade;     /* both */
-	int version;      /* Sec-WebSocket-Version; -1: none, or no number */
+	bool upgrade;      /* both */
+	bool has_host, has_origin; /* the header was there */
 	struct str path, query; /* undecoded */
-	struct str host;  /* with its port */
+	struct str host;   /* with its port: the target's, or the header's */
+	struct str host_field;
 	struct str origin;
-	struct str key;
-	struct str head;  /* the header lines, each with its end */
-	const char *why;  /* when it was refused: one sentence */
+	struct str key, version; /* Sec-WebSocket- */
+	struct str head;   /* the header lines, each with its end */
+	const char *why;   /* when it was refused: one sentence */
 };
 
 #define HTTP_WHITE " \t"
 
-/* Records why, and returns what http_parse() is to return. */
-static int
-http_refuse(struct http_request *r, int status, const char *why)
-{
-	r->why = why;
-	return -status;
-}
-
-/* A byte that may not stand where it stands, described. */
-static int
-http_bad_byte(struct http_request *r, u8 c, const char *otherwise)
-{
-	if (c == '\n')
-		otherwise = "A line ends in a bare line feed; HTTP lines end "
-			    "in carriage return and line feed.";
-	else if (c == '\0')
-		otherwise = "The request holds a NUL byte.";
-	else if (c != '\r' && c != '\t' && (c < ' ' || c == 0x7f))
-		otherwise = "The request holds a control character.";
-	return http_refuse(r, 400, otherwise);
-}
-
 /* What methods and header names are made of (RFC 9110, 5.6.2). */
 static bool
-http_is_token(u8 c)
+http_is_token(char c)
 {
-	static const char mark[] = "-!#$%&'*+.^_`|~";
-
-	return text_is_letter((char)c) || text_is_digit((char)c) ||
-	    memchr(mark, c, sizeof mark - 1);
+	return text_is_one(c, "-!#$%&'*+.^_`|~");
 }
 
 /* What a target is made of: visible ASCII.  Browsers leave some characters
  * as they are that RFC 3986 would escape, such as `|`; a fragment they never
  * send. */
 static bool
-http_is_target(u8 c)
+http_is_target(char c)
 {
-	return c > ' ' && c < 0x7f && c != '#';
+	return (u8)c > ' ' && (u8)c < 0x7f && c != '#';
 }
 
 /* What a header's value is made of (RFC 9110, 5.5). */
 static bool
-http_is_value(u8 c)
+http_is_value(char c)
 {
-	return (c >= ' ' && c != 0x7f) || c == '\t';
+	return ((u8)c >= ' ' && c != 0x7f) || c == '\t';
 }
 
 /*
@@ -1195,53 +1134,31 @@ http_is_value(u8 c)
  * are, however written: [0:0::1] is [::1], and WSP.Lan. is wsp.lan.
  */
 struct http_host {
-	struct str name; /* without the final dot; unused when is_ipv6 */
-	bool is_ipv6;
+	struct str name; /* without the final dot; empty: an IPv6 address */
 	u8 ip[16];
 	int port;        /* -1: none given */
 };
 
 struct http_origin {
-	struct str scheme;
+	struct str scheme, authority;
 	struct http_host host;
 	int port; /* given, or the scheme's; -1: neither */
 };
-
-/* 1 to 4 hexadecimal digits. */
-static bool
-http_ipv6_group(u8 to[2], struct str s)
-{
-	unsigned v = 0;
-
-	if (s.n == 0 || s.n > 4)
-		return false;
-	for (size_t i = 0; i < s.n; i++) {
-		int digit = text_hex(s.p[i]);
-
-		if (digit < 0)
-			return false;
-		v = v << 4 | (unsigned)digit;
-	}
-	store16(to, (u16)v);
-	return true;
-}
 
 /* 192.168.0.1 */
 static bool
 http_ipv4(u8 to[4], struct str s)
 {
-	struct str part = { "", 0 };
+	struct str part;
 	u64 v;
-	int i;
 
-	for (i = 0; i < 4 && text_cut(&part, &s, '.'); i++) {
-		if (!text_u64(&v, part, 255) ||
+	for (int i = 0; i < 4; i++) {
+		if (!split_next(&s, '.', &part) || !text_u64(&v, part, 255) ||
 		    (part.n > 1 && part.p[0] == '0'))
 			return false;
 		to[i] = (u8)v;
 	}
-	/* A dot behind the last part is right behind it in memory. */
-	return i == 4 && s.n == 0 && s.p == part.p + part.n;
+	return !s.p;
 }
 
 /*
@@ -1251,40 +1168,35 @@ http_ipv4(u8 to[4], struct str s)
 static bool
 http_ipv6(u8 to[16], struct str s)
 {
-	struct str part;
 	int n = 0, gap = -1; /* bytes read; bytes before the `::` */
 
-	if (str_begins(s, STR("::"))) {
-		gap = 0;
-		s = text_from(s, 2);
-	}
 	while (s.n > 0) {
-		const char *end;
+		struct str part, rest;
+		int group;
 
-		text_cut(&part, &s, ':');
-		end = part.p + part.n;
-		if (memchr(part.p, '.', part.n)) {
-			if (n > 12 || s.p != end || !http_ipv4(to + n, part))
-				return false;
+		if (gap < 0 && str_begins(s, STR("::"))) {
+			gap = n;
+			s = text_from(s, 2);
+			if (s.n == 0)
+				break;
+		} else if (n > 0) {
+			s = text_from(s, 1); /* the colon behind a group */
+		}
+		rest = s;
+		split_next(&rest, ':', &part);
+		s = text_from(s, part.n);
+		if (s.n == 0 && n <= 12 && http_ipv4(to + n, part)) {
 			n += 4;
 			break;
 		}
-		if (n > 14 || !http_ipv6_group(to + n, part))
+		group = text_hex(part);
+		if (n > 14 || group < 0)
 			return false;
+		store16(to + n, (u16)group);
 		n += 2;
-		if (s.n > 0 && s.p[0] == ':') {
-			if (gap >= 0)
-				return false;
-			gap = n;
-			s = text_from(s, 1);
-		} else if (s.n == 0 && s.p != end) {
-			return false; /* it ends in a single colon */
-		}
 	}
-	if (gap < 0)
-		return n == 16;
-	if (n > 14)
-		return false;
+	if (gap < 0 || n > 14)
+		return gap < 0 && n == 16;
 	memmove(to + 16 - (n - gap), to + gap, (size_t)(n - gap));
 	memset(to + gap, 0, (size_t)(16 - n));
 	return true;
@@ -1294,34 +1206,14 @@ http_ipv6(u8 to[16], struct str s)
 static bool
 http_is_name(struct str s)
 {
-	static const char mark[] = "-._~!$&'()*+,;=";
-
 	for (size_t i = 0; i < s.n; i++) {
-		if (s.p[i] == '%') {
-			if (s.n - i < 3 || text_hex(s.p[i + 1]) < 0 ||
-			    text_hex(s.p[i + 2]) < 0)
-				return false;
-		} else if (!text_is_letter(s.p[i]) &&
-		    !text_is_digit(s.p[i]) &&
-		    !memchr(mark, s.p[i], sizeof mark - 1)) {
+		bool escape = s.p[i] == '%' && s.n - i > 2 &&
+		    text_hex((struct str){ s.p + i + 1, 2 }) >= 0;
+
+		if (!escape && !text_is_one(s.p[i], "-._~!$&'()*+,;="))
 			return false;
-		}
 	}
 	return s.n > 0;
-}
-
-static bool
-http_port(int *port, struct str s)
-{
-	u64 v;
-
-	*port = -1;
-	if (s.n == 0 || str_is(s, ":"))
-		return true;
-	if (s.p[0] != ':' || !text_u64(&v, text_from(s, 1), 65535))
-		return false;
-	*port = (int)v;
-	return true;
 }
 
 /* A host with or without a port, as in a Host header. */
@@ -1329,37 +1221,37 @@ static bool
 http_host_parse(struct http_host *h, struct str s)
 {
 	bool bracket = str_begins(s, STR("["));
-	const char *end;
-	size_t n;
+	struct str rest = s;
+	u64 port;
 
-	*h = (struct http_host){ .is_ipv6 = bracket };
-	if (s.n == 0)
+	*h = (struct http_host){ .port = -1 };
+	if (!split_next(&rest, bracket ? ']' : ':', &h->name))
 		return false;
-	end = memchr(s.p, bracket ? ']' : ':', s.n);
-	n = end ? (size_t)(end - s.p) : s.n;
+	s = text_from(s, h->name.n);
 	if (bracket) {
-		struct str inside = { s.p + 1, n - 1 };
-
-		if (!end || !http_ipv6(h->ip, inside))
+		if (!rest.p || !http_ipv6(h->ip, text_from(h->name, 1)))
 			return false;
-		n++;
+		h->name.n = 0;
+		s = text_from(s, 1);
 	} else {
-		h->name = (struct str){ s.p, n };
-		if (n > 0 && s.p[n - 1] == '.')
+		if (h->name.n > 0 && h->name.p[h->name.n - 1] == '.')
 			h->name.n--;
 		if (!http_is_name(h->name))
 			return false;
 	}
-	return http_port(&h->port, text_from(s, n));
+	if (s.n == 0 || str_is(s, ":"))
+		return true;
+	if (s.p[0] != ':' || !text_u64(&port, text_from(s, 1), 65535))
+		return false;
+	h->port = (int)port;
+	return true;
 }
 
 static bool
 http_host_same(const struct http_host *a, const struct http_host *b)
 {
-	if (a->is_ipv6 || b->is_ipv6)
-		return a->is_ipv6 == b->is_ipv6 &&
-		    memcmp(a->ip, b->ip, sizeof a->ip) == 0;
-	return text_same(a->name, b->name);
+	return text_same(a->name, b->name) &&
+	    memcmp(a->ip, b->ip, sizeof a->ip) == 0;
 }
 
 /* The port a scheme means when none is given; -1: not a scheme of ours. */
@@ -1377,21 +1269,17 @@ http_scheme_port(struct str scheme)
 static bool
 http_origin_parse(struct http_origin *o, struct str s)
 {
-	if (!text_cut(&o->scheme, &s, ':') || o->scheme.n == 0 ||
+	if (!split_next(&s, ':', &o->scheme) || o->scheme.n == 0 ||
 	    !text_is_letter(o->scheme.p[0]) || !str_begins(s, STR("//")))
 		return false;
-	for (size_t i = 1; i < o->scheme.n; i++) {
-		char c = o->scheme.p[i];
-
-		if (!text_is_letter(c) && !text_is_digit(c) &&
-		    !memchr("+-.", c, 3))
+	for (size_t i = 1; i < o->scheme.n; i++)
+		if (!text_is_one(o->scheme.p[i], "+-."))
 			return false;
-	}
-	if (!http_host_parse(&o->host, text_from(s, 2)))
+	o->authority = text_from(s, 2);
+	if (!http_host_parse(&o->host, o->authority))
 		return false;
-	o->port = o->host.port;
-	if (o->port < 0)
-		o->port = http_scheme_port(o->scheme);
+	o->port = o->host.port < 0 ? http_scheme_port(o->scheme) :
+	    o->host.port;
 	return true;
 }
 
@@ -1427,8 +1315,7 @@ http_origin_is(struct str origin, struct str configured, struct str host)
 	if (!http_origin_parse(&o, origin))
 		return false;
 	if (str_is(configured, "same-host"))
-		return http_host_parse(&h, host) &&
-		    http_host_same(&o.host, &h);
+		return http_host_parse(&h, host) && http_host_same(&o.host, &h);
 	return http_origin_parse(&c, configured) && o.port == c.port &&
 	    text_same(o.scheme, c.scheme) && http_host_same(&o.host, &c.host);
 }
@@ -1448,7 +1335,7 @@ http_origin_valid(struct str configured)
 static bool
 http_list_next(struct str *rest, struct str *item)
 {
-	while (text_cut(item, rest, ',')) {
+	while (split_next(rest, ',', item)) {
 		*item = text_trim(*item, HTTP_WHITE);
 		if (item->n > 0)
 			return true;
@@ -1467,84 +1354,140 @@ http_list_has(struct str list, struct str word)
 	return false;
 }
 
-/* A header that may stand only once. */
+/*
+ * From here to http_parse(), a function reads a part of the head.  It returns
+ * false when the part is not all there, or when it was refused: then `status`
+ * is not 0.
+ */
+struct http_in {
+	struct str rest; /* what is still to be read */
+	int status;      /* 400 or 431 */
+	const char *why; /* if a byte is wrong: one sentence about its line */
+};
+
 static bool
-http_once(struct http_request *r, bool *seen, struct str *to, struct str value,
-    const char *twice)
+http_refuse(struct http_in *in, int status, const char *why)
 {
-	if (*seen) {
-		r->why = twice;
-		return false;
+	in->status = status;
+	in->why = why;
+	return false;
+}
+
+/* Reads what must stand there. */
+static bool
+http_word(struct http_in *in, const char *word)
+{
+	for (; *word && in->rest.n > 0; word++) {
+		if (in->rest.p[0] != *word)
+			return http_refuse(in, 400, in->why);
+		in->rest = text_from(in->rest, 1);
 	}
-	*seen = true;
-	*to = value;
+	return !*word;
+}
+
+/* Reads bytes of one kind and the one behind them, `end`.  Only a value, the
+ * last piece of a line, may be empty. */
+static bool
+http_piece(struct http_in *in, struct str *piece, bool (*takes)(char),
+    const char *end)
+{
+	size_t n = 0;
+
+	while (n < in->rest.n && takes(in->rest.p[n]))
+		n++;
+	*piece = (struct str){ in->rest.p, n };
+	if (n == 0 && in->rest.n > 0 && takes != http_is_value)
+		return http_refuse(in, 400, in->why);
+	in->rest = text_from(in->rest, n);
+	return http_word(in, end);
+}
+
+/*
+ * PATH[?QUERY], or the same behind http://HOST[:PORT]: that is meant for a
+ * proxy, and must be understood all the same (RFC 9112, 3.2.2).  CONNECT and
+ * OPTIONS * have targets of their own kind (RFC 9112, 3.2.3 and 3.2.4), and
+ * are methods that nobody serves.
+ */
+static bool
+http_target(struct http_request *r, struct http_in *in, struct str method,
+    struct str s)
+{
+	struct http_origin o;
+	size_t n = 0;
+
+	if (s.p[0] != '/' && !str_is(method, "CONNECT") &&
+	    !(str_is(method, "OPTIONS") && str_is(s, "*"))) {
+		for (int slashes = 0; n < s.n && s.p[n] != '?'; n++)
+			if (s.p[n] == '/' && ++slashes == 3)
+				break;
+		if (!http_origin_parse(&o, (struct str){ s.p, n }) ||
+		    http_scheme_port(o.scheme) < 0)
+			return http_refuse(in, 400, "The request target is "
+			    "neither a path nor a URL with a valid host.");
+		r->host = o.authority;
+		s = text_from(s, n);
+	}
+	split_next(&s, '?', &r->path);
+	r->query = s.p ? s : STR("");
+	if (r->path.n == 0)
+		r->path = STR("/");
 	return true;
 }
 
 static bool
-http_field_host(struct http_request *r, struct str value)
+http_request_line(struct http_request *r, struct http_in *in)
 {
+	struct str method, target;
+
+	if (!http_piece(in, &method, http_is_token, " ") ||
+	    !http_piece(in, &target, http_is_target, " ") ||
+	    !http_target(r, in, method, target) ||
+	    !http_word(in, "HTTP/1.") || in->rest.n == 0)
+		return false;
+	r->method = str_is(method, "GET") ? HTTP_GET :
+	    str_is(method, "HEAD") ? HTTP_HEAD : HTTP_OTHER;
+	if (!text_is_digit(in->rest.p[0]))
+		return http_refuse(in, 400, in->why);
+	r->minor = in->rest.p[0] != '0';
+	in->rest = text_from(in->rest, 1);
+	return http_word(in, "\r\n");
+}
+
+/* Looks at a header line that is complete. */
+static bool
+http_field(struct http_request *r, struct http_in *in, struct str name,
+    struct str value)
+{
+	const struct {
+		struct str name, *to;
+	} once[] = {
+		{ STR("Host"), &r->host_field },
+		{ STR("Origin"), &r->origin },
+		{ STR("Sec-WebSocket-Key"), &r->key },
+		{ STR("Sec-WebSocket-Version"), &r->version },
+	};
 	struct http_host h;
-	struct str ignored;
+	u64 none;
 
-	if (!http_once(r, &r->has_host, r->absolute ? &ignored : &r->host,
-	    value, "The request has more than one Host header."))
-		return false;
-	if (http_host_parse(&h, value))
-		return true;
-	r->why = "The Host header is not a host with or without a port.";
-	return false;
-}
-
-static bool
-http_field_version(struct http_request *r, struct str value)
-{
-	struct str text;
-	u64 v;
-
-	if (!http_once(r, &r->has_version, &text, value,
-	    "The request has more than one Sec-WebSocket-Version header."))
-		return false;
-	/* No leading zeros (RFC 6455, 4.3). */
-	if (text_u64(&v, value, 255) && (value.n == 1 || value.p[0] != '0'))
-		r->version = (int)v;
-	return true;
-}
-
-/* No request of ours has a body: where one would end must never be a
- * question (RFC 9112, 11.2). */
-static bool
-http_field_length(struct http_request *r, struct str value)
-{
-	u64 v;
-
-	if (text_u64(&v, value, 0))
-		return true;
-	r->why = "The request announces a body, and none is taken here.";
-	return false;
-}
-
-/* Looks at a header line that is complete; false: refused, with r->why. */
-static bool
-http_field(struct http_request *r, struct str name, struct str value)
-{
-	if (text_same(name, STR("Host")))
-		return http_field_host(r, value);
-	if (text_same(name, STR("Origin")))
-		return http_once(r, &r->has_origin, &r->origin, value,
-		    "The request has more than one Origin header.");
-	if (text_same(name, STR("Sec-WebSocket-Key")))
-		return http_once(r, &r->has_key, &r->key, value,
-		    "The request has more than one Sec-WebSocket-Key header.");
-	if (text_same(name, STR("Sec-WebSocket-Version")))
-		return http_field_version(r, value);
-	if (text_same(name, STR("Content-Length")))
-		return http_field_length(r, value);
-	if (text_same(name, STR("Transfer-Encoding"))) {
-		r->why = "The request has a Transfer-Encoding, and no body "
-			 "is taken here.";
-		return false;
+	for (size_t i = 0; i < COUNT(once); i++) {
+		if (!text_same(name, once[i].name))
+			continue;
+		if (once[i].to->p)
+			return http_refuse(in, 400, "The request has Host, "
+			    "Origin, Sec-WebSocket-Key or "
+			    "Sec-WebSocket-Version twice.");
+		*once[i].to = value;
+		if (i == 0 && !http_host_parse(&h, value))
+			return http_refuse(in, 400, "The Host header is not a "
+			    "host with or without a port.");
 	}
+	/* No request of ours has a body: where one would end must never be a
+	 * question (RFC 9112, 11.2). */
+	if (text_same(name, STR("Transfer-Encoding")) ||
+	    (text_same(name, STR("Content-Length")) &&
+	    !text_u64(&none, value, 0)))
+		return http_refuse(in, 400, "The request announces a body, and "
+		    "none is taken here.");
 	if (text_same(name, STR("Connection")))
 		r->to_upgrade |= http_list_has(value, STR("upgrade"));
 	if (text_same(name, STR("Upgrade")))
@@ -1552,225 +1495,30 @@ http_field(struct http_request *r, struct str name, struct str value)
 	return true;
 }
 
-/*
- * From here to http_parse(), a function reads one piece of the head at p and
- * returns its length, 0 when it is not all there, or -400.
- */
-
-/* The end of a line, where the line's last piece found a byte that is not its
- * own. */
-static int
-http_line_end(struct http_request *r, const u8 *p, size_t n,
-    const char *otherwise)
-{
-	if (n == 0)
-		return 0;
-	if (p[0] != '\r')
-		return http_bad_byte(r, p[0], otherwise);
-	if (n == 1)
-		return 0;
-	if (p[1] != '\n')
-		return http_refuse(r, 400,
-		    "A carriage return stands without its line feed.");
-	return 2;
-}
-
-/* PATH[?QUERY]; an empty path is the root (RFC 9110, 4.2.3). */
-static void
-http_path(struct http_request *r, struct str s)
-{
-	r->has_query = memchr(s.p, '?', s.n);
-	text_cut(&r->path, &s, '?');
-	r->query = s;
-	if (r->path.n == 0)
-		r->path = STR("/");
-}
-
-/* http://HOST[:PORT][/PATH][?QUERY]: what is meant for a proxy, and must be
- * understood all the same (RFC 9112, 3.2.2). */
-static bool
-http_absolute(struct http_request *r, struct str target)
-{
-	struct http_host h;
-	struct str scheme, rest = target;
-	size_t n = 0;
-
-	text_cut(&scheme, &rest, ':');
-	if (http_scheme_port(scheme) < 0 || !str_begins(rest, STR("//"))) {
-		r->why = "The request target is neither a path nor a URL.";
-		return false;
-	}
-	rest = text_from(rest, 2);
-	while (n < rest.n && rest.p[n] != '/' && rest.p[n] != '?')
-		n++;
-	r->absolute = true;
-	r->host = (struct str){ rest.p, n };
-	if (!http_host_parse(&h, r->host)) {
-		r->why = "The request target names no valid host.";
-		return false;
-	}
-	http_path(r, text_from(rest, n));
-	return true;
-}
-
-static bool
-http_target(struct http_request *r, struct str method, struct str target)
-{
-	if (target.p[0] == '/') {
-		http_path(r, target);
-		return true;
-	}
-	/* These have targets of their own kind (RFC 9112, 3.2.3 and 3.2.4),
-	 * and are methods that nobody serves. */
-	if (str_is(method, "CONNECT") ||
-	    (str_is(method, "OPTIONS") && str_is(target, "*"))) {
-		r->path = target;
-		r->query = text_from(target, target.n);
-		return true;
-	}
-	return http_absolute(r, target);
-}
-
-/* HTTP/1.x and the line's end. */
-static int
-http_version(struct http_request *r, const u8 *p, size_t n)
-{
-	static const char want[] = "HTTP/1.";
-	static const char why[] = "The request line does not end in a single "
-				  "space and HTTP/1.1.";
-	size_t i;
-	int end;
-
-	for (i = 0; i < sizeof want - 1; i++) {
-		if (i == n)
-			return 0;
-		if (p[i] != (u8)want[i])
-			return http_bad_byte(r, p[i], why);
-	}
-	if (i == n)
-		return 0;
-	if (!text_is_digit((char)p[i]))
-		return http_bad_byte(r, p[i], why);
-	r->minor = p[i] != '0';
-	i++;
-	end = http_line_end(r, p + i, n - i, why);
-	return end > 0 ? (int)i + end : end;
-}
-
-static int
-http_request_line(struct http_request *r, const u8 *p, size_t n)
-{
-	const char *text = (const char *)p;
-	struct str method;
-	size_t i = 0, from;
-	int end;
-
-	while (i < n && http_is_token(p[i]))
-		i++;
-	if (i == n)
-		return 0;
-	if (i == 0 || p[i] != ' ')
-		return http_bad_byte(r, p[i],
-		    "The request does not begin with a method and a space.");
-	method = (struct str){ text, i };
-	r->method = str_is(method, "GET") ? HTTP_GET :
-	    str_is(method, "HEAD") ? HTTP_HEAD : HTTP_OTHER;
-
-	from = ++i;
-	while (i < n && http_is_target(p[i]))
-		i++;
-	if (i == n)
-		return 0;
-	if (i == from || p[i] != ' ')
-		return http_bad_byte(r, p[i], p[i] < 0x7f && p[i] != '#' ?
-		    "The request line is not a method, a target and a version "
-		    "with single spaces between them." :
-		    "The request target holds a byte that must be written "
-		    "with a percent sign.");
-	if (!http_target(r, method, (struct str){ text + from, i - from }))
-		return -400;
-	i++;
-	end = http_version(r, p + i, n - i);
-	return end > 0 ? (int)i + end : end;
-}
-
-static int
-http_field_line(struct http_request *r, const u8 *p, size_t n)
-{
-	const char *text = (const char *)p;
-	struct str name, value;
-	size_t i = 0, from;
-	int end;
-
-	while (i < n && http_is_token(p[i]))
-		i++;
-	if (i == n)
-		return 0;
-	if (i == 0 || p[i] != ':')
-		return http_bad_byte(r, p[i], p[i] == ' ' || p[i] == '\t' ?
-		    "A header line has white space at its start or before its "
-		    "colon." :
-		    "A header line does not begin with a name and a colon.");
-	name = (struct str){ text, i };
-
-	from = ++i;
-	while (i < n && http_is_value(p[i]))
-		i++;
-	value = (struct str){ text + from, i - from };
-	end = http_line_end(r, p + i, n - i, "");
-	if (end <= 0)
-		return end;
-	if (!http_field(r, name, text_trim(value, HTTP_WHITE)))
-		return -400;
-	return (int)i + end;
-}
-
 /* The header lines and the empty line behind them. */
-static int
-http_fields(struct http_request *r, const u8 *p, size_t n)
+static bool
+http_fields(struct http_request *r, struct http_in *in)
 {
-	size_t i = 0;
-	int used, lines = 0;
+	const char *from = in->rest.p;
+	struct str name, value;
 
-	while (i < n && p[i] != '\r') {
-		if (lines++ == WSP_MAX_HTTP_LINES)
-			return http_refuse(r, 431,
-			    "The request has too many header lines.");
-		used = http_field_line(r, p + i, n - i);
-		if (used <= 0)
-			return used;
-		i += (size_t)used;
+	in->why = "A header line is not a name, a colon and a value, or does "
+	    "not end in carriage return and line feed.";
+	for (int n = 0; in->rest.n > 0 && in->rest.p[0] != '\r'; n++) {
+		if (n == WSP_MAX_HTTP_LINES)
+			return http_refuse(in, 431, "The request has too many "
+			    "header lines.");
+		if (!http_piece(in, &name, http_is_token, ":") ||
+		    !http_piece(in, &value, http_is_value, "\r\n") ||
+		    !http_field(r, in, name, text_trim(value, HTTP_WHITE)))
+			return false;
 	}
-	r->head = (struct str){ (const char *)p, i };
-	used = http_line_end(r, p + i, n - i, "");
-	return used > 0 ? (int)i + used : used;
-}
-
-/* The whole head. */
-static int
-http_head(struct http_request *r, const u8 *p, size_t n)
-{
-	size_t i = 0;
-	int used;
-
-	/* One empty line before the request is forgiven (RFC 9112, 2.2). */
-	if (n > 0 && p[0] == '\r') {
-		used = http_line_end(r, p, n, "");
-		if (used <= 0)
-			return used;
-		i = (size_t)used;
-	}
-	used = http_request_line(r, p + i, n - i);
-	if (used <= 0)
-		return used;
-	i += (size_t)used;
-	used = http_fields(r, p + i, n - i);
-	if (used <= 0)
-		return used;
-	if (r->minor > 0 && !r->has_host)
-		return http_refuse(r, 400, "The request has no Host header.");
-	r->upgrade = r->to_upgrade && r->to_websocket;
-	return (int)i + used;
+	r->head = (struct str){ from, (size_t)(in->rest.p - from) };
+	if (!http_word(in, "\r\n"))
+		return false;
+	if (r->minor > 0 && !r->host_field.p)
+		return http_refuse(in, 400, "The request has no Host header.");
+	return true;
 }
 
 /*
@@ -1782,13 +1530,27 @@ http_head(struct http_request *r, const u8 *p, size_t n)
 static int
 http_parse(struct http_request *r, const u8 *p, size_t n)
 {
-	int used;
+	struct http_in in = {
+		.rest = { (const char *)p, min_size(n, WSP_MAX_HTTP_HEAD) },
+		.why = "The request line is not a method, a target and "
+		    "HTTP/1.1 with single spaces between them.",
+	};
 
-	*r = (struct http_request){ .version = -1 };
-	used = http_head(r, p, min_size(n, WSP_MAX_HTTP_HEAD));
-	if (used == 0 && n >= WSP_MAX_HTTP_HEAD)
-		return http_refuse(r, 431, "The request is too long.");
-	return used;
+	*r = (struct http_request){ .method = HTTP_OTHER };
+	/* One empty line before the request is forgiven (RFC 9112, 2.2). */
+	if ((n == 0 || p[0] != '\r' || http_word(&in, "\r\n")) &&
+	    http_request_line(r, &in) && http_fields(r, &in)) {
+		r->upgrade = r->to_upgrade && r->to_websocket;
+		r->has_host = r->host_field.p;
+		r->has_origin = r->origin.p;
+		if (!r->host.p)
+			r->host = r->host_field;
+		return (int)(in.rest.p - (const char *)p);
+	}
+	if (in.status == 0 && n >= WSP_MAX_HTTP_HEAD)
+		http_refuse(&in, 431, "The request is too long.");
+	r->why = in.why;
+	return -in.status;
 }
 
 /*
@@ -1799,15 +1561,14 @@ static bool
 http_header_next(const struct http_request *r, const char *name,
     size_t *cursor, struct str *value)
 {
-	struct str rest = text_from(r->head, *cursor), line, field;
+	struct str rest = text_from(r->head, *cursor), field;
 
-	while (text_cut(&line, &rest, '\n')) {
+	while (split_next(&rest, '\n', value)) {
 		*cursor = r->head.n - rest.n;
-		text_cut(&field, &line, ':');
-		if (text_same(field, text_of(name))) {
-			*value = text_trim(line, " \t\r");
+		split_next(value, ':', &field);
+		*value = text_trim(*value, " \t\r");
+		if (text_same(field, text_of(name)))
 			return true;
-		}
 	}
 	return false;
 }
@@ -1821,11 +1582,12 @@ http_cookie(const struct http_request *r, const char *name, struct str *value)
 	size_t cursor = 0;
 
 	while (http_header_next(r, "Cookie", &cursor, &list))
-		while (text_cut(&pair, &list, ';')) {
+		while (split_next(&list, ';', &pair)) {
 			pair = text_trim(pair, HTTP_WHITE);
-			if (!text_cut(&key, &pair, '=') || !str_is(key, name))
+			split_next(&pair, '=', &key);
+			if (!str_is(key, name))
 				continue;
-			*value = pair;
+			*value = pair.p ? pair : STR("");
 			return true;
 		}
 	return false;
@@ -1844,18 +1606,17 @@ http_parameter(struct str *value, struct str query, const char *name)
 	int found = 0;
 
 	assert(strlen(name) < sizeof plain);
-	while (text_cut(&pair, &query, '&')) {
+	while (split_next(&query, '&', &pair)) {
 		int n;
 
-		if (!text_cut(&key, &pair, '='))
-			continue;
+		split_next(&pair, '=', &key);
 		n = percent_decode(plain, sizeof plain, key);
 		if (n < 0 || !text_same(text_of(name),
 		    (struct str){ plain, (size_t)n }))
 			continue;
 		if (found++ > 0)
 			return -1;
-		*value = pair;
+		*value = pair.p ? pair : STR("");
 	}
 	return found;
 }
@@ -1870,7 +1631,7 @@ http_is_key(struct str key)
 	if (key.n != 24 || memcmp(key.p + 22, "==", 2) != 0)
 		return false;
 	for (size_t i = 0; i < 22; i++)
-		if (base64_digit(key.p[i], "+/") < 0)
+		if (base64_digit(key.p[i], base64_digits) < 0)
 			return false;
 	return true;
 }
@@ -1886,23 +1647,18 @@ http_upgrade_check(const struct http_request *r, const char **why,
 	*headers = "Upgrade: websocket\r\n";
 	if (r->minor == 0 || r->method != HTTP_GET || !r->upgrade) {
 		*why = "This is a WebSocket service; connect with a WebSocket "
-		       "client.";
+		    "client.";
 		return 426;
 	}
-	if (r->version != 13) {
+	if (!str_is(r->version, "13")) {
 		*why = "The WebSocket version must be 13.";
 		*headers = "Upgrade: websocket\r\n"
-			   "Sec-WebSocket-Version: 13\r\n";
+		    "Sec-WebSocket-Version: 13\r\n";
 		return 426;
 	}
 	*headers = "";
-	if (!r->has_key || !http_is_key(r->key)) {
-		*why = "The Sec-WebSocket-Key header is not 16 bytes in "
-		       "base64.";
-		return 400;
-	}
-	*why = "";
-	return 0;
+	*why = "The Sec-WebSocket-Key header is not 16 bytes in base64.";
+	return http_is_key(r->key) ? 0 : 400;
 }
 
 /* 101, with the proof that we have read the key (RFC 6455, 4.2.2).  An empty
@@ -1920,10 +1676,8 @@ http_accept(struct out *o, struct str key, struct str protocol)
 	br_sha1_update(&sha1, guid, sizeof guid - 1);
 	br_sha1_out(&sha1, hash);
 
-	out_text(o, "HTTP/1.1 101 Switching Protocols\r\n"
-		    "Upgrade: websocket\r\n"
-		    "Connection: Upgrade\r\n"
-		    "Sec-WebSocket-Accept: ");
+	out_text(o, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+	    "Connection: Upgrade\r\nSec-WebSocket-Accept: ");
 	out_bytes(o, proof, base64_encode(proof, hash, sizeof hash));
 	if (protocol.n > 0) {
 		out_text(o, "\r\nSec-WebSocket-Protocol: ");
@@ -1940,18 +1694,12 @@ http_reason(int status)
 		int status;
 		const char *reason;
 	} row[] = {
-		{ 200, "OK" },
-		{ 400, "Bad Request" },
-		{ 401, "Unauthorized" },
-		{ 403, "Forbidden" },
-		{ 404, "Not Found" },
-		{ 405, "Method Not Allowed" },
-		{ 408, "Request Timeout" },
-		{ 409, "Conflict" },
-		{ 426, "Upgrade Required" },
+		{ 200, "OK" }, { 400, "Bad Request" }, { 401, "Unauthorized" },
+		{ 403, "Forbidden" }, { 404, "Not Found" },
+		{ 405, "Method Not Allowed" }, { 408, "Request Timeout" },
+		{ 409, "Conflict" }, { 426, "Upgrade Required" },
 		{ 429, "Too Many Requests" },
 		{ 431, "Request Header Fields Too Large" },
-		{ 500, "Internal Server Error" },
 		{ 503, "Service Unavailable" },
 	};
 
@@ -1993,8 +1741,7 @@ http_response(struct out *o, int status, const char *headers, const char *type,
  * client frames and writes those of our own, which are never masked and
  * always one whole message.  Everything the RFC calls a failure is refused
  * here, with the close code as a negative number, and at the first byte that
- * shows it.  Payloads are not kept: the caller unmasks them where they lie
- * and hands them to message_data().
+ * shows it.  Payloads are not kept: the caller unmasks them where they lie.
  */
 
 /* Opcodes (RFC 6455, 5.2); from FRAME_CLOSE on they are control frames. */
@@ -2158,51 +1905,14 @@ frame_head(u8 to[FRAME_HEAD_MAX], u8 opcode, u64 n)
 	return 10;
 }
 
-/* A frame's header was taken: a text or binary one begins a message. */
-static void
-message_begin(struct message_in *m, const struct frame *f)
-{
-	if (f->opcode == FRAME_TEXT || f->opcode == FRAME_BINARY)
-		*m = (struct message_in){ .opcode = f->opcode,
-			.utf8 = UTF8_START };
-}
-
-/* The next bytes of a data frame, unmasked, in pieces of any size: 0, or
- * -1007 at the first byte that no UTF-8 text can have there. */
-static int
-message_data(struct message_in *m, const u8 *p, size_t n)
-{
-	m->length += (u32)n;
-	if (m->opcode == FRAME_TEXT)
-		m->utf8 = utf8_run(m->utf8, p, n);
-	return m->utf8 == UTF8_BAD ? -WSP_CLOSE_BAD_TEXT : 0;
-}
-
-/* The payload of a final frame is all there: 0, or -1007 for a text that
- * ends inside a character.  The next message may begin. */
-static int
-message_end(struct message_in *m)
-{
-	bool cut = m->opcode == FRAME_TEXT && m->utf8 != UTF8_START;
-
-	*m = (struct message_in){ 0 };
-	return cut ? -WSP_CLOSE_BAD_TEXT : 0;
-}
-
-/* May `close code=` send this one?  Not 1004 to 1006 and 1015, which are
- * never on a wire, nor what nobody has defined (RFC 6455, 7.4). */
+/* May a Close frame carry this code, ours or a peer's?  Not 1004 to 1006 and
+ * 1015, which are never on a wire, nor what nobody has defined (RFC 6455,
+ * 7.4). */
 static bool
 close_code_to_send(u64 code)
 {
 	return (code >= 1000 && code <= 1003) ||
 	    (code >= 1007 && code <= 1014) || (code >= 3000 && code <= 4999);
-}
-
-/* May a peer send this one?  The same table. */
-static bool
-close_code_from_peer(u16 code)
-{
-	return close_code_to_send(code);
 }
 
 /* Reads the body of a Close frame, unmasked: 0, or minus the code to answer
@@ -2214,7 +1924,7 @@ close_parse(u16 *code, struct str *reason, const u8 *p, size_t n)
 	*reason = STR("");
 	if (n == 0)
 		return 0;
-	if (n < 2 || !close_code_from_peer(load16(p)))
+	if (n < 2 || !close_code_to_send(load16(p)))
 		return -WSP_CLOSE_PROTOCOL;
 	if (!text_is_utf8(p + 2, n - 2))
 		return -WSP_CLOSE_BAD_TEXT;
@@ -2250,48 +1960,24 @@ close_frame(u8 to[2 + FRAME_MAX_CONTROL], u16 code, struct str reason)
  *     BODY
  */
 enum verb {
-	VERB_SEND,
-	VERB_LIST,
-	VERB_TAG,
-	VERB_CLOSE,
-	VERB_ABORT,
-	VERB_STATS,
-	VERB_WATCH,
-	VERB_PING,
-	VERB_ALLOW,
-	VERB_DENY
+	VERB_SEND, VERB_LIST, VERB_TAG, VERB_CLOSE, VERB_ABORT, VERB_STATS,
+	VERB_WATCH, VERB_PING, VERB_ALLOW, VERB_DENY
 };
 
 enum kind { KIND_TEXT, KIND_JSON, KIND_BINARY };
 
 /* In the order in which they are checked. */
 enum refusal {
-	REFUSED_NOT = 0,
-	REFUSED_BAD_REQUEST,
-	REFUSED_UNKNOWN_VERB,
-	REFUSED_DENIED,
-	REFUSED_BAD_OPTION,
-	REFUSED_BAD_TARGET,
-	REFUSED_TOO_BIG,
-	REFUSED_BAD_UTF8,
-	REFUSED_BAD_TAG,
-	REFUSED_UNKNOWN_SOCKET,
-	REFUSED_QUEUE_FULL,
-	REFUSED_NO_ROOM
+	REFUSED_NOT, REFUSED_BAD_REQUEST, REFUSED_UNKNOWN_VERB, REFUSED_DENIED,
+	REFUSED_BAD_OPTION, REFUSED_BAD_TARGET, REFUSED_TOO_BIG,
+	REFUSED_BAD_UTF8, REFUSED_BAD_TAG, REFUSED_UNKNOWN_SOCKET,
+	REFUSED_QUEUE_FULL, REFUSED_NO_ROOM
 };
 
 /* Options by number, so that a set of them is a word of bits. */
 enum option {
-	OPTION_REF,
-	OPTION_KIND,
-	OPTION_TTL,
-	OPTION_ACK,
-	OPTION_KEY,
-	OPTION_RETAIN,
-	OPTION_FORMAT,
-	OPTION_FROM,
-	OPTION_REPLACE,
-	OPTION_CODE
+	OPTION_REF, OPTION_KIND, OPTION_TTL, OPTION_ACK, OPTION_KEY,
+	OPTION_RETAIN, OPTION_FORMAT, OPTION_FROM, OPTION_REPLACE, OPTION_CODE
 };
 
 #define OPTION_BIT(option) (1U << (option))
@@ -2335,56 +2021,6 @@ refusal_code(enum refusal e)
 	return code[e];
 }
 
-/* Cuts the piece before the next `at` from `rest`.  Behind the last piece
- * rest->p is NULL; a text that ends with `at` has an empty last piece. */
-static bool
-split_next(struct str *rest, char at, struct str *piece)
-{
-	const char *end;
-
-	if (rest->p == NULL)
-		return false;
-	*piece = *rest;
-	end = rest->n > 0 ? memchr(rest->p, at, rest->n) : NULL;
-	if (end == NULL) {
-		*rest = (struct str){ NULL, 0 };
-		return true;
-	}
-	piece->n = (size_t)(end - rest->p);
-	rest->p = end + 1;
-	rest->n -= piece->n + 1;
-	return true;
-}
-
-/* Cuts the next word from `rest`: words stand between spaces. */
-static bool
-token_next(struct str *rest, struct str *token)
-{
-	while (rest->n > 0 && rest->p[0] == ' ') {
-		rest->p++;
-		rest->n--;
-	}
-	*token = (struct str){ rest->p, 0 };
-	while (rest->n > 0 && rest->p[0] != ' ') {
-		rest->p++;
-		rest->n--;
-		token->n++;
-	}
-	return token->n > 0;
-}
-
-/* Refuses, unless that has happened: the writer it returns makes the
- * sentence, or throws it away when an earlier reason has to stay. */
-static struct out
-request_refuse(struct request *r, enum refusal e)
-{
-	if (r->refusal != REFUSED_NOT)
-		return out_to(r->why, 0);
-	r->refusal = e;
-	memset(r->why, 0, sizeof r->why);
-	return out_to(r->why, sizeof r->why - 1);
-}
-
 /* A sender's word as a sentence may show it: short, and printable ASCII. */
 static void
 why_word(struct out *o, struct str word)
@@ -2400,78 +2036,69 @@ why_word(struct out *o, struct str word)
 	out_text(o, n < word.n ? "...\"" : "\"");
 }
 
+/* Refuses, unless that has happened: an earlier reason stays.  The sentence is
+ * two texts and the sender's word, if there is one. */
+static enum refusal
+request_refuse(struct request *r, enum refusal e, const char *text,
+    const char *more, const struct str *word)
+{
+	struct out o = out_to(r->why, sizeof r->why - 1);
+
+	if (r->refusal != REFUSED_NOT)
+		return r->refusal;
+	memset(r->why, 0, sizeof r->why);
+	out_text(&o, text);
+	out_text(&o, more);
+	if (word)
+		why_word(&o, *word);
+	return r->refusal = e;
+}
+
 static const struct option_rule {
-	const char *name;
-	const char *takes;
+	const char *name, *takes;
 } option_rules[] = {
-	[OPTION_REF] = { "ref",
-	    "1 to 64 bytes of UTF-8 without control characters" },
-	[OPTION_KIND] = { "kind", "text, json or binary" },
-	[OPTION_TTL] = { "ttl", "0 to 999999999 seconds" },
-	[OPTION_ACK] = { "ack", "1 to 3600 seconds" },
-	[OPTION_KEY] = { "key", "1 to 64 bytes" },
-	[OPTION_RETAIN] = { "retain", "only 1" },
-	[OPTION_FORMAT] = { "format", "text or json" },
-	[OPTION_FROM] = { "from", "the number after next= in a reply" },
-	[OPTION_REPLACE] = { "replace", "only 1" },
-	[OPTION_CODE] = { "code", "1000-1003, 1007-1014 or 3000-4999" },
+	[OPTION_REF] = { "ref", " takes 1 to 64 bytes of UTF-8 without white "
+	    "space or control characters, not " },
+	[OPTION_KIND] = { "kind", " takes text, json or binary, not " },
+	[OPTION_TTL] = { "ttl", " takes 0 to 999999999 seconds, not " },
+	[OPTION_ACK] = { "ack", " takes 1 to 3600 seconds, not " },
+	[OPTION_KEY] = { "key", " takes 1 to 64 bytes without spaces, not " },
+	[OPTION_RETAIN] = { "retain", " takes only 1, not " },
+	[OPTION_FORMAT] = { "format", " takes text or json, not " },
+	[OPTION_FROM] = { "from", " takes the number after next= in a reply, "
+	    "not " },
+	[OPTION_REPLACE] = { "replace", " takes only 1, not " },
+	[OPTION_CODE] = { "code", " takes 1000-1003, 1007-1014 or 3000-4999, "
+	    "not " },
 };
 
-/* Only of ref= may a second one count: the first that is well-formed names
- * the reply. */
-static bool
-option_ref(struct request *r, struct str value)
-{
-	if (value.n < 1 || value.n > WSP_MAX_REF || !text_is_clean(value))
-		return false;
-	if (r->ref.n == 0)
-		r->ref = value;
-	return true;
-}
-
-static bool
-option_kind(struct request *r, struct str value)
-{
-	r->kind = str_is(value, "json") ? KIND_JSON
-	    : str_is(value, "binary") ? KIND_BINARY : KIND_TEXT;
-	return r->kind != KIND_TEXT || str_is(value, "text");
-}
-
-static bool
-option_seconds(u32 *to, struct str value, u64 min, u64 max)
-{
-	u64 v;
-
-	if (!text_u64(&v, value, max) || v < min)
-		return false;
-	*to = (u32)v;
-	return true;
-}
-
-static bool
-option_code(struct request *r, struct str value)
-{
-	u64 v;
-
-	if (!text_u64(&v, value, UINT16_MAX) || !close_code_to_send(v))
-		return false;
-	r->code = (u16)v;
-	return true;
-}
-
-/* Takes one option's value, if it is well-formed. */
+/* Takes one option's value; false when it is not well-formed. */
 static bool
 option_take(struct request *r, enum option option, struct str value)
 {
+	u64 v = 0;
+	bool good;
+
 	switch (option) {
 	case OPTION_REF:
-		return option_ref(r, value);
+		/* Given twice, the first well-formed one names the reply. */
+		good = value.n >= 1 && value.n <= WSP_MAX_REF &&
+		    text_is_clean(value);
+		if (good && r->ref.n == 0)
+			r->ref = value;
+		return good;
 	case OPTION_KIND:
-		return option_kind(r, value);
+		r->kind = str_is(value, "json") ? KIND_JSON :
+		    str_is(value, "binary") ? KIND_BINARY : KIND_TEXT;
+		return r->kind != KIND_TEXT || str_is(value, "text");
 	case OPTION_TTL:
-		return option_seconds(&r->ttl_s, value, 0, 999999999);
+		good = text_u64(&v, value, 999999999);
+		r->ttl_s = (u32)v;
+		return good;
 	case OPTION_ACK:
-		return option_seconds(&r->ack_s, value, 1, 3600);
+		good = text_u64(&v, value, 3600) && v > 0;
+		r->ack_s = (u32)v;
+		return good;
 	case OPTION_KEY:
 		r->key = value;
 		return value.n >= 1 && value.n <= WSP_MAX_KEY;
@@ -2485,7 +2112,10 @@ option_take(struct request *r, enum option option, struct str value)
 	case OPTION_REPLACE:
 		return r->replace = str_is(value, "1");
 	case OPTION_CODE:
-		return option_code(r, value);
+		good = text_u64(&v, value, 4999) && close_code_to_send(v);
+		if (good)
+			r->code = (u16)v;
+		return good;
 	}
 	return false;
 }
@@ -2500,31 +2130,31 @@ enum operand {
 
 static const struct verb_rule {
 	const char *name;
-	unsigned options; /* beside ref=, which all take */
 	enum operand operand;
 	bool has_body;
+	unsigned options; /* beside ref=, which all take */
 } verb_rules[] = {
-	[VERB_SEND] = { "send",
+	[VERB_SEND] = { "send", OPERAND_TARGET, true,
 	    OPTION_BIT(OPTION_KIND) | OPTION_BIT(OPTION_TTL) |
-	        OPTION_BIT(OPTION_ACK) | OPTION_BIT(OPTION_KEY) |
-	        OPTION_BIT(OPTION_RETAIN), OPERAND_TARGET, true },
-	[VERB_LIST] = { "list", OPTION_BIT(OPTION_FORMAT) |
-	        OPTION_BIT(OPTION_FROM), OPERAND_MAY_TARGET, false },
-	[VERB_TAG] = { "tag", OPTION_BIT(OPTION_REPLACE), OPERAND_TARGET,
-	    true },
-	[VERB_CLOSE] = { "close", OPTION_BIT(OPTION_CODE), OPERAND_TARGET,
-	    true },
-	[VERB_ABORT] = { "abort", 0, OPERAND_TARGET, false },
-	[VERB_STATS] = { "stats", OPTION_BIT(OPTION_FORMAT), OPERAND_NONE,
-	    false },
-	[VERB_WATCH] = { "watch", 0, OPERAND_MAY_TARGET, false },
-	[VERB_PING] = { "ping", 0, OPERAND_NONE, false },
-	[VERB_ALLOW] = { "allow", 0, OPERAND_TICKET, false },
-	[VERB_DENY] = { "deny", 0, OPERAND_TICKET, false },
+	    OPTION_BIT(OPTION_ACK) | OPTION_BIT(OPTION_KEY) |
+	    OPTION_BIT(OPTION_RETAIN) },
+	[VERB_LIST] = { "list", OPERAND_MAY_TARGET, false,
+	    OPTION_BIT(OPTION_FORMAT) | OPTION_BIT(OPTION_FROM) },
+	[VERB_TAG] = { "tag", OPERAND_TARGET, true,
+	    OPTION_BIT(OPTION_REPLACE) },
+	[VERB_CLOSE] = { "close", OPERAND_TARGET, true,
+	    OPTION_BIT(OPTION_CODE) },
+	[VERB_ABORT] = { "abort", OPERAND_TARGET, false, 0 },
+	[VERB_STATS] = { "stats", OPERAND_NONE, false,
+	    OPTION_BIT(OPTION_FORMAT) },
+	[VERB_WATCH] = { "watch", OPERAND_MAY_TARGET, false, 0 },
+	[VERB_PING] = { "ping", OPERAND_NONE, false, 0 },
+	[VERB_ALLOW] = { "allow", OPERAND_TICKET, false, 0 },
+	[VERB_DENY] = { "deny", OPERAND_TICKET, false, 0 },
 };
 
 /* Of a verb that nobody knows, only ref= is of interest. */
-static const struct verb_rule verb_unknown = { "it", 0, OPERAND_NONE, false };
+static const struct verb_rule verb_unknown = { "it", OPERAND_NONE, false, 0 };
 
 static bool
 target_begins(struct str token)
@@ -2533,28 +2163,23 @@ target_begins(struct str token)
 }
 
 /* Cuts the datagram into its header line and its body. */
-static bool
+static enum refusal
 request_split(struct request *r, struct str *line, const u8 *p, size_t n,
     size_t full_n)
 {
 	struct str rest = { (const char *)p, n };
-	struct out why;
-	bool cut;
 
-	*line = rest;
 	(void)split_next(&rest, '\n', line);
-	cut = rest.p == NULL && full_n > n;
-	r->body = rest.p == NULL ? STR("") : rest;
+	r->body = rest.p ? rest : STR("");
 	r->body_full = r->body.n + (full_n - n);
-	if (cut || line->n > WSP_MAX_REQUEST_LINE) {
-		why = request_refuse(r, REFUSED_BAD_REQUEST);
-		out_text(&why, "the header line is over 1024 bytes; the body "
-		    "begins after the first line feed");
-	} else if (line->n > 0 && memchr(line->p, '\0', line->n) != NULL) {
-		why = request_refuse(r, REFUSED_BAD_REQUEST);
-		out_text(&why, "the header line has a NUL byte in it");
-	}
-	return r->refusal == REFUSED_NOT;
+	if ((!rest.p && full_n > n) || line->n > WSP_MAX_REQUEST_LINE)
+		return request_refuse(r, REFUSED_BAD_REQUEST, "the header line "
+		    "is over 1024 bytes; the body begins after the first line "
+		    "feed", "", NULL);
+	if (line->n > 0 && memchr(line->p, '\0', line->n))
+		return request_refuse(r, REFUSED_BAD_REQUEST,
+		    "the header line has a NUL byte in it", "", NULL);
+	return REFUSED_NOT;
 }
 
 /* Cuts the verb from the line.  Returns its rule, that of no verb, or NULL
@@ -2563,67 +2188,48 @@ static const struct verb_rule *
 request_verb(struct request *r, struct str *line)
 {
 	struct str word;
-	struct out why;
 
 	if (!token_next(line, &word) || target_begins(word)) {
-		why = request_refuse(r, REFUSED_BAD_REQUEST);
-		out_text(&why, "the request does not begin with a verb");
+		request_refuse(r, REFUSED_BAD_REQUEST,
+		    "the request does not begin with a verb", "", NULL);
 		return NULL;
 	}
 	for (size_t i = 0; i < COUNT(verb_rules); i++) {
-		if (!str_is(word, verb_rules[i].name))
-			continue;
 		r->verb = (enum verb)i;
-		return &verb_rules[i];
+		if (str_is(word, verb_rules[i].name))
+			return &verb_rules[i];
 	}
-	why = request_refuse(r, REFUSED_UNKNOWN_VERB);
-	why_word(&why, word);
-	out_text(&why, " is no verb; the verbs are send, list, tag, close, "
-	    "abort, stats, watch and ping");
+	request_refuse(r, REFUSED_UNKNOWN_VERB, "the verbs are send, list, "
+	    "tag, close, abort, stats, watch and ping, not ", "", &word);
 	return &verb_unknown;
 }
 
 /* Takes one `name=value`. */
-static void
+static enum refusal
 request_option(struct request *r, const struct verb_rule *verb,
     struct str token)
 {
 	struct str name, value = token;
 	unsigned i = 0, takes = verb->options | OPTION_BIT(OPTION_REF);
-	struct out why;
 
 	(void)split_next(&value, '=', &name);
-	if (value.p == NULL) {
-		why = request_refuse(r, REFUSED_BAD_OPTION);
-		why_word(&why, token);
-		out_text(&why, " is neither an option, name=value, nor the "
-		    "beginning of a target");
-		return;
-	}
+	if (!value.p)
+		return request_refuse(r, REFUSED_BAD_OPTION, "neither an "
+		    "option, name=value, nor the beginning of a target: ", "",
+		    &token);
 	while (i < COUNT(option_rules) && !str_is(name, option_rules[i].name))
 		i++;
-	if (i == COUNT(option_rules) || !(takes & OPTION_BIT(i))) {
-		why = request_refuse(r, REFUSED_BAD_OPTION);
-		out_text(&why, verb->name);
-		out_text(&why, " has no option ");
-		why_word(&why, name);
-		return;
-	}
-	if (!option_take(r, (enum option)i, value)) {
-		why = request_refuse(r, REFUSED_BAD_OPTION);
-		out_text(&why, "the option ");
-		out_text(&why, option_rules[i].name);
-		out_text(&why, " takes ");
-		out_text(&why, option_rules[i].takes);
-		out_text(&why, ", not ");
-		why_word(&why, value);
-	} else if (r->given & OPTION_BIT(i)) {
-		why = request_refuse(r, REFUSED_BAD_OPTION);
-		out_text(&why, "the option ");
-		out_text(&why, option_rules[i].name);
-		out_text(&why, " is given twice");
-	}
+	if (i == COUNT(option_rules) || !(takes & OPTION_BIT(i)))
+		return request_refuse(r, REFUSED_BAD_OPTION, verb->name,
+		    " has no option ", &name);
+	if (!option_take(r, (enum option)i, value))
+		request_refuse(r, REFUSED_BAD_OPTION, option_rules[i].name,
+		    option_rules[i].takes, &value);
+	if (r->given & OPTION_BIT(i))
+		request_refuse(r, REFUSED_BAD_OPTION, option_rules[i].name,
+		    " is given twice", NULL);
 	r->given |= OPTION_BIT(i);
+	return r->refusal;
 }
 
 /* Takes `N` of allow, `N [STATUS]` of deny.  What follows `allow N` stays
@@ -2632,7 +2238,6 @@ static void
 request_ticket(struct request *r)
 {
 	struct str token;
-	struct out why;
 	u64 v = 403;
 	bool good = token_next(&r->target, &token) &&
 	    text_u64(&r->ticket, token, UINT64_MAX);
@@ -2645,39 +2250,31 @@ request_ticket(struct request *r)
 		    v == 503);
 		r->code = (u16)v;
 	}
-	if (good)
-		return;
-	why = request_refuse(r, REFUSED_BAD_OPTION);
-	out_text(&why, r->verb == VERB_DENY
-	    ? "deny takes the number of the auth event and perhaps a "
-	      "status, 401, 403, 404, 429 or 503"
-	    : "allow takes the number of the auth event, then tags");
+	if (!good)
+		request_refuse(r, REFUSED_BAD_OPTION, "behind allow stand the "
+		    "number of the auth event and tags, behind deny the number "
+		    "and perhaps 401, 403, 404, 429 or 503", "", NULL);
 }
 
 /* Checks that there is a target, or none, as the verb has it. */
 static void
 request_operand(struct request *r, const struct verb_rule *verb)
 {
-	struct out why;
-
 	switch (verb->operand) {
 	case OPERAND_TARGET:
-		if (r->target.n > 0)
-			return;
-		why = request_refuse(r, REFUSED_BAD_TARGET);
-		out_text(&why, verb->name);
-		out_text(&why, " needs a target, such as * or $name:value");
+		if (r->target.n == 0)
+			request_refuse(r, REFUSED_BAD_TARGET, verb->name,
+			    " needs a target, such as * or $name:value",
+			    NULL);
 		return;
 	case OPERAND_MAY_TARGET:
 		if (r->target.n == 0)
 			r->target = STR("*");
 		return;
 	case OPERAND_NONE:
-		if (r->target.n == 0)
-			return;
-		why = request_refuse(r, REFUSED_BAD_TARGET);
-		out_text(&why, verb->name);
-		out_text(&why, " takes no target");
+		if (r->target.n > 0)
+			request_refuse(r, REFUSED_BAD_TARGET, verb->name,
+			    " takes no target", NULL);
 		return;
 	case OPERAND_TICKET:
 		request_ticket(r);
@@ -2696,23 +2293,20 @@ request_parse(struct request *r, const u8 *p, size_t n, size_t full_n,
 {
 	const struct verb_rule *verb;
 	struct str line, token;
-	struct out why;
 
 	*r = (struct request){ .code = WSP_CLOSE_NORMAL };
-	if (!request_split(r, &line, p, n, full_n))
+	if (request_split(r, &line, p, n, full_n) != REFUSED_NOT)
 		return r->refusal;
-	while (line.n > 0 && line.p[line.n - 1] == ' ')
-		line.n--;
+	line = text_trim(line, " ");
 	verb = request_verb(r, &line);
-	if (verb == NULL)
+	if (!verb)
 		return r->refusal;
-	if (!allowed) {
-		why = request_refuse(r, REFUSED_DENIED);
-		out_text(&why, "this user may not push; see --push-allow");
-	}
+	if (!allowed)
+		request_refuse(r, REFUSED_DENIED,
+		    "this user may not push; see --push-allow", "", NULL);
 	while (token_next(&line, &token)) {
 		if (target_begins(token) || (verb->operand == OPERAND_TICKET &&
-		    token.p[0] >= '0' && token.p[0] <= '9')) {
+		    text_is_digit(token.p[0]))) {
 			r->target = (struct str){ token.p, token.n + line.n };
 			break;
 		}
@@ -2731,29 +2325,17 @@ request_parse(struct request *r, const u8 *p, size_t n, size_t full_n,
 static enum refusal
 request_body(struct request *r, size_t max_message)
 {
-	size_t max = max_message;
-	struct out why;
+	bool reason = r->verb == VERB_CLOSE;
 
-	if (r->verb == VERB_CLOSE)
-		max = FRAME_MAX_REASON;
-	if (r->body_full > max) {
-		why = request_refuse(r, REFUSED_TOO_BIG);
-		out_text(&why, r->verb == VERB_CLOSE ? "the reason has "
-		                                     : "the body has ");
-		out_u64(&why, r->body_full);
-		out_text(&why, " bytes and may have ");
-		out_u64(&why, max);
-		return r->refusal;
-	}
-	if (r->verb == VERB_TAG || r->kind == KIND_BINARY)
-		return r->refusal;
-	if (!text_is_utf8(r->body.p, r->body.n)) {
-		why = request_refuse(r, REFUSED_BAD_UTF8);
-		out_text(&why, r->verb == VERB_CLOSE
-		    ? "the reason is not valid UTF-8"
-		    : "the body is not valid UTF-8; kind=binary takes any "
-		      "bytes");
-	}
+	if (r->body_full > (reason ? FRAME_MAX_REASON : max_message))
+		return request_refuse(r, REFUSED_TOO_BIG, reason ?
+		    "the reason is over 123 bytes" :
+		    "the body is over --max-message", "", NULL);
+	if (r->verb != VERB_TAG && r->kind != KIND_BINARY &&
+	    !text_is_utf8(r->body.p, r->body.n))
+		return request_refuse(r, REFUSED_BAD_UTF8, "the body is not "
+		    "valid UTF-8; only send kind=binary takes any bytes", "",
+		    NULL);
 	return r->refusal;
 }
 
@@ -2834,25 +2416,22 @@ struct reply {
 static bool
 reply_field(struct reply *r, struct str token)
 {
+	const struct {
+		const char *name;
+		u64 *to;
+	} number[] = { { "open", &r->open }, { "away", &r->away },
+		{ "full", &r->full }, { "next", &r->next } };
 	struct str name, value = token;
 
 	(void)split_next(&value, '=', &name);
-	if (value.p == NULL)
+	if (!value.p)
 		return false;
-	if (str_is(name, "ref")) {
+	if (str_is(name, "ref"))
 		r->ref = value;
-		return true;
-	}
-	if (str_is(name, "open"))
-		return text_u64(&r->open, value, UINT64_MAX);
-	if (str_is(name, "away"))
-		return text_u64(&r->away, value, UINT64_MAX);
-	if (str_is(name, "full"))
-		return text_u64(&r->full, value, UINT64_MAX);
-	if (str_is(name, "next")) {
-		r->has_next = text_u64(&r->next, value, UINT64_MAX);
-		return r->has_next;
-	}
+	r->has_next |= str_is(name, "next");
+	for (size_t i = 0; i < COUNT(number); i++)
+		if (str_is(name, number[i].name))
+			return text_u64(number[i].to, value, UINT64_MAX);
 	return true;
 }
 
@@ -2860,19 +2439,16 @@ reply_field(struct reply *r, struct str token)
 static enum reply_kind
 reply_parse_error(struct reply *r, struct str line)
 {
-	struct str token;
+	struct str token, rest;
 
 	if (!token_next(&line, &r->code))
 		return REPLY_BAD;
-	r->sentence = line;
-	if (token_next(&line, &token) && str_begins(token, STR("ref="))) {
-		r->ref = (struct str){ token.p + 4, token.n - 4 };
-		r->sentence = line;
+	rest = line;
+	if (token_next(&rest, &token) && str_begins(token, STR("ref="))) {
+		r->ref = text_from(token, 4);
+		line = rest;
 	}
-	while (r->sentence.n > 0 && r->sentence.p[0] == ' ') {
-		r->sentence.p++;
-		r->sentence.n--;
-	}
+	r->sentence = text_trim(line, " ");
 	return REPLY_ERROR;
 }
 
@@ -2883,17 +2459,14 @@ reply_parse(struct reply *r, const char *p, size_t n)
 	struct str rest = { p, n }, line, token;
 	enum reply_kind kind;
 
-	*r = (struct reply){ .kind = REPLY_BAD, .body = { "", 0 } };
-	if (n == 0 || !split_next(&rest, '\n', &line))
+	*r = (struct reply){ .kind = REPLY_BAD };
+	if (!split_next(&rest, '\n', &line) || !token_next(&line, &token))
 		return REPLY_BAD;
-	if (rest.p != NULL)
-		r->body = rest;
-	if (!token_next(&line, &token))
-		return REPLY_BAD;
+	r->body = rest.p ? rest : STR("");
 	if (str_is(token, "error"))
 		return r->kind = reply_parse_error(r, line);
-	kind = str_is(token, "ok") ? REPLY_OK
-	    : str_is(token, "acked") ? REPLY_ACKED : REPLY_BAD;
+	kind = str_is(token, "ok") ? REPLY_OK :
+	    str_is(token, "acked") ? REPLY_ACKED : REPLY_BAD;
 	if (kind == REPLY_BAD || !token_next(&line, &token) ||
 	    !text_u64(&r->count, token, UINT64_MAX))
 		return REPLY_BAD;
@@ -2901,10 +2474,9 @@ reply_parse(struct reply *r, const char *p, size_t n)
 	    !str_is(token, "of") || !token_next(&line, &token) ||
 	    !text_u64(&r->of, token, UINT64_MAX)))
 		return REPLY_BAD;
-	while (token_next(&line, &token)) {
+	while (token_next(&line, &token))
 		if (!reply_field(r, token))
 			return REPLY_BAD;
-	}
 	return r->kind = kind;
 }
 
@@ -2947,19 +2519,12 @@ struct target {
 static bool
 service_name_valid(struct str s)
 {
-	static const char others[] = "_.";
-
 	if (s.n < 1 || s.n > WSP_MAX_SERVICE || str_is(s, ".") ||
 	    str_is(s, ".."))
 		return false;
-	for (size_t i = 0; i < s.n; i++) {
-		char c = s.p[i];
-
-		if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-		    (c >= '0' && c <= '9') ||
-		    memchr(others, c, sizeof others - 1) != NULL))
+	for (size_t i = 0; i < s.n; i++)
+		if (!text_is_one(s.p[i], "_."))
 			return false;
-	}
 	return true;
 }
 
@@ -2969,23 +2534,22 @@ static int
 socket_id_split(struct str *service, struct str *id, bool *stateful,
     struct str text)
 {
-	struct str rest = text;
+	struct str rest;
 
 	if (!str_begins(text, STR("/services/")))
 		return -1;
-	rest.p += strlen("/services/");
-	rest.n -= strlen("/services/");
+	rest = text_from(text, strlen("/services/"));
 	(void)split_next(&rest, '-', service);
 	*id = STR("");
 	*stateful = false;
 	if (!service_name_valid(*service))
 		return -1;
-	if (rest.p == NULL)
+	if (!rest.p)
 		return 0;
 	if (!str_begins(rest, STR("s-")) && !str_begins(rest, STR("v-")))
 		return -1;
 	*stateful = rest.p[0] == 's';
-	*id = (struct str){ rest.p + 2, rest.n - 2 };
+	*id = text_from(rest, 2);
 	return id->n > 0 ? 1 : -1;
 }
 
@@ -3001,10 +2565,9 @@ target_list_has(struct str list, struct str value)
 {
 	struct str one;
 
-	while (target_list_next(&list, &one)) {
+	while (target_list_next(&list, &one))
 		if (str_eq(one, value))
 			return true;
-	}
 	return false;
 }
 
@@ -3034,13 +2597,13 @@ target_path(struct target *t, struct target_term *term, struct str token)
 static const char *
 target_tag(struct target_term *term, struct str token)
 {
-	struct str value = { token.p + 1, token.n - 1 };
+	struct str value = text_from(token, 1);
 
 	(void)split_next(&value, ':', &term->name);
 	if (term->name.n == 0)
 		return "a tag in a target needs a name after the $";
 	term->kind = TERM_TAG;
-	if (value.p == NULL)
+	if (!value.p)
 		return NULL;
 	term->kind = TERM_TAG_VALUE;
 	term->value = value;
@@ -3138,7 +2701,7 @@ tag_parse(struct tag_line *t, struct str text)
 {
 	*t = (struct tag_line){ .remove = text.n > 0 && text.p[0] == '-' };
 	if (t->remove) {
-		t->name = (struct str){ text.p + 1, text.n - 1 };
+		t->name = text_from(text, 1);
 		t->value = STR("");
 	} else {
 		t->value = text;
@@ -3164,10 +2727,9 @@ tag_line_next(struct tag_line *t, struct str *rest)
 {
 	struct str line;
 
-	while (split_next(rest, '\n', &line)) {
+	while (split_next(rest, '\n', &line))
 		if (line.n > 0)
 			return tag_parse(t, line);
-	}
 	return 0;
 }
 
@@ -3175,18 +2737,16 @@ tag_line_next(struct tag_line *t, struct str *rest)
 static bool
 id_piece_next(struct str *rest, struct str *piece)
 {
-	if (rest->p == NULL)
-		return false;
+	const char *end = rest->n > 0 ? memmem(rest->p, rest->n, "::", 2) :
+	    NULL;
+
 	*piece = *rest;
-	for (size_t i = 0; i + 1 < rest->n; i++) {
-		if (rest->p[i] != ':' || rest->p[i + 1] != ':')
-			continue;
-		piece->n = i;
-		*rest = (struct str){ rest->p + i + 2, rest->n - i - 2 };
-		return true;
-	}
 	*rest = (struct str){ NULL, 0 };
-	return true;
+	if (end) {
+		*rest = text_from(*piece, (size_t)(end - piece->p) + 2);
+		piece->n -= rest->n + 2;
+	}
+	return piece->p;
 }
 
 /* Takes the next tag that an id spells, `id:10001::group_id:10002`; rest
@@ -3212,10 +2772,9 @@ id_tag_follows(struct str rest, struct str name)
 {
 	struct str other, value;
 
-	while (id_tag_next(&rest, &other, &value)) {
+	while (id_tag_next(&rest, &other, &value))
 		if (str_eq(other, name))
 			return true;
-	}
 	return false;
 }
 
@@ -3583,6 +3142,7 @@ _Static_assert(WSP_WAITERS <= 254, "a message names its waiter in a byte");
 	X(replaced)                                                           \
 	X(expired)                                                            \
 	X(unconfirmed)                                                        \
+	X(pongs_missed)                                                       \
 	X(forgotten)                                                          \
 	X(refused)                                                            \
 	X(replies_lost)                                                       \
@@ -7444,8 +7004,13 @@ enum conn_deadline {
 #define CLOSING_MS      2000 /* for the client's Close after ours */
 #define DRAIN_MS        1000 /* for the client's FIN after ours */
 #define ACK_INTERVAL_MS 200  /* between two Pings for acknowledgement */
+#define DEAF_MS         60000 /* between two log lines about missing Pongs */
 #define CONTEXT_MS      1000 /* for the client's turn in a TLS handshake, when
                               * others wait in line */
+
+/* The pong timeout begins when the kernel holds nothing before the Ping, which
+ * it does not tell: it is asked so many times in the course of it. */
+#define PONG_STEPS 8
 
 /* Bytes one connection may write in one turn. */
 #define CONN_TURN_BYTES (256 * 1024)
@@ -7473,6 +7038,7 @@ struct conn {
 	u8 message;
 	u8 out;
 	u8 context;       /* 1 + handshake context */
+	u8 pong_steps;    /* of the pong timeout that are over */
 	u16 asked;        /* what epoll was last asked for */
 	bool tls : 1;
 	bool blocked : 1; /* the kernel takes no more for now */
@@ -7482,7 +7048,6 @@ struct conn {
 	bool waiting : 1; /* in line for a handshake context */
 	bool notified : 1; /* our last TLS alert is out */
 	bool shut : 1;    /* our FIN is out */
-	bool slow : 1;    /* was reported */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
 };
@@ -7521,8 +7086,8 @@ static struct {
 	size_t buffer_size;
 	u8 *scratch_in;          /* what was received last, buffer_size */
 	u8 *scratch_out;         /* records on their way out */
-	u32 *dirty;              /* slots */
-	u32 dirties;
+	u32 *dirty;              /* slots, a ring: first come, first served */
+	u32 first_dirty, dirties;
 	u32 *dead;
 	u32 deads;
 	u32 *selected;           /* rows that the target at hand selects */
@@ -7558,6 +7123,8 @@ static struct {
 	int64_t listen_again;    /* when the listeners rest, 0: they do not */
 	int64_t expire_at;       /* when expired messages are looked for */
 	int64_t stop_at;
+	int64_t deaf_log_at;     /* when missing Pongs may be logged again */
+	u32 deaf;                /* clients without a Pong since the last time */
 	bool listening;          /* the listeners are armed */
 	u32 replacing;           /* row that a new connection takes over */
 	bool stopping;
@@ -7692,7 +7259,7 @@ conn_deadline_ms(enum conn_deadline class)
 	case DEADLINE_PING:
 		return settings.ping_interval * INT64_C(1000);
 	case DEADLINE_PONG:
-		return settings.pong_timeout * INT64_C(1000);
+		return settings.pong_timeout * INT64_C(1000) / PONG_STEPS;
 	case DEADLINE_ACK:
 		return ACK_INTERVAL_MS;
 	case DEADLINE_CLOSING:
@@ -7833,7 +7400,8 @@ conn_mark_dirty(struct conn *c)
 	if (c->dirty)
 		return;
 	c->dirty = true;
-	srv.dirty[srv.dirties++] = conn_slot(c);
+	srv.dirty[(srv.first_dirty + srv.dirties++) % srv.conns] =
+	    conn_slot(c);
 }
 
 /*
@@ -8144,6 +7712,7 @@ static void
 conn_ping(struct conn *c)
 {
 	c->pinged = c->ping_due = true;
+	c->pong_steps = 0;
 	conn_arm(c, DEADLINE_PONG);
 	conn_mark_dirty(c);
 }
@@ -8158,23 +7727,29 @@ conn_send_ping(struct conn *c)
 	c->ping_number = c->sent_number;
 	c->ping_ms = (u32)srv.now;
 	c->since_ping = 0;
+	c->pong_steps = 0;
 	store64(frame + 2, c->ping_number);
 	memcpy(frame + 10, c->nonce, sizeof c->nonce);
 	conn_arm(c, DEADLINE_PONG);
 	conn_aside(c, frame, sizeof frame);
 }
 
-/* After a flush: one Ping asks for all that was written. */
+/* After a flush: one Ping asks for all that was written.  A client that is
+ * always behind gets it at the next boundary, not when it has caught up. */
 static void
 conn_ping_if_due(struct conn *c)
 {
 	if (c->pinged || !conn_wants_pong(c))
 		return;
 	if ((u32)srv.now - c->ping_ms >= ACK_INTERVAL_MS ||
-	    conn_ping_is_urgent(c))
-		conn_send_ping(c);
-	else if (srv.deadlines.row[conn_slot(c)].class != DEADLINE_ACK + 1)
+	    conn_ping_is_urgent(c)) {
+		if (c->blocked)
+			conn_ping(c);
+		else
+			conn_send_ping(c);
+	} else if (srv.deadlines.row[conn_slot(c)].class != DEADLINE_ACK + 1) {
 		conn_arm(c, DEADLINE_ACK);
+	}
 }
 
 /* Something to write from the queue? */
@@ -8254,6 +7829,8 @@ conn_flush(struct conn *c)
 		conn_mark_dirty(c);
 	else if (!c->blocked && c->out == 0 && conn_at_boundary(c))
 		conn_flushed(c);
+	else if (c->state == CONN_OPEN)
+		conn_ping_if_due(c);
 	conn_ask(c);
 }
 
@@ -8283,26 +7860,66 @@ conn_ponged(struct conn *c, const u8 *p, size_t n)
 	conn_mark_dirty(c);
 }
 
-/* A Ping went unanswered for the whole time that a Pong may take. */
+/* A client's TCP took the Ping, and no Pong comes: one line a minute, with a
+ * count, for it may be a proxy that swallows them all. */
+static void
+conn_log_deaf(const struct conn *c, bool cut)
+{
+	struct str service = settings.service[
+	    srv.sockets.row[c->sock].service].name;
+	char name[WSP_MAX_SOCKET_ID], peer[64];
+	struct out o = out_to(name, sizeof name);
+	struct log_room room;
+
+	srv.deaf++;
+	if (srv.now < srv.deaf_log_at)
+		return;
+	sock_name(&o, &srv.sockets, c->sock, service);
+	conn_peer(peer, c);
+	log_event(LOG_LEVEL_WARN, "no-pong", "socket=%s peer=%s cut=%d "
+	    "clients=%u why=\"TCP took the Ping and no Pong came; if a proxy "
+	    "swallows them, use --ack sent\"",
+	    log_quote(&room, (struct str){ name, o.n }), peer, cut, srv.deaf);
+	srv.deaf = 0;
+	srv.deaf_log_at = srv.now + DEAF_MS;
+}
+
+/* A Ping went unanswered for the whole time that a Pong may take.  Any byte
+ * proves the client alive; then a keepalive Ping replaces this one. */
 static void
 conn_pong_missed(struct conn *c)
 {
 	bool heard = (int32_t)(c->rx_ms - c->ping_ms) > 0;
-	int held = sys_unsent(c->fd);
+	bool is_dead = settings.ping_interval > 0 && !heard &&
+	    conn_keeps(c) != KEEP_NONE;
 
-	c->pinged = false;
-	if (settings.ping_interval == 0) {
-		deadline_cancel(&srv.deadlines, conn_slot(c));
-	} else if (heard || conn_keeps(c) == KEEP_NONE) {
-		/* With --ack sent the next Ping gives TCP something to miss. */
-		conn_arm(c, DEADLINE_PING);
-	} else if (c->ping_due || c->out != 0 || held > (int)c->since_ping) {
-		/* The Ping has not even left: its time begins later. */
-		c->pinged = true;
-		conn_arm(c, DEADLINE_PONG);
-	} else {
+	srv.queues.total.pongs_missed++;
+	if (conn_keeps(c) != KEEP_NONE && (heard || sys_unsent(c->fd) == 0))
+		conn_log_deaf(c, is_dead);
+	if (is_dead) {
 		conn_kill(c, "no Pong in time");
+	} else if (settings.ping_interval > 0) {
+		conn_arm(c, DEADLINE_PING);
+	} else {
+		c->pinged = false;
+		deadline_cancel(&srv.deadlines, conn_slot(c));
 	}
+}
+
+/* A part of that time is over; as long as the Ping has not even left, it has
+ * not begun. */
+static void
+conn_pong_step(struct conn *c)
+{
+	if (c->ping_due || c->out != 0 ||
+	    sys_unsent(c->fd) > (int)c->since_ping)
+		c->pong_steps = 0;
+	else
+		c->pong_steps++;
+	if (c->pong_steps > PONG_STEPS)
+		conn_pong_missed(c);
+	else
+		conn_arm(c, DEADLINE_PONG);
 }
 
 /*
@@ -8990,21 +8607,20 @@ conn_event(u64 id, u32 events)
 	}
 }
 
-/* Everybody who has something to say says it; `slice` connections at most. */
+/* Writes to the first `slice` of those who have something to say. */
 static void
 conn_flush_dirty(u32 slice)
 {
-	u32 done = 0;
+	for (; srv.dirties > 0 && slice > 0; slice--) {
+		struct conn *c = &srv.conn[srv.dirty[srv.first_dirty]];
 
-	while (srv.dirties > 0 && done < slice) {
-		struct conn *c = &srv.conn[srv.dirty[--srv.dirties]];
-
+		srv.first_dirty = (srv.first_dirty + 1) % srv.conns;
+		srv.dirties--;
 		c->dirty = false;
 		if (c->state == CONN_DEAD || c->state == CONN_FREE)
 			continue;
 		conn_flush(c);
 		conn_resume(c);
-		done++;
 	}
 }
 
@@ -9025,7 +8641,7 @@ conn_deadline(struct conn *c, enum conn_deadline class)
 		conn_ask(c);
 		break;
 	case DEADLINE_PONG:
-		conn_pong_missed(c);
+		conn_pong_step(c);
 		break;
 	case DEADLINE_CLOSING:
 	case DEADLINE_DRAIN:
@@ -9379,31 +8995,21 @@ service_overflow(u32 sock)
 static bool
 sending_fits(struct sending *s, u32 sock)
 {
-	struct conn *c = service_conn(sock);
+	struct conn *c;
 
+	/* What was written for others may have ended it. */
+	if (!sock_is_used(&srv.sockets, sock))
+		return false;
 	queue_expire(&srv.queues, sock, srv.now);
 	if (queue_has_room(&srv.queues, sock, s->a.body))
 		return true;
+	c = service_conn(sock);
 	if (c)
 		conn_flush(c);
 	if (!sock_is_used(&srv.sockets, sock))
 		return false;
 	s->a.policy = service_overflow(sock);
 	return queue_admits(&srv.queues, sock, &s->a);
-}
-
-/* A socket that does not take the message: --overflow close cuts it. */
-static void
-sending_full(struct sending *s, u32 sock)
-{
-	struct conn *c = service_conn(sock);
-
-	s->full++;
-	if (!c || service_overflow(sock) != OVERFLOW_CLOSE)
-		return;
-	log_event(LOG_LEVEL_WARN, "slow", "cut=1 depth=%u",
-	    srv.queues.queue[sock].count);
-	conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
 }
 
 /* One line for the first drop of a socket: who it is, how far behind. */
@@ -9426,6 +9032,18 @@ service_log_slow(u32 sock)
 	    "bytes=%u age=%llds", log_quote(&room, (struct str){ name, o.n }),
 	    peer, srv.queues.queue[sock].count, srv.queues.queue[sock].bytes,
 	    (long long)(srv.now - s->since) / 1000);
+}
+
+/* A socket that does not take the message: --overflow close cuts it. */
+static void
+sending_full(struct sending *s, u32 sock)
+{
+	struct conn *c = service_conn(sock);
+
+	s->full++;
+	service_log_slow(sock);
+	if (c && service_overflow(sock) == OVERFLOW_CLOSE)
+		conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
 }
 
 static void
@@ -9550,7 +9168,7 @@ sending_store(struct sending *s)
 		if (s->message != NONE)
 			break;
 		if (try == 0)
-			conn_flush_dirty(UINT32_MAX);
+			conn_flush_dirty(srv.dirties);
 		else if (!service_make_store_room(s->n + (u32)s->a.key.n))
 			return false;
 	}
@@ -9681,8 +9299,8 @@ retained_offer(u32 sock, const bool *had)
 			.body = m->body,
 			.key = store_key(&srv.queues.store, m) } };
 
-		if ((!had || !had[i]) && retained_matches(v, sock) &&
-		    sending_fits(&s, sock))
+		if ((!had || !had[i]) && sock_is_used(&srv.sockets, sock) &&
+		    retained_matches(v, sock) && sending_fits(&s, sock))
 			sending_put(&s, sock, false);
 	}
 }
@@ -10117,12 +9735,29 @@ service_free_waiter(void)
 	return NULL;
 }
 
+/* Volatile sockets keep what they have written only while a sender waits. */
+static void
+service_stop_awaiting(u32 message)
+{
+	u32 left = srv.queues.store.row[message].holds, i = 0, at = 0;
+
+	srv.queues.store.row[message].waiter = 0;
+	for (; left > 0 && queue_find_hold(&srv.queues, srv.sockets.fresh,
+	    message, &i, &at); left--) {
+		if (!srv.sockets.row[i].stateful &&
+		    at < srv.queues.queue[i].sent)
+			queue_take(&srv.queues, i, at, LEAVE_WRITTEN);
+		else
+			at++;
+	}
+}
+
 static void
 service_end_waiter(struct waiter *w)
 {
 	/* Nobody holds a message that is decided: its row may be another's. */
 	if (w->decided < w->count)
-		srv.queues.store.row[w->message].waiter = 0;
+		service_stop_awaiting(w->message);
 	w->used = false;
 	srv.queues.waiters--;
 }
@@ -10234,14 +9869,19 @@ asking_send(struct asking *q)
 	for (u32 k = 0; k < fit; k++)
 		if (sock_is_used(&srv.sockets, srv.selected[k]))
 			sending_put(&s, srv.selected[k], waiter != NULL);
+	if (waiter)
+		waiter->count = s.open + s.away;
+	if (count > 0 && s.open + s.away == 0) {
+		/* Making room in the store has cost them theirs. */
+		if (waiter)
+			service_end_waiter(waiter);
+		store_release(&srv.queues.store, s.message);
+		asking_refuse(q, REFUSED_QUEUE_FULL,
+		    "the queues of all selected sockets are full");
+		return;
+	}
 	if (q->r.retain)
 		asking_take_value(q, &s, (struct str){ text, target.n });
-	else if (fit > 0)
-		store_release(&srv.queues.store, s.message);
-	if (waiter && s.open + s.away > 0)
-		waiter->count = s.open + s.away;
-	else if (waiter)
-		service_end_waiter(waiter);
 	srv.queues.total.messages_taken++;
 	asking_counts(q, &s);
 }
@@ -10503,6 +10143,8 @@ asking_tag(struct asking *q)
 	for (u32 k = 0; k < count; k++) {
 		bool had[SETTINGS_RETAINED];
 
+		if (!sock_is_used(&srv.sockets, srv.selected[k]))
+			continue;
 		retained_mark(srv.selected[k], had);
 		tagging_apply(srv.selected[k], lines, n, q->r.replace);
 		retained_offer(srv.selected[k], had);
@@ -10906,19 +10548,20 @@ loop_event(const struct epoll_event *ev)
 		conn_event(id, ev->events);
 }
 
+/* Everybody who is owed something now, in slices.  Who comes on the list
+ * meanwhile waits for the next turn. */
 static void
 loop_flush(void)
 {
-	while (srv.dirties > 0) {
-		u32 before = srv.dirties;
+	u32 left = srv.dirties;
 
-		conn_flush_dirty(LOOP_SLICE);
-		if (srv.dirties > 0)
+	while (left > 0) {
+		u32 slice = left < LOOP_SLICE ? left : LOOP_SLICE;
+
+		conn_flush_dirty(slice);
+		left -= slice;
+		if (left > 0)
 			(void)push_drain();
-		/* A connection that used up its turn's bytes is dirty still:
-		 * once all that remain are such, the turn is over. */
-		if (srv.dirties >= before)
-			break;
 	}
 }
 
@@ -12092,11 +11735,11 @@ serve_stop(void)
 	log_event(LOG_LEVEL_INFO, "stopping", "connections=%u", srv.live);
 	srv.stopping = true;
 	srv.stop_at = srv.now + 1000;
-	(void)push_drain();
 	for (u32 i = 0; i < settings.listeners; i++)
 		close(settings.listen[i].fd);
 	srv.listening = false;
 	serve_unlink_push();
+	(void)push_drain();
 	sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, srv.push, 0, 0);
 }
 
@@ -12319,6 +11962,8 @@ serve_command(int argc, char **argv)
  * here, as wrong usage, what would break the request line.  A process of a
  * verb lives for a moment: this room may use stdio and malloc.
  */
+#include <inttypes.h>
+
 #define CLIENT_LIMIT_MS 5000       /* for all of a verb's requests together */
 #define CLIENT_MAX_INPUT (1 << 24) /* the ceiling of --max-message */
 
@@ -12349,39 +11994,36 @@ struct client {
 /* The last reply; c->reply points into it. */
 static char client_room[65536];
 
-/* A body that is not on the command line; held until the process ends. */
-static char *client_heap;
+/* Standard input; held until the process ends. */
+static char *client_input;
 
-static void client_say(const char *format, ...)
-    __attribute__((format(printf, 1, 2)));
-static int client_wrong(const struct client *c, const char *format, ...)
+/* The verb that runs, for messages. */
+static const char *client_verb;
+
+static int client_say(int status, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-static void
-client_say(const char *format, ...)
-{
-	va_list ap;
-
-	fputs("wspush: ", stderr);
-	va_start(ap, format);
-	vfprintf(stderr, format, ap);
-	va_end(ap);
-	fputc('\n', stderr);
-}
-
-/* Wrong usage; main adds the usage line. */
+/* Says what went wrong and returns its exit status.  Wrong usage is said in
+ * the verb's name, and main adds the usage line. */
 static int
-client_wrong(const struct client *c, const char *format, ...)
+client_say(int status, const char *format, ...)
 {
 	va_list ap;
 
-	fprintf(stderr, "wspush %s: ", c->verb);
+	if (status == CLIENT_USAGE && client_verb)
+		fprintf(stderr, "wspush %s: ", client_verb);
+	else
+		fputs("wspush: ", stderr);
 	va_start(ap, format);
 	vfprintf(stderr, format, ap);
 	va_end(ap);
 	fputc('\n', stderr);
-	return CLIENT_USAGE;
+	return status;
 }
+
+#define client_wrong(...) client_say(CLIENT_USAGE, __VA_ARGS__)
+
+/* ----- the command line */
 
 /*
  * Options end at the first argument that is none, so that a message may begin
@@ -12394,28 +12036,24 @@ client_options(struct client *c, const char *known, int argc, char **argv)
 	int i;
 
 	for (i = 1; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
-		const char *a = argv[i] + 1, *k;
-
-		if (strcmp(a, "-") == 0) {
+		if (strcmp(argv[i], "--") == 0) {
 			i++;
 			break;
 		}
-		if (*a == '-')
-			return client_wrong(c, "unknown option %s", argv[i]);
-		for (; *a; a++) {
-			k = *a == ':' ? NULL : strchr(known, *a);
+		for (const char *a = argv[i] + 1; *a; a++) {
+			const char *k = *a == ':' ? NULL : strchr(known, *a);
+
 			if (!k)
-				return client_wrong(c, "unknown option -%c",
-				    *a);
-			if (k[1] == ':')
-				break;
+				return client_wrong("unknown option -%s", a);
 			c->opt[(u8)*a] = "";
+			if (k[1] != ':')
+				continue;
+			c->opt[(u8)*a] = a[1] ? a + 1 : argv[++i];
+			if (!argv[i])
+				return client_wrong("option -%c needs a value",
+				    *a);
+			break;
 		}
-		if (!*a)
-			continue;
-		if (!a[1] && ++i == argc)
-			return client_wrong(c, "option -%c needs a value", *a);
-		c->opt[(u8)*a] = a[1] ? a + 1 : argv[i];
 	}
 	c->args = argv + i;
 	c->count = argc - i;
@@ -12432,122 +12070,111 @@ client_address(struct client *c)
 	if (!path || (!*path && !c->opt['s']))
 		path = WSP_PUSH_PATH;
 	if (!*path || strlen(path) >= sizeof c->to.sun_path)
-		return client_wrong(c, "the path of the push socket must have "
-		    "1 to %zu bytes", sizeof c->to.sun_path - 1);
+		return client_wrong("the path of the push socket must have 1 "
+		    "to %zu bytes", sizeof c->to.sun_path - 1);
 	c->to.sun_family = AF_UNIX;
 	strcpy(c->to.sun_path, path);
 	return CLIENT_DONE;
 }
 
-/* Reads the command line of a verb that takes min to max arguments (max < 0:
- * any number), the first of them, if any, a target. */
+/* Begins a request line: the verb, a new ref, the options. */
+static int
+client_head(struct client *c)
+{
+	static const char letter[] = { [OPTION_KIND] = 'k', [OPTION_TTL] = 't',
+		[OPTION_ACK] = 'w', [OPTION_KEY] = 'K', [OPTION_RETAIN] = 'r',
+		[OPTION_FORMAT] = 'j', [OPTION_REPLACE] = 'R',
+		[OPTION_CODE] = 'c' };
+	struct request r = { .ack_s = 0 };
+	u64 noise;
+
+	sys_random(&noise, sizeof noise);
+	snprintf(c->ref, sizeof c->ref, "%016" PRIx64, noise);
+	c->head = out_to(c->line, WSP_MAX_REQUEST_LINE);
+	out_text(&c->head, c->verb);
+	out_text(&c->head, " ref=");
+	out_text(&c->head, c->ref);
+	for (size_t i = 0; i < COUNT(letter); i++) {
+		const char *value = c->opt[(u8)letter[i]];
+
+		if (!letter[i] || !value)
+			continue;
+		if (!*value && strchr("jrR", letter[i]))
+			value = letter[i] == 'j' ? "json" : "1";
+		if (!option_take(&r, (enum option)i, text_of(value)) ||
+		    strpbrk(value, " \n"))
+			return client_wrong("-%c%s'%s'", letter[i],
+			    option_rules[i].takes, value);
+		out_char(&c->head, ' ');
+		out_text(&c->head, option_rules[i].name);
+		out_char(&c->head, '=');
+		out_text(&c->head, value);
+	}
+	if (c->opt['w'])
+		c->limit_ms = ((int64_t)r.ack_s + 1) * 1000;
+	return CLIENT_DONE;
+}
+
+/* The first argument, if there is one, is the target: the request line ends
+ * with it. */
+static int
+client_target(struct client *c)
+{
+	const char *t = c->count > 0 ? c->args[0] + strspn(c->args[0], " ") :
+	    "*";
+
+	if (!*t)
+		return client_wrong("TARGET is empty; '*' is every socket");
+	if (!strchr("*/$=", *t) || strchr(t, '\n'))
+		return client_wrong("TARGET must begin with *, /, $ or = and "
+		    "be one line, not '%s'", t);
+	if (c->count > 0) {
+		out_char(&c->head, ' ');
+		out_text(&c->head, t);
+	}
+	if (c->head.full)
+		return client_wrong("the request line would be longer than %d "
+		    "bytes; shorten TARGET", WSP_MAX_REQUEST_LINE);
+	c->line[c->head.n++] = '\n';
+	return CLIENT_DONE;
+}
+
+/* Reads the command line of a verb that takes min to max arguments, the first
+ * of them, if any, a target, and makes its request line. */
 static int
 client_start(struct client *c, const char *known, int argc, char **argv,
     int min, int max)
 {
 	memset(c, 0, sizeof *c);
-	c->verb = argv[0];
+	c->verb = client_verb = argv[0];
 	c->fd = -1;
 	c->limit_ms = CLIENT_LIMIT_MS;
 	signal(SIGPIPE, SIG_IGN);
 	if (client_options(c, known, argc, argv))
 		return CLIENT_USAGE;
 	if (c->count < min)
-		return client_wrong(c, "TARGET is missing");
-	if (max >= 0 && c->count > max)
-		return client_wrong(c, "too many arguments at '%s'%s",
+		return client_wrong("TARGET is missing");
+	if (c->count > max)
+		return client_wrong("too many arguments at '%s'%s",
 		    c->args[max], max > 0 ? "; several words need quotes" : "");
-	return client_address(c);
-}
-
-/* ----- a request is written */
-
-static void
-client_head(struct client *c)
-{
-	u8 noise[8];
-	struct out ref = out_to(c->ref, sizeof c->ref);
-
-	sys_random(noise, sizeof noise);
-	for (size_t i = 0; i < sizeof noise; i++) {
-		out_char(&ref, "0123456789abcdef"[noise[i] >> 4]);
-		out_char(&ref, "0123456789abcdef"[noise[i] & 15]);
-	}
-	out_char(&ref, '\0');
-	c->head = out_to(c->line, WSP_MAX_REQUEST_LINE);
-	out_text(&c->head, c->verb);
-	out_text(&c->head, " ref=");
-	out_text(&c->head, c->ref);
-}
-
-static void
-client_word(struct client *c, const char *name, const char *value)
-{
-	out_text(&c->head, name);
-	out_text(&c->head, value);
-}
-
-/* A number between min and max from an option, if it was given. */
-static int
-client_number(struct client *c, u64 *v, char letter, u64 min, u64 max)
-{
-	const char *text = c->opt[(u8)letter];
-
-	if (!text)
-		return CLIENT_DONE;
-	if (text_u64(v, (struct str){ text, strlen(text) }, max) && *v >= min)
-		return CLIENT_DONE;
-	return client_wrong(c, "-%c takes a number from %llu to %llu, not '%s'",
-	    letter, (unsigned long long)min, (unsigned long long)max, text);
-}
-
-static void
-client_word_number(struct client *c, const char *name, u64 v)
-{
-	out_text(&c->head, name);
-	out_u64(&c->head, v);
-}
-
-/* The first argument, if there is one, ends the request line. */
-static int
-client_target(struct client *c)
-{
-	const char *t;
-
-	if (c->count == 0)
-		return CLIENT_DONE;
-	t = c->args[0] + strspn(c->args[0], " ");
-	if (!*t)
-		return client_wrong(c, "TARGET is empty; '*' is every socket");
-	if (!strchr("*/$=", *t))
-		return client_wrong(c, "TARGET must begin with *, /, $ or =, "
-		    "not as '%s' does", t);
-	if (strchr(t, '\n'))
-		return client_wrong(c, "TARGET must not hold a line break");
-	client_word(c, " ", t);
-	return CLIENT_DONE;
+	if (client_address(c) || client_head(c))
+		return CLIENT_USAGE;
+	return client_target(c);
 }
 
 /* ----- a request is sent, a reply received */
 
-static const char *
-client_why(int err)
-{
-	if (err == -ENOENT || err == -ENOTDIR)
-		return "there is no such path; is wspush serve running?";
-	if (err == -ECONNREFUSED || err == -ECONNRESET || err == -ENOTCONN)
-		return "nobody listens there; is wspush serve running?";
-	if (err == -EACCES || err == -EPERM)
-		return "permission denied";
-	return strerror(-err);
-}
-
 static int
-client_unreachable(const struct client *c, int err)
+client_unreachable(const struct client *c, ssize_t err)
 {
-	client_say("the server cannot be reached at %s: %s", c->to.sun_path,
-	    client_why(err));
-	return CLIENT_NO_SERVER;
+	const char *why = strerror((int)-err);
+
+	if (err == -ENOENT || err == -ENOTDIR)
+		why = "there is no such path; is wspush serve running?";
+	if (err == -ECONNREFUSED || err == -ECONNRESET || err == -ENOTCONN)
+		why = "nobody listens there; is wspush serve running?";
+	return client_say(CLIENT_NO_SERVER, "the server cannot be reached at "
+	    "%s: %s", c->to.sun_path, why);
 }
 
 /*
@@ -12590,17 +12217,6 @@ client_wait(const struct client *c, short events)
 	return true;
 }
 
-/* Ends the request line; what it is too long for, it says. */
-static int
-client_end_head(struct client *c)
-{
-	if (c->head.full)
-		return client_wrong(c, "the request line would be longer than "
-		    "%d bytes; shorten TARGET", WSP_MAX_REQUEST_LINE);
-	c->line[c->head.n++] = '\n';
-	return CLIENT_DONE;
-}
-
 static int
 client_send(struct client *c)
 {
@@ -12612,34 +12228,29 @@ client_send(struct client *c)
 	ssize_t r;
 
 	while ((r = sys_sendv(c->fd, iov, 2)) < 0) {
-		if (r == -EMSGSIZE || r == -ENOBUFS) {
-			client_say("a message of %zu bytes is too big for a "
-			    "datagram; net.core.wmem_max limits it",
-			    c->body.n);
-			return CLIENT_REFUSED;
-		}
+		if (r == -EMSGSIZE || r == -ENOBUFS)
+			return client_say(CLIENT_REFUSED, "a message of %zu "
+			    "bytes is too big for a datagram; "
+			    "net.core.wmem_max limits it", c->body.n);
 		if (r != -EAGAIN)
-			return client_unreachable(c, (int)r);
-		if (!client_wait(c, POLLOUT)) {
-			client_say("the server took no request for %d s; its "
-			    "queue is full", (int)(c->limit_ms / 1000));
-			return CLIENT_NO_SERVER;
-		}
+			return client_unreachable(c, r);
+		if (!client_wait(c, POLLOUT))
+			return client_say(CLIENT_NO_SERVER, "the server took "
+			    "no request for %d s; its queue is full",
+			    (int)(c->limit_ms / 1000));
 	}
 	return CLIENT_DONE;
 }
 
-/* Takes the next datagram; 0 when there is none yet.  Its last byte is
- * followed by a NUL. */
+/* Takes the next datagram; 0 when there is none yet, and an empty one is the
+ * one byte 0. */
 static ssize_t
 client_take(struct client *c)
 {
 	ssize_t n = sys_recv(c->fd, client_room, sizeof client_room - 1, 0);
 
-	if (n == -EAGAIN)
-		return 0;
 	if (n < 0)
-		return n;
+		return n == -EAGAIN ? 0 : n;
 	client_room[n] = '\0';
 	return n == 0 ? 1 : n;
 }
@@ -12653,19 +12264,17 @@ client_answers(struct client *c, size_t n)
 	reply_parse(&c->reply, client_room, n);
 	if (c->reply.kind == REPLY_BAD)
 		return false;
-	if (c->reply.kind == REPLY_ERROR && c->reply.ref.n == 0)
-		return true;
-	return str_is(c->reply.ref, c->ref);
+	return (c->reply.kind == REPLY_ERROR && c->reply.ref.n == 0) ||
+	    str_is(c->reply.ref, c->ref);
 }
 
 /* Prints why the server refused. */
 static int
 client_refused(const struct reply *r)
 {
-	client_say("%.*s: %.*s", (int)r->code.n, r->code.p,
-	    (int)r->sentence.n, r->sentence.p);
-	return str_is(r->code, "unknown-socket") ? CLIENT_NO_SOCKET :
-	    CLIENT_REFUSED;
+	return client_say(str_is(r->code, "unknown-socket") ?
+	    CLIENT_NO_SOCKET : CLIENT_REFUSED, "%.*s: %.*s", (int)r->code.n,
+	    r->code.p, (int)r->sentence.n, r->sentence.p);
 }
 
 /* Receives a reply to the request that was sent; `what` it is called. */
@@ -12674,38 +12283,27 @@ client_receive(struct client *c, const char *what)
 {
 	ssize_t n;
 
-	for (;;) {
-		n = client_take(c);
+	while ((n = client_take(c)) <= 0 || !client_answers(c, (size_t)n)) {
 		if (n < 0)
-			return client_unreachable(c, (int)n);
-		if (n > 0 && client_answers(c, (size_t)n))
-			break;
-		if (n == 0 && !client_wait(c, POLLIN)) {
-			client_say("the server sent no %s in %d s", what,
-			    (int)(c->limit_ms / 1000));
-			return CLIENT_NO_SERVER;
-		}
+			return client_unreachable(c, n);
+		if (n == 0 && !client_wait(c, POLLIN))
+			return client_say(CLIENT_NO_SERVER, "the server sent "
+			    "no %s in %d s", what, (int)(c->limit_ms / 1000));
 	}
-	if (c->reply.kind == REPLY_ERROR)
-		return client_refused(&c->reply);
-	return CLIENT_DONE;
+	return c->reply.kind == REPLY_ERROR ? client_refused(&c->reply) :
+	    CLIENT_DONE;
 }
 
-/* The whole of it: what was written into the head, and c->body, out, and
- * the reply in. */
+/* The request line and c->body out, the reply in. */
 static int
 client_ask(struct client *c)
 {
-	int status = client_end_head(c);
+	int status = c->fd < 0 ? client_open(c, true) : CLIENT_DONE;
 
-	if (status == 0 && c->fd < 0)
-		status = client_open(c, true);
 	if (status == 0)
 		status = client_send(c);
 	return status ? status : client_receive(c, "answer");
 }
-
-/* ----- what is printed */
 
 static void
 client_print(struct str body)
@@ -12715,18 +12313,23 @@ client_print(struct str body)
 		putchar('\n');
 }
 
-/* `queued on 3 sockets (1 away)` and its like. */
-static void
+/* `queued on 3 sockets (1 away)` and its like, or that there was none. */
+static int
 client_print_count(const char *did, const struct reply *r)
 {
-	printf("%s %llu socket%s", did, (unsigned long long)r->count,
+	if (r->count == 0) {
+		puts("no socket matched");
+		return CLIENT_NO_SOCKET;
+	}
+	printf("%s %" PRIu64 " socket%s", did, r->count,
 	    r->count == 1 ? "" : "s");
 	if (r->away > 0)
-		printf(" (%llu away", (unsigned long long)r->away);
+		printf(" (%" PRIu64 " away", r->away);
 	if (r->full > 0)
-		printf("%s%llu full", r->away > 0 ? ", " : " (",
-		    (unsigned long long)r->full);
+		printf("%s%" PRIu64 " full", r->away > 0 ? ", " : " (",
+		    r->full);
 	puts(r->away > 0 || r->full > 0 ? ")" : "");
+	return CLIENT_DONE;
 }
 
 /* The end of `tag`, `close` and `abort`. */
@@ -12735,106 +12338,35 @@ client_selected(struct client *c, const char *did)
 {
 	int status = client_ask(c);
 
-	if (status)
-		return status;
-	if (c->reply.count == 0) {
-		puts("no socket matched");
-		return CLIENT_NO_SOCKET;
-	}
-	client_print_count(did, &c->reply);
-	return CLIENT_DONE;
+	return status ? status : client_print_count(did, &c->reply);
 }
 
 /* ----- send */
-
-static bool
-client_grow(size_t cap)
-{
-	char *p = cap > CLIENT_MAX_INPUT ? NULL : realloc(client_heap, cap);
-
-	if (p)
-		client_heap = p;
-	else
-		client_say("the message on standard input is too big");
-	return p != NULL;
-}
 
 /* Standard input, whole. */
 static int
 client_read_input(struct client *c)
 {
-	size_t cap = 0, n = 0;
+	size_t n = 0;
 	ssize_t r;
 
-	for (;;) {
-		if (n == cap && !client_grow(cap = cap ? cap * 2 : 65536))
-			return CLIENT_REFUSED;
-		r = read(STDIN_FILENO, client_heap + n, cap - n);
-		if (r < 0 && errno == EINTR)
-			continue;
-		if (r <= 0)
-			break;
-		n += (size_t)r;
-	}
-	c->body = (struct str){ client_heap, n };
-	if (r == 0)
-		return CLIENT_DONE;
-	client_say("standard input cannot be read: %s", strerror(errno));
-	return CLIENT_REFUSED;
-}
-
-static int
-client_message(struct client *c)
-{
-	if (c->count > 1) {
-		c->body = (struct str){ c->args[1], strlen(c->args[1]) };
-		return CLIENT_DONE;
-	}
-	if (isatty(STDIN_FILENO))
-		return client_wrong(c, "MESSAGE is missing, and standard input "
-		    "is a terminal");
-	return client_read_input(c);
-}
-
-/* -k and -K. */
-static int
-client_send_words(struct client *c)
-{
-	const char *kind = c->opt['k'], *key = c->opt['K'];
-
-	if (kind && strcmp(kind, "text") != 0 && strcmp(kind, "json") != 0 &&
-	    strcmp(kind, "binary") != 0)
-		return client_wrong(c, "-k takes text, json or binary, not "
-		    "'%s'", kind);
-	if (key && (!*key || strlen(key) > WSP_MAX_KEY || strpbrk(key, " \n")))
-		return client_wrong(c, "-K takes 1 to %d bytes without spaces "
-		    "or line breaks", WSP_MAX_KEY);
-	if (kind)
-		client_word(c, " kind=", kind);
-	if (key)
-		client_word(c, " key=", key);
-	if (c->opt['r'])
-		client_word(c, " retain=", "1");
+	if (!client_input)
+		client_input = malloc(CLIENT_MAX_INPUT + 1);
+	if (!client_input)
+		return client_say(CLIENT_REFUSED, "out of memory");
+	do {
+		r = read(STDIN_FILENO, client_input + n,
+		    CLIENT_MAX_INPUT + 1 - n);
+		n += r > 0 ? (size_t)r : 0;
+	} while (r > 0 || (r < 0 && errno == EINTR));
+	if (r < 0)
+		return client_say(CLIENT_REFUSED, "standard input cannot be "
+		    "read: %s", strerror(errno));
+	if (n > CLIENT_MAX_INPUT)
+		return client_say(CLIENT_REFUSED, "the message on standard "
+		    "input is too big");
+	c->body = (struct str){ client_input, n };
 	return CLIENT_DONE;
-}
-
-/* Everything before the target. */
-static int
-client_send_head(struct client *c)
-{
-	u64 ttl = 0, ack = 0;
-
-	client_head(c);
-	if (client_send_words(c) || client_number(c, &ttl, 't', 0, 999999999) ||
-	    client_number(c, &ack, 'w', 1, 3600))
-		return CLIENT_USAGE;
-	if (c->opt['t'])
-		client_word_number(c, " ttl=", ttl);
-	if (c->opt['w']) {
-		client_word_number(c, " ack=", ack);
-		c->limit_ms = ((int64_t)ack + 1) * 1000;
-	}
-	return client_target(c);
 }
 
 /* The second reply of `send -w`. */
@@ -12846,15 +12378,13 @@ client_acked(struct client *c)
 
 	if (status)
 		return status;
-	if (c->reply.kind != REPLY_ACKED) {
-		client_say("the server sent no acknowledgement");
-		return CLIENT_NO_SERVER;
-	}
-	printf("acknowledged by %llu of %llu socket%s",
-	    (unsigned long long)c->reply.count,
-	    (unsigned long long)c->reply.of, c->reply.of == 1 ? "" : "s");
+	if (c->reply.kind != REPLY_ACKED)
+		return client_say(CLIENT_NO_SERVER, "the server sent no "
+		    "acknowledgement");
+	printf("acknowledged by %" PRIu64 " of %" PRIu64 " socket%s",
+	    c->reply.count, c->reply.of, c->reply.of == 1 ? "" : "s");
 	if (full > 0)
-		printf(" (%llu full)", (unsigned long long)full);
+		printf(" (%" PRIu64 " full)", full);
 	putchar('\n');
 	return c->reply.count == c->reply.of && full == 0 ? CLIENT_DONE :
 	    CLIENT_NOT_ACKED;
@@ -12866,65 +12396,47 @@ client_send_verb(int argc, char **argv)
 	struct client c;
 	int status = client_start(&c, "s:k:t:K:rw:", argc, argv, 1, 2);
 
-	if (status == 0)
-		status = client_send_head(&c);
-	if (status == 0)
-		status = client_message(&c);
+	if (status)
+		return status;
+	if (c.count > 1)
+		c.body = text_of(c.args[1]);
+	else if (isatty(STDIN_FILENO))
+		return client_wrong("MESSAGE is missing, and standard input is "
+		    "a terminal");
+	else
+		status = client_read_input(&c);
 	if (status == 0)
 		status = client_ask(&c);
 	if (status)
 		return status;
-	if (c.reply.count == 0) {
-		puts("no socket matched");
-		return c.opt['r'] ? CLIENT_DONE : CLIENT_NO_SOCKET;
-	}
-	if (c.opt['w'])
+	if (c.opt['w'] && c.reply.count > 0)
 		return client_acked(&c);
-	client_print_count("queued on", &c.reply);
-	return CLIENT_DONE;
+	status = client_print_count("queued on", &c.reply);
+	return c.opt['r'] ? CLIENT_DONE : status;
 }
 
 /* ----- tag, close, abort */
 
-/* The arguments from the second on, a line each. */
-static int
-client_tag_lines(struct client *c)
-{
-	struct out o;
-	size_t n = 0;
-
-	for (int i = 1; i < c->count; i++) {
-		if (strchr(c->args[i], '\n'))
-			return client_wrong(c, "a tag must not hold a line "
-			    "break");
-		n += strlen(c->args[i]) + 1;
-	}
-	client_heap = realloc(client_heap, n + 1);
-	assert(client_heap);
-	o = out_to(client_heap, n);
-	for (int i = 1; i < c->count; i++) {
-		out_text(&o, c->args[i]);
-		out_char(&o, '\n');
-	}
-	c->body = (struct str){ o.p, o.n };
-	return CLIENT_DONE;
-}
-
 static int
 client_tag_verb(int argc, char **argv)
 {
+	struct out o = out_to(client_room, sizeof client_room);
 	struct client c;
 
-	if (client_start(&c, "s:R", argc, argv, 1, -1) || client_tag_lines(&c))
+	if (client_start(&c, "s:R", argc, argv, 1, INT_MAX))
 		return CLIENT_USAGE;
 	if (c.count == 1 && !c.opt['R'])
-		return client_wrong(&c, "which tags? name:value sets one, "
-		    "-name removes it");
-	client_head(&c);
-	if (c.opt['R'])
-		client_word(&c, " replace=", "1");
-	if (client_target(&c))
-		return CLIENT_USAGE;
+		return client_wrong("which tags? name:value sets one, -name "
+		    "removes it");
+	for (int i = 1; i < c.count; i++) {
+		if (strchr(c.args[i], '\n'))
+			return client_wrong("a tag must not hold a line break");
+		out_text(&o, c.args[i]);
+		out_char(&o, '\n');
+	}
+	if (o.full)
+		return client_wrong("these are too many tags");
+	c.body = (struct str){ o.p, o.n };
 	return client_selected(&c, "tagged");
 }
 
@@ -12932,21 +12444,11 @@ static int
 client_close_verb(int argc, char **argv)
 {
 	struct client c;
-	u64 code = WSP_CLOSE_NORMAL;
 
-	if (client_start(&c, "s:c:", argc, argv, 1, 2) ||
-	    client_number(&c, &code, 'c', 1000, 4999))
-		return CLIENT_USAGE;
-	if (!close_code_to_send(code))
-		return client_wrong(&c, "-c takes 1000-1003, 1007-1014 or "
-		    "3000-4999, not %s", c.opt['c']);
-	client_head(&c);
-	if (c.opt['c'])
-		client_word_number(&c, " code=", code);
-	if (client_target(&c))
+	if (client_start(&c, "s:c:", argc, argv, 1, 2))
 		return CLIENT_USAGE;
 	if (c.count > 1)
-		c.body = (struct str){ c.args[1], strlen(c.args[1]) };
+		c.body = text_of(c.args[1]);
 	return client_selected(&c, "closed");
 }
 
@@ -12954,73 +12456,51 @@ static int
 client_abort_verb(int argc, char **argv)
 {
 	struct client c;
+	int status = client_start(&c, "s:", argc, argv, 1, 1);
 
-	if (client_start(&c, "s:", argc, argv, 1, 1))
-		return CLIENT_USAGE;
-	client_head(&c);
-	return client_target(&c) ? CLIENT_USAGE : client_selected(&c, "cut");
+	return status ? status : client_selected(&c, "cut");
 }
 
 /* ----- list, stats, ping */
 
-/* The inside of an array: "[a,b]" is "a,b". */
-static struct str
-client_inside(struct str s)
-{
-	s = text_trim(s, " \n");
-	if (s.n >= 2)
-		s = (struct str){ s.p + 1, s.n - 2 };
-	return text_trim(s, " \n");
-}
-
-/* One array, however many replies it comes in. */
+/* Of a json list the inside of the array: all replies make one. */
 static void
-client_print_rows(const struct client *c, bool *any)
+client_print_rows(const struct client *c, const char **before)
 {
-	struct str rows = client_inside(c->reply.body);
+	struct str rows = text_trim(c->reply.body, " \n");
 
 	if (!c->opt['j']) {
-		client_print(c->reply.body);
+		client_print(rows);
 		return;
 	}
+	if (rows.n >= 2)
+		rows = (struct str){ rows.p + 1, rows.n - 2 };
+	rows = text_trim(rows, " \n");
 	if (rows.n == 0)
 		return;
-	if (*any)
-		fputs(",\n", stdout);
+	fputs(*before, stdout);
 	fwrite(rows.p, 1, rows.n, stdout);
-	*any = true;
-}
-
-static int
-client_list_page(struct client *c, u64 from)
-{
-	client_head(c);
-	if (c->opt['j'])
-		client_word(c, " format=", "json");
-	if (from > 0)
-		client_word_number(c, " from=", from);
-	return client_target(c) ? CLIENT_USAGE : client_ask(c);
+	*before = ",\n";
 }
 
 static int
 client_list_verb(int argc, char **argv)
 {
 	struct client c;
-	bool any = false;
+	const char *before = "[";
 	int status = client_start(&c, "s:j", argc, argv, 0, 1);
 
-	if (status == 0)
-		status = client_list_page(&c, 0);
-	if (status == 0 && c.opt['j'])
-		putchar('[');
-	while (status == 0) {
-		client_print_rows(&c, &any);
+	while (status == 0 && (status = client_ask(&c)) == 0) {
+		client_print_rows(&c, &before);
 		if (!c.reply.has_next)
 			break;
-		status = client_list_page(&c, c.reply.next);
+		(void)client_head(&c);
+		out_text(&c.head, " from=");
+		out_u64(&c.head, c.reply.next);
+		status = client_target(&c);
 	}
 	if (status == 0 && c.opt['j'])
-		puts("]");
+		puts(*before == '[' ? "[]" : "]");
 	return status;
 }
 
@@ -13030,12 +12510,8 @@ client_stats_verb(int argc, char **argv)
 	struct client c;
 	int status = client_start(&c, "s:j", argc, argv, 0, 0);
 
-	if (status)
-		return status;
-	client_head(&c);
-	if (c.opt['j'])
-		client_word(&c, " format=", "json");
-	status = client_ask(&c);
+	if (status == 0)
+		status = client_ask(&c);
 	if (status == 0)
 		client_print(c.reply.body);
 	return status;
@@ -13047,10 +12523,8 @@ client_ping_verb(int argc, char **argv)
 	struct client c;
 	int status = client_start(&c, "s:", argc, argv, 0, 0);
 
-	if (status)
-		return status;
-	client_head(&c);
-	status = client_ask(&c);
+	if (status == 0)
+		status = client_ask(&c);
 	if (status == 0)
 		puts("ok");
 	return status;
@@ -13078,15 +12552,16 @@ client_stop(int sig)
 	_exit(CLIENT_DONE);
 }
 
-static void
+static int
 client_watch_away(struct client_watch *w, const struct client *c,
     const char *why)
 {
 	if (!w->away)
-		client_say("the server at %s is away (%s); waiting for it",
+		client_say(0, "the server at %s is away (%s); waiting for it",
 		    c->to.sun_path, why);
 	w->away = true;
 	w->answer_ms = 0;
+	return CLIENT_DONE;
 }
 
 static int
@@ -13094,17 +12569,15 @@ client_watch_ask(struct client_watch *w, struct client *c, int64_t now)
 {
 	ssize_t r = sys_sendto(c->fd, c->line, c->head.n, &c->to,
 	    sizeof c->to);
+	bool queue_full = r == -EAGAIN; /* as good as asked, but ask again */
 
-	w->next_ms = now + (r == -EAGAIN ? 50 : r < 0 ? 1000 :
-	    CLIENT_WATCH_MS);
+	w->next_ms = now + (queue_full ? 50 : r < 0 ? 1000 : CLIENT_WATCH_MS);
+	if (r < 0 && !queue_full)
+		return w->met ? client_watch_away(w, c, strerror((int)-r)) :
+		    client_unreachable(c, r);
 	/* A reply may be lost in a burst of events; two are not. */
-	if ((r >= 0 || r == -EAGAIN) && w->answer_ms == 0)
+	if (w->answer_ms == 0)
 		w->answer_ms = now + CLIENT_WATCH_MS * (w->met ? 2 : 1);
-	if (r >= 0 || r == -EAGAIN)
-		return CLIENT_DONE;
-	if (!w->met)
-		return client_unreachable(c, (int)r);
-	client_watch_away(w, c, strerror((int)-r));
 	return CLIENT_DONE;
 }
 
@@ -13114,63 +12587,51 @@ client_watch_event(struct client_watch *w, struct client *c, size_t n)
 {
 	struct str all = { client_room, n };
 
-	if (!str_begins(all, STR("ok ")) && !str_begins(all, STR("error "))) {
+	if (!str_begins(all, STR("ok ")) && !str_begins(all, STR("error ")))
 		client_print(all);
-		return CLIENT_DONE;
+	else if (client_answers(c, n)) {
+		if (c->reply.kind == REPLY_ERROR) {
+			client_refused(&c->reply);
+			return CLIENT_REFUSED;
+		}
+		if (w->away)
+			client_say(0, "the server is back");
+		w->met = true;
+		w->away = false;
+		w->answer_ms = 0;
 	}
-	if (!client_answers(c, n))
-		return CLIENT_DONE;
-	if (c->reply.kind == REPLY_ERROR) {
-		client_refused(&c->reply);
-		return CLIENT_REFUSED;
-	}
-	if (w->away)
-		client_say("the server is back");
-	w->met = true;
-	w->away = false;
-	w->answer_ms = 0;
 	return CLIENT_DONE;
 }
 
-/* Sleeps until something is due or has come; refuses when nobody reads what
- * we print any more. */
-static int
-client_watch_wait(const struct client_watch *w, const struct client *c)
-{
-	struct pollfd p[2] = { { .fd = c->fd, .events = POLLIN },
-		{ .fd = STDOUT_FILENO } };
-	int64_t until = w->next_ms, now = sys_clock_ms(CLOCK_MONOTONIC);
-
-	if (fflush(stdout) != 0)
-		return CLIENT_REFUSED;
-	if (w->answer_ms > 0 && w->answer_ms < until)
-		until = w->answer_ms;
-	poll(p, 2, until > now ? (int)(until - now) : 0);
-	return p[1].revents & (POLLERR | POLLNVAL) ? CLIENT_REFUSED :
-	    CLIENT_DONE;
-}
-
+/* Asks when that is due, sleeps until something is due or has come, takes
+ * what has come. */
 static int
 client_watch_turn(struct client_watch *w, struct client *c)
 {
-	int64_t now = sys_clock_ms(CLOCK_MONOTONIC);
+	struct pollfd p[2] = { { .fd = c->fd, .events = POLLIN },
+		{ .fd = STDOUT_FILENO } };
+	int64_t now = sys_clock_ms(CLOCK_MONOTONIC), until;
 	int status = CLIENT_DONE;
 	ssize_t n;
 
 	if (w->answer_ms > 0 && now >= w->answer_ms) {
-		if (!w->met) {
-			client_say("the server sent no answer in %d s",
-			    CLIENT_WATCH_MS / 1000);
-			return CLIENT_NO_SERVER;
-		}
+		if (!w->met)
+			return client_say(CLIENT_NO_SERVER, "the server sent "
+			    "no answer in %d s", CLIENT_WATCH_MS / 1000);
 		client_watch_away(w, c, "no answer");
 	}
 	if (now >= w->next_ms)
 		status = client_watch_ask(w, c, now);
-	if (status == 0)
-		status = client_watch_wait(w, c);
+	if (status)
+		return status;
+	until = w->answer_ms > 0 && w->answer_ms < w->next_ms ? w->answer_ms :
+	    w->next_ms;
+	/* The second row: nobody reads what we print any more. */
+	if (fflush(stdout) != 0 || (poll(p, 2, (int)(until - now)) > 0 &&
+	    p[1].revents & (POLLERR | POLLNVAL)))
+		return CLIENT_REFUSED;
 	while (status == 0 && (n = client_take(c)) != 0)
-		status = n < 0 ? client_unreachable(c, (int)n) :
+		status = n < 0 ? client_unreachable(c, n) :
 		    client_watch_event(w, c, (size_t)n);
 	return status;
 }
@@ -13182,12 +12643,6 @@ client_watch_verb(int argc, char **argv)
 	struct client_watch w = { .met = false };
 	int status = client_start(&c, "s:", argc, argv, 0, 1);
 
-	if (status)
-		return status;
-	client_head(&c);
-	status = client_target(&c);
-	if (status == 0)
-		status = client_end_head(&c);
 	if (status == 0)
 		status = client_open(&c, false);
 	signal(SIGINT, client_stop);
@@ -13204,12 +12659,13 @@ client_watch_verb(int argc, char **argv)
  */
 #include <termios.h>
 
-enum top_value { TOP_UPTIME, TOP_OPEN, TOP_AWAY, TOP_TAKEN, TOP_DELIVERED,
-	TOP_ACKED, TOP_DROPPED, TOP_STORE, TOP_STORE_MAX, TOP_VALUES };
+static const char *const top_names[] = { "uptime", "sockets_open",
+	"sockets_away", "messages_taken", "delivered", "acknowledged",
+	"dropped", "store_bytes", "store_bytes_max" };
 
 struct top {
-	u64 now[TOP_VALUES], before[TOP_VALUES];
-	int64_t now_ms, before_ms; /* 0: not known yet */
+	u64 now[COUNT(top_names)], before[COUNT(top_names)];
+	bool known; /* now[] is of a second ago */
 	int rows, columns;
 };
 
@@ -13218,7 +12674,8 @@ static struct termios top_terminal; /* as we found it */
 static void
 top_restore(void)
 {
-	static const char leave[] = "\033[?25h\033[?1049l";
+	/* The cursor is seen, long lines wrap, the other screen is back. */
+	static const char leave[] = "\033[?25h\033[?7h\033[?1049l";
 
 	(void)!write(STDOUT_FILENO, leave, sizeof leave - 1);
 	tcsetattr(STDIN_FILENO, TCSANOW, &top_terminal);
@@ -13244,137 +12701,66 @@ top_enter(void)
 	signal(SIGTERM, top_stop);
 	signal(SIGHUP, top_stop);
 	t.c_lflag &= ~(tcflag_t)(ICANON | ECHO);
-	t.c_cc[VMIN] = 0;
-	t.c_cc[VTIME] = 0;
 	tcsetattr(STDIN_FILENO, TCSANOW, &t);
-	fputs("\033[?1049h\033[?25l", stdout);
+	fputs("\033[?1049h\033[?7l\033[?25l", stdout);
 	return true;
 }
 
+/* The statistics that we know, three a line, each with what it grew by. */
 static void
-top_measure(struct top *t)
+top_counters(struct top *t, struct str body)
 {
-	struct winsize w;
-
-	t->rows = 24;
-	t->columns = 80;
-	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_row > 0 &&
-	    w.ws_col > 0) {
-		t->rows = w.ws_row;
-		t->columns = w.ws_col;
-	}
-}
-
-/* One `name value` line of the statistics. */
-static void
-top_read_line(struct top *t, struct str line)
-{
-	static const char *const names[TOP_VALUES] = { "uptime",
-		"sockets_open", "sockets_away", "messages_taken", "delivered",
-		"acknowledged", "dropped", "store_bytes", "store_bytes_max" };
-	struct str name;
-
-	if (!text_cut(&name, &line, ' '))
-		return;
-	for (size_t i = 0; i < TOP_VALUES; i++)
-		if (str_is(name, names[i]))
-			text_u64(&t->now[i], line, UINT64_MAX);
-}
-
-static void
-top_read(struct top *t, struct str body)
-{
-	struct str line;
+	struct str line, name;
 
 	memcpy(t->before, t->now, sizeof t->before);
-	memset(t->now, 0, sizeof t->now);
-	t->before_ms = t->now_ms;
-	t->now_ms = sys_clock_ms(CLOCK_MONOTONIC);
-	while (text_cut(&line, &body, '\n'))
-		top_read_line(t, line);
-}
-
-/* Per second, since the last look; a restart begins again at 0. */
-static unsigned long long
-top_rate(const struct top *t, enum top_value v)
-{
-	int64_t ms = t->now_ms - t->before_ms;
-
-	if (t->before_ms == 0 || ms <= 0 || t->now[v] < t->before[v])
-		return 0;
-	return (t->now[v] - t->before[v]) * 1000 / (u64)ms;
-}
-
-static void
-top_draw_counters(const struct top *t)
-{
-	const u64 *v = t->now;
-	char line[3][160];
-
-	snprintf(line[0], sizeof line[0], "wspush  up %llu s  open %llu  "
-	    "away %llu  dropped %llu", (unsigned long long)v[TOP_UPTIME],
-	    (unsigned long long)v[TOP_OPEN], (unsigned long long)v[TOP_AWAY],
-	    (unsigned long long)v[TOP_DROPPED]);
-	snprintf(line[1], sizeof line[1], "taken %llu (%llu/s)  delivered %llu "
-	    "(%llu/s)  acknowledged %llu",
-	    (unsigned long long)v[TOP_TAKEN], top_rate(t, TOP_TAKEN),
-	    (unsigned long long)v[TOP_DELIVERED], top_rate(t, TOP_DELIVERED),
-	    (unsigned long long)v[TOP_ACKED]);
-	snprintf(line[2], sizeof line[2], "store %llu of %llu bytes",
-	    (unsigned long long)v[TOP_STORE],
-	    (unsigned long long)v[TOP_STORE_MAX]);
-	for (int i = 0; i < 3 && i < t->rows - 1; i++)
-		printf("%.*s\033[K\n", t->columns, line[i]);
-}
-
-/* Text in so many columns (a code point counts as one), cut or padded. */
-static void
-top_draw_text(struct str s, int columns)
-{
-	size_t i = 0;
-
-	for (; i < s.n && (columns > 0 || ((u8)s.p[i] & 0xc0) == 0x80); i++) {
-		putchar(s.p[i]);
-		columns -= ((u8)s.p[i] & 0xc0) != 0x80;
+	while (split_next(&body, '\n', &line)) {
+		(void)split_next(&line, ' ', &name);
+		for (size_t i = 0; i < COUNT(top_names); i++)
+			if (str_is(name, top_names[i]))
+				text_u64(&t->now[i], line, UINT64_MAX);
 	}
-	for (; columns > 0; columns--)
-		putchar(' ');
+	for (size_t i = 0; i < COUNT(top_names); i++) {
+		printf("%s %" PRIu64, top_names[i], t->now[i]);
+		if (t->known && i > 0 && t->now[i] > t->before[i])
+			printf(" (+%" PRIu64 ")", t->now[i] - t->before[i]);
+		fputs(i % 3 < 2 ? "   " : "\033[K\n", stdout);
+	}
+	t->known = true;
 }
 
-/* A row of `list`: the columns that fit, the last one cut at the edge. */
+/* A row of `list`.  Each field begins in its column and erases what the one
+ * before it had too much; the terminal cuts the last one. */
 static void
-top_draw_row(const struct top *t, struct str row)
+top_row(const struct top *t, struct str row)
 {
-	static const int width[] = { 32, 5, 5, 8, 7, 21, 6, 200 };
-	int left = t->columns;
+	static const int column[] = { 1, 32, 38, 44, 52, 59, 81, 87 };
 	struct str field;
 
-	if (str_begins(row, STR("/services/")))
-		row = (struct str){ row.p + 10, row.n - 10 };
-	for (size_t i = 0; i < COUNT(width) && left > 0 &&
-	    text_cut(&field, &row, '\t'); i++) {
-		top_draw_text(field, width[i] < left ? width[i] : left);
-		left -= width[i];
-		if (left-- > 0)
-			putchar(' ');
-	}
-	fputs("\033[K\n", stdout);
+	for (size_t i = 0; i < COUNT(column) && column[i] <= t->columns &&
+	    split_next(&row, '\t', &field); i++)
+		printf("\033[%dG\033[K%.*s", column[i], (int)field.n, field.p);
+	putchar('\n');
 }
 
 static void
-top_draw(const struct top *t, struct str rows)
+top_rows(const struct top *t, struct str rows)
 {
+	static const char skip[] = "/services/";
 	struct str row;
 
-	top_draw_counters(t);
 	fputs("\033[K\n\033[7m", stdout);
-	top_draw_row(t, STR("SOCKET\tSTATE\tMSGS\tBYTES\tAGE\tPEER\tDROPS\t"
-	    "TAGS"));
+	top_row(t, STR("SOCKET\tSTATE\tMSGS\tBYTES\tAGE\tPEER\tDROPS\tTAGS"));
 	fputs("\033[m", stdout);
-	for (int i = 6; i < t->rows && text_cut(&row, &rows, '\n');
-	    i++)
-		top_draw_row(t, row);
-	fputs("\033[J", stdout);
+	for (int i = 6; i < t->rows && split_next(&rows, '\n', &row); i++)
+		top_row(t, str_begins(row, STR(skip)) ?
+		    text_from(row, sizeof skip - 1) : row);
+}
+
+static int
+top_ask(struct client *c, const char *verb)
+{
+	c->verb = verb;
+	return client_head(c) || client_target(c) || client_ask(c);
 }
 
 /* One look.  What fails is said in the first line, which is kept empty for
@@ -13382,25 +12768,28 @@ top_draw(const struct top *t, struct str rows)
 static void
 top_turn(struct top *t, struct client *c)
 {
+	struct winsize w = { .ws_row = 0 };
+	int status;
+
 	fputs("\033[H\033[K", stdout);
 	fflush(stdout);
-	top_measure(t);
+	ioctl(STDOUT_FILENO, TIOCGWINSZ, &w);
+	t->rows = w.ws_row > 0 ? w.ws_row : 24;
+	t->columns = w.ws_col > 0 ? w.ws_col : 80;
 	c->deadline_ms = sys_clock_ms(CLOCK_MONOTONIC) + c->limit_ms;
-	c->verb = "stats";
-	client_head(c);
-	if (client_ask(c) == 0) {
-		top_read(t, c->reply.body);
-		c->verb = "list";
-		client_head(c);
-		if (client_ask(c) == 0) {
-			top_draw(t, c->reply.body);
-			return;
-		}
+	status = top_ask(c, "stats");
+	if (status == 0) {
+		top_counters(t, c->reply.body);
+		status = top_ask(c, "list");
+	}
+	if (status == 0) {
+		top_rows(t, c->reply.body);
+	} else {
+		t->known = false;
+		close(c->fd);
+		c->fd = -1;
 	}
 	fputs("\033[J", stdout);
-	if (c->fd >= 0)
-		close(c->fd);
-	c->fd = -1;
 }
 
 static int
@@ -13408,13 +12797,13 @@ client_top_verb(int argc, char **argv)
 {
 	struct pollfd key = { .fd = STDIN_FILENO, .events = POLLIN };
 	struct client c;
-	struct top t = { .rows = 24 };
+	struct top t = { .known = false };
 	char pressed = 0;
 
 	if (client_start(&c, "s:", argc, argv, 0, 0))
 		return CLIENT_USAGE;
 	if (!top_enter())
-		return client_wrong(&c, "it needs a terminal; `wspush stats` "
+		return client_wrong("it needs a terminal; `wspush stats` "
 		    "and `wspush list` do not");
 	while (pressed != 'q') {
 		top_turn(&t, &c);
@@ -13435,26 +12824,22 @@ client_top_verb(int argc, char **argv)
 #define WSP_BEARSSL "0.6" /* bearssl.h does not say */
 #endif
 
-struct command {
-	const char *name;
-	int (*run)(int argc, char **argv);
-	const char *what;  /* for the list of verbs */
-	const char *usage; /* null: the verb knows --help itself */
-	const char *more;  /* below the usage in `wspush help VERB` */
-};
-
 static int main_help(int argc, char **argv);
 static int main_version(int argc, char **argv);
 
-/* What most verbs say below their usage. */
-#define MAIN_SOCKET \
-	"  -s PATH  the server's push socket (default: $WSPUSH_SOCKET, or\n" \
-	"           " WSP_PUSH_PATH ")\n"
+#define MAIN_SOCKET "[-s PATH]"
 
-static const struct command main_commands[] = {
-	{ "serve", serve_command, "run the server", NULL, NULL },
+static const struct command {
+	const char *name;
+	int (*run)(int argc, char **argv);
+	const char *what;    /* for the list of verbs */
+	const char *usage;   /* null: the verb knows --help itself */
+	const char *more;    /* below the usage in `wspush help VERB` */
+	const char *example; /* its arguments */
+} main_commands[] = {
+	{ "serve", serve_command, "run the server", NULL, NULL, NULL },
 	{ "send", client_send_verb, "push a message to the sockets of a target",
-	    "[-s PATH] [-k text|json|binary] [-t TTL] [-K KEY] [-r]\n"
+	    MAIN_SOCKET " [-k text|json|binary] [-t TTL] [-K KEY] [-r]\n"
 	    "                   [-w SECONDS] TARGET [MESSAGE]",
 	    "Queues MESSAGE, or the whole of standard input, on every socket "
 	    "that TARGET\nselects ('*', a socket id, '/services/NAME', '$tag', "
@@ -13464,59 +12849,43 @@ static const struct command main_commands[] = {
 	    "  -t TTL   forget it if it is not written within TTL seconds\n"
 	    "  -K KEY   replace unsent messages that have the same key\n"
 	    "  -r       retain it for sockets that come later\n"
-	    "  -w SECS  wait until the browsers have it\n" MAIN_SOCKET "\n"
+	    "  -w SECS  wait until the browsers have it\n\n"
 	    "Exit status: 0 queued (-w: acknowledged by all), 1 refused, "
 	    "2 wrong usage,\n3 no server or no answer, 4 no socket matched, "
-	    "5 -w: not acknowledged by all.\n\n"
-	    "Example: wspush send -w 5 '$group_id:10002' \"$(uptime)\"\n" },
+	    "5 -w: not acknowledged by all.\n",
+	    "-w 5 '$group_id:10002' \"$(uptime)\"" },
 	{ "list", client_list_verb, "list sockets",
-	    "[-s PATH] [-j] [TARGET]",
-	    "One line a socket, tab-separated: id, open or away, messages and "
-	    "bytes queued,\nage in seconds, peer or -, drops, tags.\n\n"
-	    "  -j       as one JSON array\n" MAIN_SOCKET "\n"
-	    "Example: wspush list '=away' | cut -f1,3\n" },
+	    MAIN_SOCKET " [-j] [TARGET]",
+	    "One line a socket, tab-separated (-j: one JSON array): id, open "
+	    "or away,\nmessages and bytes queued, age in seconds, peer or -, "
+	    "drops, tags.\n", "'=away' | cut -f1,3" },
 	{ "tag", client_tag_verb, "change the tags of sockets",
-	    "[-s PATH] [-R] TARGET [name:value | -name] ...",
+	    MAIN_SOCKET " [-R] TARGET [name:value | -name] ...",
 	    "Sets name to value, or removes name, on every selected socket or, "
-	    "if one of\nthem refuses, on none.\n\n"
-	    "  -R       first drop what was set by earlier `wspush tag`\n"
-	    MAIN_SOCKET "\n"
-	    "Example: wspush tag /services/main_ws_service-s-123 floor:2 "
-	    "-guest\n" },
+	    "if one of\nthem refuses, on none.  -R first drops what was set "
+	    "by earlier `wspush tag`.\n",
+	    "/services/main_ws_service-s-123 floor:2 -guest" },
 	{ "close", client_close_verb, "close sockets and forget them",
-	    "[-s PATH] [-c CODE] TARGET [REASON]",
-	    "Sends Close, ends the connections, drops the queues.\n\n"
-	    "  -c CODE  close code, 1000 by default\n" MAIN_SOCKET "\n"
-	    "Example: wspush close -c 4000 '$group_id:10002' 'bye'\n" },
+	    MAIN_SOCKET " [-c CODE] TARGET [REASON]",
+	    "Sends Close (code 1000 unless -c), ends the connections, drops "
+	    "the queues.\n", "-c 4000 '$group_id:10002' 'bye'" },
 	{ "abort", client_abort_verb, "cut connections, keep the sockets",
-	    "[-s PATH] TARGET",
+	    MAIN_SOCKET " TARGET",
 	    "Cuts without a Close frame.  Stateful sockets stay, away, with "
-	    "their queue.\n\n"
-	    MAIN_SOCKET "\n"
-	    "Example: wspush abort '*'\n" },
+	    "their queue.\n", "'*'" },
 	{ "stats", client_stats_verb, "print counters and limits",
-	    "[-s PATH] [-j]",
-	    "One `name value` a line.\n\n"
-	    "  -j       as one JSON object\n" MAIN_SOCKET "\n"
-	    "Example: wspush stats | grep ^dropped\n" },
+	    MAIN_SOCKET " [-j]",
+	    "One `name value` a line (-j: one JSON object).\n",
+	    "| grep ^dropped" },
 	{ "watch", client_watch_verb, "print events as they happen",
-	    "[-s PATH] [TARGET]",
+	    MAIN_SOCKET " [TARGET]",
 	    "One event a line, until it is stopped: `open ID`, `close ID "
 	    "CODE`, `forget ID`,\n`drop ID N`.  It outlives a restart of the "
-	    "server.\n\n"
-	    MAIN_SOCKET "\n"
-	    "Example: wspush watch | while read event id rest; do ...; "
-	    "done\n" },
+	    "server.\n", "| while read event id rest; do ...; done" },
 	{ "top", client_top_verb, "watch sockets and rates in a terminal",
-	    "[-s PATH]",
-	    "Drawn anew every second; q or ^C ends it.\n\n"
-	    MAIN_SOCKET "\n"
-	    "Example: wspush top\n" },
+	    MAIN_SOCKET, "Drawn anew every second; q or ^C ends it.\n", "" },
 	{ "ping", client_ping_verb, "ask whether the server answers",
-	    "[-s PATH]",
-	    "Prints `ok`.\n\n"
-	    MAIN_SOCKET "\n"
-	    "Example: until wspush ping; do sleep 1; done\n" },
+	    MAIN_SOCKET, "Prints `ok`.\n", "&& echo up" },
 	{ "cert", tls_cert_command, "make a self-signed certificate",
 	    "[-f] [-d DAYS] [--state DIR] [NAME|ADDRESS]...",
 	    "Makes cert.pem and key.pem for the host's own names and "
@@ -13524,28 +12893,11 @@ static const struct command main_commands[] = {
 	    "given.  What is there stays without -f.\n\n"
 	    "  -f           replace it\n"
 	    "  -d DAYS      how long it is good, 825 by default\n"
-	    "  --state DIR  where, " WSP_STATE_DIR " by default\n\n"
-	    "Example: wspush cert -f router.lan 192.168.1.1\n" },
-	{ "version", main_version, "print the version", "", "" },
-	{ "help", main_help, "explain a verb", "[VERB]", "" },
+	    "  --state DIR  where, " WSP_STATE_DIR " by default\n",
+	    "-f router.lan 192.168.1.1" },
+	{ "version", main_version, "print the version", "", "", "" },
+	{ "help", main_help, "explain a verb", "[VERB]", "", "" },
 };
-
-static const struct command *
-main_find(const char *name)
-{
-	for (size_t i = 0; i < COUNT(main_commands); i++)
-		if (strcmp(main_commands[i].name, name) == 0)
-			return &main_commands[i];
-	return NULL;
-}
-
-static int
-main_unknown(const char *name)
-{
-	fprintf(stderr, "wspush: there is no verb '%s'; `wspush help` lists "
-	    "them\n", name);
-	return CLIENT_USAGE;
-}
 
 static void
 main_print_usage(const struct command *v, FILE *to)
@@ -13554,7 +12906,21 @@ main_print_usage(const struct command *v, FILE *to)
 	    v->usage);
 }
 
-static void
+static int
+main_explain(const struct command *v)
+{
+	main_print_usage(v, stdout);
+	if (!*v->more)
+		return CLIENT_DONE;
+	printf("\n%s\n", v->more);
+	if (strncmp(v->usage, MAIN_SOCKET, strlen(MAIN_SOCKET)) == 0)
+		puts("  -s PATH  the server's push socket (default: "
+		    "$WSPUSH_SOCKET, or\n           " WSP_PUSH_PATH ")\n");
+	printf("Example: wspush %s %s\n", v->name, v->example);
+	return CLIENT_DONE;
+}
+
+static int
 main_print_all(FILE *to)
 {
 	fputs("usage: wspush VERB [options] ...\n\n", to);
@@ -13562,64 +12928,39 @@ main_print_all(FILE *to)
 		fprintf(to, "  %-8s %s\n", main_commands[i].name,
 		    main_commands[i].what);
 	fputs("\n`wspush help VERB` explains one.\n", to);
-}
-
-static int
-main_explain(const struct command *v)
-{
-	char name[16], help[] = "--help";
-	char *argv[] = { name, help, NULL };
-
-	if (!v->usage) {
-		snprintf(name, sizeof name, "%s", v->name);
-		return v->run(2, argv);
-	}
-	main_print_usage(v, stdout);
-	if (*v->more)
-		printf("\n%s", v->more);
-	return CLIENT_DONE;
-}
-
-static int
-main_help(int argc, char **argv)
-{
-	const struct command *v;
-
-	if (argc < 2) {
-		main_print_all(stdout);
-		return CLIENT_DONE;
-	}
-	v = main_find(argv[1]);
-	return v ? main_explain(v) : main_unknown(argv[1]);
+	return to == stdout ? CLIENT_DONE : CLIENT_USAGE;
 }
 
 static int
 main_version(int argc, char **argv)
 {
-	(void)argc;
-	(void)argv;
+	if (argc > 1)
+		return client_say(CLIENT_USAGE, "too many arguments at '%s'",
+		    argv[1]);
 	puts("wspush " WSP_VERSION " (BearSSL " WSP_BEARSSL ", TLS 1.2)");
 	return CLIENT_DONE;
 }
 
-/* A closed standard stream becomes one that fails, so that no socket takes its
- * number and is printed into. */
-static void
-main_open_streams(void)
+static bool
+main_is(const char *arg, const char *word, const char *letter)
 {
-	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
-		if (fcntl(fd, F_GETFD) < 0)
-			(void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY :
-			    O_RDONLY);
+	return strcmp(arg, word) == 0 || strcmp(arg, letter) == 0;
 }
 
+/* Runs the verb that argv[0] names. */
 static int
-main_run(const struct command *v, int argc, char **argv)
+main_run(int argc, char **argv)
 {
+	const struct command *v = main_commands;
+	const struct command *end = v + COUNT(main_commands);
 	int status;
 
-	if (v->usage && argc > 1 && (strcmp(argv[1], "--help") == 0 ||
-	    strcmp(argv[1], "-h") == 0))
+	while (v < end && strcmp(v->name, argv[0]) != 0)
+		v++;
+	if (v == end)
+		return client_say(CLIENT_USAGE, "there is no verb '%s'; "
+		    "`wspush help` lists them", argv[0]);
+	if (v->usage && argc > 1 && main_is(argv[1], "--help", "-h"))
 		return main_explain(v);
 	status = v->run(argc, argv);
 	if (status == CLIENT_USAGE && v->usage && v->run != main_help &&
@@ -13628,24 +12969,35 @@ main_run(const struct command *v, int argc, char **argv)
 	return status;
 }
 
+/* `wspush help VERB` is `wspush VERB --help`. */
+static int
+main_help(int argc, char **argv)
+{
+	char help[] = "--help";
+	char *verb[] = { argv[1], help, NULL };
+
+	return argc < 2 ? main_print_all(stdout) : main_run(2, verb);
+}
+
 int
 main(int argc, char **argv)
 {
-	const struct command *v;
-	const char *name = argc > 1 ? argv[1] : "";
+	char help[] = "help", version[] = "version";
 	int status;
 
-	main_open_streams();
-	if (argc < 2) {
-		main_print_all(stderr);
-		return CLIENT_USAGE;
-	}
-	if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
-		name = "help";
-	if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0)
-		name = "version";
-	v = main_find(name);
-	status = v ? main_run(v, argc - 1, argv + 1) : main_unknown(name);
+	/* A closed standard stream becomes one that fails, so that no socket
+	 * takes its number and is printed into. */
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			(void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY :
+			    O_RDONLY);
+	if (argc < 2)
+		return main_print_all(stderr);
+	if (main_is(argv[1], "--help", "-h"))
+		argv[1] = help;
+	if (main_is(argv[1], "--version", "-V"))
+		argv[1] = version;
+	status = main_run(argc - 1, argv + 1);
 	/* A full disk or a closed pipe: what we had to say is lost. */
 	if ((fflush(stdout) != 0 || ferror(stdout)) && status == CLIENT_DONE)
 		status = CLIENT_REFUSED;

@@ -68,7 +68,9 @@ end_frame(struct reader *r)
 		}
 	} else if (r->f.opcode < FRAME_CLOSE && r->f.fin) {
 		tell(r, "length ", r->m.length);
-		v = message_end(&r->m);
+		if (r->m.opcode == FRAME_TEXT && r->m.utf8 != UTF8_START)
+			v = -WSP_CLOSE_BAD_TEXT;
+		r->m = (struct message_in){ 0 };
 	}
 	if (v < 0)
 		fail(r, v);
@@ -82,7 +84,8 @@ begin_frame(struct reader *r)
 	r->left = r->f.length;
 	r->control_n = 0;
 	tell(r, "frame ", r->f.opcode);
-	message_begin(&r->m, &r->f);
+	if (r->f.opcode == FRAME_TEXT || r->f.opcode == FRAME_BINARY)
+		r->m.opcode = r->f.opcode;
 }
 
 /* Up to n bytes of payload; returns how many. */
@@ -108,7 +111,11 @@ payload(struct reader *r, const u8 *p, size_t n)
 		memcpy(r->control + r->control_n, plain, n);
 		r->control_n += n;
 	} else {
-		v = message_data(&r->m, plain, n);
+		r->m.length += (u32)n;
+		if (r->m.opcode == FRAME_TEXT)
+			r->m.utf8 = utf8_run(r->m.utf8, plain, n);
+		if (r->m.utf8 == UTF8_BAD)
+			v = -WSP_CLOSE_BAD_TEXT;
 		if (r->m.length > MAX_MESSAGE)
 			abort();
 	}

@@ -66,7 +66,7 @@ play(const char *const *scripts)
 }
 
 static pid_t
-serve(const char *const *scripts)
+start_server(const char *const *scripts)
 {
 	pid_t pid = fork();
 
@@ -147,7 +147,7 @@ run(const char *const *args)
 static int
 run_against(const char *const *scripts, const char *const *args)
 {
-	pid_t pid = serve(scripts);
+	pid_t pid = start_server(scripts);
 	ssize_t n;
 
 	run(args);
@@ -185,8 +185,8 @@ every_option_of_send_has_its_word(void **state)
 	assert_int_equal(AGAINST(ANSWERS("ok 1@\n\facked 1 of 1@\n"), "send",
 	    "-k", "json", "-t", "007", "-rK", "k", "-w5", "$a:1 =open",
 	    "{}"), 0);
-	assert_string_equal(sent(), "send kind=json key=k retain=1 ttl=7 ack=5 "
-	    "$a:1 =open\n{}");
+	assert_string_equal(sent(), "send kind=json ttl=007 ack=5 key=k "
+	    "retain=1 $a:1 =open\n{}");
 }
 
 static void
@@ -316,7 +316,7 @@ wrong_usage_names_the_fault_and_shows_the_usage(void **state)
 		{ { "send", "", "a" }, "TARGET is empty" },
 		{ { "send", " ", "a" }, "TARGET is empty" },
 		{ { "send", "ttl=1 *", "a" }, "TARGET must begin" },
-		{ { "send", "*\nx", "a" }, "must not hold a line break" },
+		{ { "send", "*\nx", "a" }, "and be one line" },
 		{ { "tag" }, "TARGET is missing" },
 		{ { "tag", "*" }, "which tags?" },
 		{ { "tag", "*", "a:b\n-c" }, "must not hold a line break" },
@@ -578,7 +578,7 @@ static void
 watch_prints_events_and_ends_well_when_told(void **state)
 {
 	char verb[] = "watch", *argv[] = { verb, verb, NULL }, line[256];
-	pid_t server = serve(ANSWERS("open /a\fok 1@\n\fclose /a 1006\n"));
+	pid_t server = start_server(ANSWERS("open /a\fok 1@\n\fclose /a 1006\n"));
 	int fd[2], how;
 	size_t n = 0;
 	pid_t pid;

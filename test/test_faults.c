@@ -434,6 +434,12 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 	return -EROFS;
 }
 
+/* What happened in all games, to show that they were worth playing. */
+static struct {
+	u64 turns, answers, closes, pings;
+	struct counters server;
+} seen;
+
 /*
  * ---- What was pushed to whom
  *
@@ -464,7 +470,8 @@ struct player {
 	enum stage stage;
 	int fd;              /* -1: not accepted, or cut */
 	bool tls, ready;     /* ready: its keys are in place */
-	bool echo, deaf, broken, finned;
+	bool echo, deaf, broken;
+	bool garbled;        /* says anything, and is owed nothing */
 	int id;              /* -1: volatile */
 	struct record_keys keys;
 	struct pipe tx;      /* plain bytes that it will say */
@@ -632,6 +639,7 @@ player_connect(struct player *c, int id)
 	c->tls = once_in(2);
 	c->echo = id < 0 && once_in(2);
 	c->deaf = kernel.faults && once_in(4);
+	c->garbled = kernel.faults && !c->echo && once_in(8);
 	if (id < 0) {
 		session_of(c)->n = session_of(c)->most = 0;
 	}
@@ -729,6 +737,27 @@ player_leave(struct player *c)
 	c->broken = true;
 }
 
+/* Frames of any kind and rubbish, which may be right by chance. */
+static void
+player_garble(struct player *c)
+{
+	static const u8 firsts[] = { 0x80, 0x00, 0x81, 0x01, 0x82, 0x02, 0x88,
+		0x89, 0x8a };
+	u8 text[400];
+	size_t n = dice(sizeof text);
+
+	if (c->tx.n > PIPE / 2)
+		return;
+	sys_random(text, sizeof text);
+	if (once_in(2))
+		memset(text, 'x', sizeof text);
+	if (once_in(10))
+		player_say(c, text, n);
+	else
+		player_frame(c, firsts[dice(COUNT(firsts))], text,
+		    once_in(2) ? n : n % 126);
+}
+
 /* Moves what the client says into the kernel, in any pieces. */
 static void
 player_write(struct player *c)
@@ -785,7 +814,7 @@ player_got_data(struct player *c, u8 opcode, const u8 *p, size_t n)
 {
 	bool pushed = false;
 
-	for (size_t i = 0; i < n;)
+	for (size_t i = 0; i < n && opcode != FRAME_PONG;)
 		if (p[i] == '#') {
 			i += player_message(c, p + i, n - i);
 			pushed = true;
@@ -795,12 +824,13 @@ player_got_data(struct player *c, u8 opcode, const u8 *p, size_t n)
 	if (pushed && opcode == FRAME_TEXT && p[0] == '[')
 		CHECK(json_tokens(NULL, 0, (struct str){
 		    (const char *)p, n }) > 0);
-	if (!pushed) {
+	if (!pushed && !c->garbled) {
 		struct answer *a = &c->owed[c->owed_first % ANSWERS];
 
 		CHECK(c->owed_n > 0);
 		CHECK(a->opcode == opcode && a->n == n &&
 		    a->sum == sum_of(0, p, n));
+		seen.answers++;
 		c->owed_first++;
 		c->owed_n--;
 	}
@@ -814,10 +844,12 @@ player_got(struct player *c, u8 opcode, u8 *p, size_t n)
 	case FRAME_CLOSE:
 		CHECK(n == 0 || n >= 2);
 		c->closing = true;
+		seen.closes++;
 		player_leave(c);
 		break;
 	case FRAME_PING:
 		CHECK(n == 16);
+		seen.pings++;
 		if (!kernel.faults || !once_in(5))
 			player_frame(c, 0x80 | FRAME_PONG, p, n);
 		break;
@@ -918,7 +950,9 @@ player_step(struct player *c)
 		return;
 	}
 	if (c->stage == UP && !c->broken && !c->closing && kernel.faults) {
-		if (once_in(2))
+		if (c->garbled)
+			player_garble(c);
+		else if (once_in(2))
 			player_speak(c);
 		if (once_in(150))
 			player_err(c);
@@ -1204,6 +1238,28 @@ check_all(void)
 static void *arena[MEMORY_ROWS + 1];
 
 static void
+game_count(void)
+{
+	seen.turns += (u64)turn;
+#define X(name) seen.server.name += srv.queues.total.name;
+	COUNTERS(X)
+#undef X
+}
+
+static void
+say_what_was_seen(void)
+{
+	print_message("%llu turns, %llu answers, %llu Pings, %llu Closes\n",
+	    (unsigned long long)seen.turns, (unsigned long long)seen.answers,
+	    (unsigned long long)seen.pings, (unsigned long long)seen.closes);
+#define X(name)                                                               \
+	print_message("%llu " #name "\n",                                     \
+	    (unsigned long long)seen.server.name);
+	COUNTERS(X)
+#undef X
+}
+
+static void
 game_settings(void)
 {
 	serve_defaults();
@@ -1383,6 +1439,7 @@ game_end(void)
 	game_turn();
 	game_turn();
 	check_all();
+	game_count();
 	CHECK(srv.live == 0 && srv.sockets.count == 0);
 	CHECK(srv.queues.store.count == 0 && srv.queues.store.held == 0);
 	CHECK(srv.queues.waiters == 0);
@@ -1437,6 +1494,12 @@ whatever_the_kernel_does_nothing_is_lost_doubled_or_leaked(void **state)
 	tls_choose();
 	for (seed = first; seed < first + count; seed++)
 		game_play();
+	say_what_was_seen();
+	/* Without all of these a game proves little. */
+	assert_true(count < 100 || (seen.server.delivered > 0 &&
+	    seen.server.acknowledged > 0 && seen.server.dropped > 0 &&
+	    seen.server.replaced > 0 && seen.server.expired > 0 &&
+	    seen.server.forgotten > 0 && seen.answers > 0));
 }
 
 int

@@ -256,17 +256,16 @@ a_target_falls_into_path_query_and_host(void **state)
 {
 	static const struct {
 		const char *target, *path, *query, *host;
-		bool has_query;
 	} row[] = {
-		{ "/", "/", "", "h", false },
-		{ "/?", "/", "", "h", true },
-		{ "/services/a?x=1?y", "/services/a", "x=1?y", "h", true },
-		{ "/a%2Fb", "/a%2Fb", "", "h", false },
-		{ "//x/y", "//x/y", "", "h", false },
-		{ "http://a.b", "/", "", "a.b", false },
-		{ "HTTPS://a.b:81/", "/", "", "a.b:81", false },
-		{ "ws://a.b?x", "/", "x", "a.b", true },
-		{ "wss://[::1]:9/p?x", "/p", "x", "[::1]:9", true },
+		{ "/", "/", "", "h" },
+		{ "/?", "/", "", "h" },
+		{ "/services/a?x=1?y", "/services/a", "x=1?y", "h" },
+		{ "/a%2Fb", "/a%2Fb", "", "h" },
+		{ "//x/y", "//x/y", "", "h" },
+		{ "http://a.b", "/", "", "a.b" },
+		{ "HTTPS://a.b:81/", "/", "", "a.b:81" },
+		{ "ws://a.b?x", "/", "x", "a.b" },
+		{ "wss://[::1]:9/p?x", "/p", "x", "[::1]:9" },
 	};
 
 	(void)state;
@@ -279,7 +278,6 @@ a_target_falls_into_path_query_and_host(void **state)
 		r = parse_good(text);
 		assert_true(str_is(r.path, row[i].path));
 		assert_true(str_is(r.query, row[i].query));
-		assert_int_equal(r.has_query, row[i].has_query);
 		assert_true(str_is(r.host, row[i].host));
 		assert_true(r.has_host);
 	}
@@ -363,7 +361,7 @@ check_upgrade(const char *text, int want, const char *header)
 static void
 what_is_no_handshake_is_answered_426_or_400_in_this_order(void **state)
 {
-	static const char *const bad_version[] = { "", "12", "14", "1", "013x",
+	static const char *const bad_version[] = { "", "12", "14", "1", "013",
 		"13, 8", "", "-13", "256", "13 13", "4294967309" };
 
 	(void)state;

@@ -191,20 +191,20 @@ limits_of_options_are_exact(void **state)
 
 	accepted(&r, "send ttl=0 *");
 	accepted(&r, "send ttl=999999999 *");
-	refused("send ttl=1000000000 *", REFUSED_BAD_OPTION, "option ttl");
-	refused("send ttl=-1 *", REFUSED_BAD_OPTION, "option ttl");
-	refused("send ttl= *", REFUSED_BAD_OPTION, "option ttl");
-	refused("send ack=0 *", REFUSED_BAD_OPTION, "option ack");
+	refused("send ttl=1000000000 *", REFUSED_BAD_OPTION, "ttl takes");
+	refused("send ttl=-1 *", REFUSED_BAD_OPTION, "ttl takes");
+	refused("send ttl= *", REFUSED_BAD_OPTION, "ttl takes");
+	refused("send ack=0 *", REFUSED_BAD_OPTION, "ack takes");
 	accepted(&r, "send ack=1 *");
 	accepted(&r, "send ack=3600 *");
-	refused("send ack=3601 *", REFUSED_BAD_OPTION, "option ack");
-	refused("send retain=0 *", REFUSED_BAD_OPTION, "option retain");
-	refused("tag replace=yes *", REFUSED_BAD_OPTION, "option replace");
+	refused("send ack=3601 *", REFUSED_BAD_OPTION, "ack takes");
+	refused("send retain=0 *", REFUSED_BAD_OPTION, "retain takes");
+	refused("tag replace=yes *", REFUSED_BAD_OPTION, "replace takes");
 	refused("send kind=xml *", REFUSED_BAD_OPTION, "text, json or binary");
-	refused("send kind= *", REFUSED_BAD_OPTION, "option kind");
-	refused("list format=xml", REFUSED_BAD_OPTION, "option format");
-	refused("list from=x1", REFUSED_BAD_OPTION, "option from");
-	refused("list from=", REFUSED_BAD_OPTION, "option from");
+	refused("send kind= *", REFUSED_BAD_OPTION, "kind takes");
+	refused("list format=xml", REFUSED_BAD_OPTION, "format takes");
+	refused("list from=x1", REFUSED_BAD_OPTION, "from takes");
+	refused("list from=", REFUSED_BAD_OPTION, "from takes");
 	for (size_t n = 63; n <= 65; n++) {
 		memset(word, 'k', n);
 		word[n] = '\0';
@@ -216,10 +216,10 @@ limits_of_options_are_exact(void **state)
 		                                         : REFUSED_BAD_OPTION);
 		assert_int_equal(r.ref.n, n <= 64 ? n : 0);
 	}
-	refused("send key= *", REFUSED_BAD_OPTION, "option key");
-	refused("send ref= *", REFUSED_BAD_OPTION, "option ref");
-	refused("send ref=a\x01 *", REFUSED_BAD_OPTION, "option ref");
-	refused("send ref=\xff *", REFUSED_BAD_OPTION, "option ref");
+	refused("send key= *", REFUSED_BAD_OPTION, "key takes");
+	refused("send ref= *", REFUSED_BAD_OPTION, "ref takes");
+	refused("send ref=a\x01 *", REFUSED_BAD_OPTION, "ref takes");
+	refused("send ref=\xff *", REFUSED_BAD_OPTION, "ref takes");
 }
 
 static void
@@ -233,7 +233,7 @@ a_close_code_that_may_not_be_sent_is_a_bad_option(void **state)
 
 	for (size_t i = 0; i < COUNT(bad); i++) {
 		snprintf(text, sizeof text, "close code=%s *", bad[i]);
-		refused(text, REFUSED_BAD_OPTION, "option code");
+		refused(text, REFUSED_BAD_OPTION, "code takes");
 		assert_int_equal(parse(&r, text), REFUSED_BAD_OPTION);
 		assert_int_equal(r.code, 1000);
 	}
@@ -447,7 +447,7 @@ a_message_may_be_as_long_as_the_limit(void **state)
 	assert_int_equal(parse_full(&r, "send *\nhel", 10, 12), REFUSED_NOT);
 	assert_int_equal(r.body_full, 5);
 	assert_int_equal(request_body(&r, 4), REFUSED_TOO_BIG);
-	assert_non_null(strstr(r.why, "5 bytes and may have 4"));
+	assert_non_null(strstr(r.why, "--max-message"));
 }
 
 static void
@@ -486,7 +486,7 @@ a_close_reason_is_utf8_of_at_most_123_bytes(void **state)
 	}
 	accepted(&r, "close *\n\xe2\x82");
 	assert_int_equal(request_body(&r, 65536), REFUSED_BAD_UTF8);
-	assert_non_null(strstr(r.why, "reason"));
+	assert_non_null(strstr(r.why, "UTF-8"));
 }
 
 static void

@@ -97,13 +97,16 @@ a_list_is_cut_into_its_pieces(void **state)
 	struct str rest = exact("a,,bc,", 6), all = rest, piece;
 
 	(void)state;
-	assert_true(text_cut(&piece, &rest, ','));
+	assert_true(split_next(&rest, ',', &piece));
 	assert_true(str_is(piece, "a"));
-	assert_true(text_cut(&piece, &rest, ','));
+	assert_true(split_next(&rest, ',', &piece));
 	assert_true(str_is(piece, ""));
-	assert_true(text_cut(&piece, &rest, ','));
+	assert_true(split_next(&rest, ',', &piece));
 	assert_true(str_is(piece, "bc"));
-	assert_false(text_cut(&piece, &rest, ','));
+	assert_true(split_next(&rest, ',', &piece));
+	assert_true(str_is(piece, ""));
+	assert_null(rest.p);
+	assert_false(split_next(&rest, ',', &piece));
 	drop(all);
 }
 
