@@ -7,8 +7,10 @@
 # For a packager: CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS are yours, what we
 # need stands in variables of our own.  BEARSSL=DIR takes BearSSL from a
 # directory with include/ or inc/ and lib/ or build/; BEARSSL_LIBS overrides
-# how it is linked.  PREFIX and DESTDIR as everywhere.
+# how it is linked; OUT=FILE is another place for the program.  PREFIX and
+# DESTDIR as everywhere.
 
+OUT = build/wspush
 CFLAGS ?= -O2 -g
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 20
@@ -39,10 +41,11 @@ PROGRAM = -DWSP_PAGE='"build/page.h"' -DWSP_BUILD_DATE=$(BUILD_DATE)
 COMPILE = $(CC) $(WSP_CPPFLAGS) $(CPPFLAGS) $(WSP_CFLAGS) $(CFLAGS)
 LINK = $(LDFLAGS) $(BEARSSL_LIBS) $(LDLIBS)
 
-all: build/wspush ## build/wspush (the default)
+all: $(OUT) ## build/wspush (the default)
 
-build/wspush: wspush.c wspush.h build/page.h Makefile
+$(OUT): wspush.c wspush.h build/page.h Makefile
 	@$(need_bearssl)
+	@mkdir -p $(@D)
 	$(COMPILE) $(PROGRAM) -o $@ wspush.c $(LINK)
 
 # The test page as a list of numbers, without its indentation.
@@ -64,13 +67,23 @@ run: ## build, then serve the test page on https://localhost:8443
 	@tools/run
 
 install: all ## install into $(DESTDIR)$(PREFIX)
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include
-	install -m 755 build/wspush $(DESTDIR)$(PREFIX)/bin/wspush
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include \
+	    $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 755 $(OUT) $(DESTDIR)$(PREFIX)/bin/wspush
 	install -m 644 wspush.h $(DESTDIR)$(PREFIX)/include/wspush.h
+	install -m 644 tools/wspush.1 \
+	    $(DESTDIR)$(PREFIX)/share/man/man1/wspush.1
 
 uninstall: ## remove what install put there
 	rm -f $(DESTDIR)$(PREFIX)/bin/wspush
 	rm -f $(DESTDIR)$(PREFIX)/include/wspush.h
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/wspush.1
+
+# ----- other machines: tools/cross fetches and builds
+
+cross: ## programs for ARM, AArch64, MIPS and x86-64; prints their sizes
+	@tools/packages build cross
+	@tools/cross
 
 clean: ## remove build/
 	rm -rf build
@@ -86,8 +99,10 @@ fuzz: ## each fuzzer for FUZZ_SECONDS (20)
 	@tools/packages build test
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) /usr/bin/python3 tools/test-run fuzz
 
-test-arm: ## the unit tests on 32-bit ARM, under qemu
-	@tools/packages build test arm
+test-arm: ## unit tests on ARM and AArch64 under qemu, and the main story
+	@tools/packages build test cross
+	@tools/cross -f armhf arm64
+	@tools/cross armhf
 	@/usr/bin/python3 tools/test-run arm
 
 TEST_DEPENDS = wspush.c wspush.h Makefile $(wildcard test/*.h)
@@ -108,7 +123,17 @@ build/asan/%: test/%.c $(TEST_DEPENDS)
 build/arm/%: test/%.c $(TEST_DEPENDS)
 	@mkdir -p $(@D)
 	arm-linux-gnueabihf-gcc $(TEST_CFLAGS) -O2 -g -o $@ $< \
-	    -lcmocka -lbearssl
+	    $(call OF_CROSS,armhf)
+
+build/aarch64/%: test/%.c $(TEST_DEPENDS)
+	@mkdir -p $(@D)
+	aarch64-linux-gnu-gcc $(TEST_CFLAGS) -O2 -g -o $@ $< \
+	    $(call OF_CROSS,arm64)
+
+# Debian's cmocka is shared only; the tests find it where it was unpacked.
+OF_CROSS = -isystem build/cross/$(1)/bearssl/include \
+	-Lbuild/cross/$(1)/bearssl/lib -lcmocka -l:libbearssl.a \
+	-Wl,-rpath,$(CURDIR)/build/cross/$(1)/bearssl/lib
 
 build/fuzz/%: test/%.c $(TEST_DEPENDS)
 	@mkdir -p $(@D)
@@ -158,7 +183,7 @@ lint: ## what clang-tidy and shellcheck think
 	@tools/packages lint
 	clang-tidy --quiet --config-file=tools/clang-tidy wspush.c -- \
 	    $(WSP_CPPFLAGS) $(WSP_CFLAGS)
-	shellcheck tools/packages tools/run .ci/run
+	shellcheck tools/packages tools/run tools/cross .ci/run
 
 rooms: ## the rooms of wspush.c: lines, functions, calls upward
 	@tools/packages lint
@@ -167,6 +192,6 @@ rooms: ## the rooms of wspush.c: lines, functions, calls upward
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 12
 
-.PHONY: all run install uninstall clean test fuzz test-arm silent-checks \
-	fmt lint rooms help
+.PHONY: all run install uninstall clean cross test fuzz test-arm \
+	silent-checks fmt lint rooms help
 .DELETE_ON_ERROR:

@@ -4069,6 +4069,18 @@ tags_from_id(struct tags *t, struct sock *s, u32 sock)
 		    (size_t)(name.p - id.p));
 }
 
+/* The tag of a socket, which has some, that gives way first. */
+static u32
+tag_weakest(const struct tags *t, const struct sock *s)
+{
+	u32 weakest = s->tags;
+
+	for (u32 i = s->tags; i != NONE; i = t->row[i].next)
+		if (t->row[i].origin > t->row[weakest].origin)
+			weakest = i;
+	return weakest;
+}
+
 static void
 tags_clear(struct tags *t, struct sock *s)
 {
@@ -4628,6 +4640,623 @@ record_self_test(const struct record_aead *a)
 	return good;
 }
 
+/* ----- 14. Tokens --------------------------------------------------------
+ *
+ * JSON Web Tokens (RFC 7519) in the one form that we take: three parts in
+ * base64url, signed with HS256 or ES256.  A key has its algorithm from its
+ * file, and a token that names another one is refused before anything is
+ * computed.  What costs nothing is checked before the signature; whether the
+ * token is for this service and this id only behind it, so that a forged
+ * token learns nothing.  Reasons are for the log: the client gets 401 or 403.
+ */
+
+/* A token's length in characters.  One more costs a byte of memory.  Ceiling:
+ * WSP_MAX_HTTP_HEAD, where it stands in. */
+#ifndef WSP_MAX_TOKEN
+#define WSP_MAX_TOKEN 6144
+#endif
+
+/* JSON values in a token's claims; one more costs 20 bytes. */
+#ifndef WSP_TOKEN_VALUES
+#define WSP_TOKEN_VALUES 256
+#endif
+
+#define TOKEN_SKEW      60 /* seconds that two clocks may differ */
+#define TOKEN_SECRET    32 /* bytes that HS256 needs (RFC 7518, 3.2) */
+#define TOKEN_POINT     65 /* bytes of a public key on P-256 */
+#define TOKEN_SIGNATURE 64 /* of the longer signature, ES256 */
+#define TOKEN_LATEST    INT64_C(1000000000000000)
+#define TOKEN_TEXT      256 /* bytes of an audience */
+#define TOKEN_ID        (WSP_MAX_ID + 1) /* of `sub`: an id, and a star */
+
+_Static_assert(WSP_MAX_TOKEN <= WSP_MAX_HTTP_HEAD, "a token fits a request");
+
+enum token_alg { TOKEN_HS256, TOKEN_ES256 };
+
+static const char *const token_alg_name[] = { "HS256", "ES256" };
+
+struct token_key {
+	enum token_alg alg;
+	bool mints;                /* false: a public key */
+	br_hmac_key_context hmac;  /* HS256 */
+	u8 point[TOKEN_POINT];     /* ES256: the public key */
+	u8 secret[32];             /* ES256: the private one */
+};
+
+struct token_tag {
+	u8 name_n, value_n;
+	char name[WSP_MAX_TAG_NAME], value[WSP_MAX_TAG_VALUE];
+};
+
+/* A token that was read. */
+struct token {
+	int64_t expires;           /* `exp`, seconds since 1970 */
+	struct str claims;         /* the JSON, in `room` */
+	size_t tags;
+	struct token_tag tag[WSP_MAX_TAGS];
+	struct json_token value[WSP_TOKEN_VALUES];
+	char room[WSP_MAX_TOKEN];
+};
+
+/* What a token is asked to be good for. */
+struct token_use {
+	struct str audience; /* empty: `aud` is not looked at */
+	struct str service;  /* empty: for any */
+	struct str id;       /* stateful; empty: volatile */
+	int64_t now;         /* seconds since 1970 */
+};
+
+/*
+ * ---- Keys
+ */
+
+static void
+token_key_hs256(struct token_key *k, const void *secret, size_t n)
+{
+	*k = (struct token_key){ .alg = TOKEN_HS256, .mints = true };
+	br_hmac_key_init(&k->hmac, &br_sha256_vtable, secret, n);
+}
+
+/* False: the point is not on the curve. */
+static bool
+token_key_es256(struct token_key *k, const u8 *point)
+{
+	static const u8 one[] = { 1 };
+	u8 same[TOKEN_POINT];
+
+	*k = (struct token_key){ .alg = TOKEN_ES256 };
+	memcpy(k->point, point, TOKEN_POINT);
+	memcpy(same, point, TOKEN_POINT);
+	return br_ec_p256_m31.mul(same, sizeof same, one, sizeof one,
+	    BR_EC_secp256r1) == 1;
+}
+
+static br_ec_private_key
+token_private_key(const struct token_key *k)
+{
+	/* BearSSL's key has no const, but only reads. */
+	return (br_ec_private_key){ BR_EC_secp256r1,
+		(unsigned char *)(uintptr_t)k->secret, sizeof k->secret };
+}
+
+/* A private key of n bytes, big-endian.  False: it is no number that a key
+ * on P-256 can be. */
+static bool
+token_key_private(struct token_key *k, const u8 *secret, size_t n)
+{
+	br_ec_private_key private;
+	br_ec_public_key public;
+
+	*k = (struct token_key){ .alg = TOKEN_ES256, .mints = true };
+	for (; n > sizeof k->secret && *secret == 0; n--)
+		secret++;
+	if (n == 0 || n > sizeof k->secret)
+		return false;
+	memcpy(k->secret + sizeof k->secret - n, secret, n);
+	private = token_private_key(k);
+	return br_ec_compute_pub(&br_ec_p256_m31, &public, k->point,
+	    &private) == TOKEN_POINT;
+}
+
+/*
+ * ---- Signatures
+ */
+
+/* What stands for the text in a signature: the signature itself with HS256,
+ * what ES256 signs. */
+static void
+token_digest(u8 digest[32], const struct token_key *k, struct str text)
+{
+	br_hmac_context mac;
+	br_sha256_context hash;
+
+	if (k->alg == TOKEN_HS256) {
+		br_hmac_init(&mac, &k->hmac, 0);
+		br_hmac_update(&mac, text.p, text.n);
+		br_hmac_out(&mac, digest);
+		return;
+	}
+	br_sha256_init(&hash);
+	br_sha256_update(&hash, text.p, text.n);
+	br_sha256_out(&hash, digest);
+}
+
+/* Did this key sign the text?  ES256 is r and s, 32 bytes each (RFC 7518,
+ * 3.4); the time of the comparison for HS256 does not say where it ended. */
+static bool
+token_signed_by(const struct token_key *k, struct str text, const u8 *sig,
+    size_t n)
+{
+	u8 digest[32], differ = 0;
+	br_ec_public_key public = { BR_EC_secp256r1,
+		(unsigned char *)(uintptr_t)k->point, TOKEN_POINT };
+
+	if (n != (k->alg == TOKEN_HS256 ? sizeof digest : TOKEN_SIGNATURE))
+		return false;
+	token_digest(digest, k, text);
+	if (k->alg == TOKEN_ES256)
+		return br_ecdsa_i31_vrfy_raw(&br_ec_p256_m31, digest,
+		    sizeof digest, &public, sig, n) == 1;
+	for (size_t i = 0; i < n; i++)
+		differ |= digest[i] ^ sig[i];
+	return differ == 0;
+}
+
+/* Signs the text; returns the signature's length. */
+static size_t
+token_sign(u8 sig[TOKEN_SIGNATURE], const struct token_key *k,
+    struct str text)
+{
+	br_ec_private_key private = token_private_key(k);
+	u8 digest[32];
+
+	assert(k->mints);
+	token_digest(digest, k, text);
+	if (k->alg == TOKEN_ES256)
+		return br_ecdsa_i31_sign_raw(&br_ec_p256_m31,
+		    &br_sha256_vtable, digest, &private, sig);
+	memcpy(sig, digest, sizeof digest);
+	return sizeof digest;
+}
+
+/*
+ * ---- Claims
+ */
+
+/* Decodes a part, which must be a JSON object, into t->room. */
+static bool
+token_object(struct token *t, struct str part)
+{
+	int n = base64url_decode((u8 *)t->room, sizeof t->room, part);
+
+	t->claims = (struct str){ t->room, n > 0 ? (size_t)n : 0 };
+	return n > 0 && text_is_utf8(t->room, t->claims.n) &&
+	    json_tokens(t->value, WSP_TOKEN_VALUES, t->claims) > 0 &&
+	    t->value[0].kind == JSON_IS_OBJECT;
+}
+
+static int
+token_member(const struct token *t, const char *name)
+{
+	return json_member(t->value, t->claims, 0, name);
+}
+
+/* The string at a token, decoded; -1 when there is none, or it is longer than
+ * cap or cannot be UTF-8. */
+static int
+token_string(char *to, size_t cap, const struct token *t, size_t at)
+{
+	int n = -1;
+
+	if (t->value[at].kind == JSON_IS_STRING)
+		n = json_decode(to, cap, json_span(&t->value[at], t->claims));
+	return n < 0 ? -1 : n;
+}
+
+/* Is it this text, or an array that has it? */
+static bool
+token_has(const struct token *t, int at, struct str text)
+{
+	char plain[TOKEN_TEXT];
+	size_t i = (size_t)at, left = 1;
+
+	if (t->value[i].kind == JSON_IS_ARRAY)
+		left = t->value[i++].size;
+	for (; left > 0; left--, i = t->value[i].next) {
+		int n = token_string(plain, sizeof plain, t, i);
+
+		if (n >= 0 && str_eq((struct str){ plain, (size_t)n }, text))
+			return true;
+	}
+	return false;
+}
+
+/* What is wrong with the header?  NULL: nothing, and *alg is known. */
+static const char *
+token_header(enum token_alg *alg, const struct token *t)
+{
+	int at = token_member(t, "alg");
+
+	if (token_member(t, "crit") >= 0)
+		return "its header has crit, and no extension is known here";
+	for (u32 i = 0; at >= 0 && i < COUNT(token_alg_name); i++) {
+		*alg = (enum token_alg)i;
+		if (t->value[at].kind == JSON_IS_STRING && json_string_is(
+		    json_span(&t->value[at], t->claims), token_alg_name[i]))
+			return NULL;
+	}
+	return "its algorithm is neither HS256 nor ES256";
+}
+
+/* The whole seconds of a date (RFC 7519, 2).  An exponent is refused: nobody
+ * writes one. */
+static bool
+token_date(int64_t *seconds, const struct token *t, int at)
+{
+	struct str s = json_span(&t->value[at], t->claims), whole;
+	bool negative = s.p[0] == '-';
+	u64 v;
+
+	if (t->value[at].kind != JSON_IS_NUMBER || memchr(s.p, 'e', s.n) ||
+	    memchr(s.p, 'E', s.n))
+		return false;
+	if (negative)
+		s = text_from(s, 1);
+	(void)split_next(&s, '.', &whole);
+	if (!text_u64(&v, whole, TOKEN_LATEST))
+		return false;
+	*seconds = negative ? -(int64_t)v : (int64_t)v;
+	return true;
+}
+
+/* NULL, or why it is not good now. */
+static const char *
+token_dates(struct token *t, int64_t now)
+{
+	int exp = token_member(t, "exp"), nbf = token_member(t, "nbf");
+	int64_t begins;
+
+	if (exp < 0)
+		return "it has no exp";
+	if (!token_date(&t->expires, t, exp))
+		return "its exp is no date in seconds";
+	if (now >= t->expires + TOKEN_SKEW)
+		return "it has expired";
+	if (nbf < 0)
+		return NULL;
+	if (!token_date(&begins, t, nbf))
+		return "its nbf is no date in seconds";
+	return begins - TOKEN_SKEW > now ? "it is not valid yet" : NULL;
+}
+
+/* Does it set the tag of this name? */
+static bool
+token_sets(const struct token *t, struct str name)
+{
+	for (size_t i = 0; i < t->tags; i++)
+		if (str_eq(name, (struct str){ t->tag[i].name,
+		    t->tag[i].name_n }))
+			return true;
+	return false;
+}
+
+/* Reads the tag whose name is the value `at`. */
+static const char *
+token_read_tag(struct token *t, size_t at)
+{
+	struct token_tag *g = &t->tag[t->tags];
+	int name_n = token_string(g->name, sizeof g->name, t, at);
+	int value_n = token_string(g->value, sizeof g->value, t, at + 1);
+	struct str name = { g->name, (size_t)name_n };
+	struct str value = { g->value, (size_t)value_n };
+
+	if (name_n < 0 || value_n < 0)
+		return "a tag is no string, or too long";
+	if (!tag_name_valid(name) || !tag_value_valid(value))
+		return "a tag has a bad name or value";
+	if (str_is(name, "service"))
+		return "it has the tag service, which nobody may set";
+	if (token_sets(t, name))
+		return "it has a tag twice";
+	g->name_n = (u8)name_n;
+	g->value_n = (u8)value_n;
+	t->tags++;
+	return NULL;
+}
+
+static const char *
+token_tags(struct token *t)
+{
+	int at = token_member(t, "tags");
+	const char *why = NULL;
+	size_t i = (size_t)at + 1;
+
+	t->tags = 0;
+	if (at < 0)
+		return NULL;
+	if (t->value[at].kind != JSON_IS_OBJECT)
+		return "its tags are no object";
+	if (t->value[at].size > WSP_MAX_TAGS)
+		return "it has more tags than a socket may have";
+	for (u32 left = t->value[at].size; left > 0 && !why; left--) {
+		why = token_read_tag(t, i);
+		i = t->value[i + 1].next;
+	}
+	return why;
+}
+
+static const char *
+token_claims(struct token *t, const struct token_use *use)
+{
+	const char *why = token_dates(t, use->now);
+	int aud = token_member(t, "aud"), sub = token_member(t, "sub");
+	int services = token_member(t, "services");
+	char id[TOKEN_ID];
+
+	if (why)
+		return why;
+	if (use->audience.n > 0 &&
+	    (aud < 0 || !token_has(t, aud, use->audience)))
+		return "it is for another audience";
+	if (sub >= 0 && token_string(id, sizeof id, t, (size_t)sub) < 0)
+		return "its sub is no string, or longer than an id";
+	if (services >= 0 && t->value[services].kind != JSON_IS_ARRAY)
+		return "its services are no array";
+	return token_tags(t);
+}
+
+/*
+ * ---- Checking
+ */
+
+struct token_parts {
+	struct str header, claims, signature;
+	struct str text; /* what is signed: header, dot, claims */
+};
+
+static bool
+token_split(struct token_parts *p, struct str text)
+{
+	struct str rest = text;
+
+	if (!split_next(&rest, '.', &p->header) ||
+	    !split_next(&rest, '.', &p->claims))
+		return false;
+	p->signature = rest;
+	p->text = (struct str){ text.p, p->header.n + 1 + p->claims.n };
+	return rest.n > 0 && !memchr(rest.p, '.', rest.n);
+}
+
+/* Everything that can be said without a signature's cost. */
+static const char *
+token_read(struct token *t, enum token_alg *alg, const struct token_parts *p,
+    const struct token_use *use)
+{
+	const char *why;
+
+	if (!token_object(t, p->header))
+		return "its header is no JSON object in base64url";
+	why = token_header(alg, t);
+	if (why)
+		return why;
+	if (!token_object(t, p->claims))
+		return "its claims are no JSON object in base64url, or too "
+		    "many";
+	return token_claims(t, use);
+}
+
+static bool
+token_is_signed(enum token_alg alg, const struct token_parts *p,
+    const struct token_key *key, size_t keys)
+{
+	u8 sig[TOKEN_SIGNATURE];
+	int n = base64url_decode(sig, sizeof sig, p->signature);
+
+	for (size_t i = 0; n > 0 && i < keys; i++)
+		if (key[i].alg == alg &&
+		    token_signed_by(&key[i], p->text, sig, (size_t)n))
+			return true;
+	return false;
+}
+
+/* Does `sub`, an id or the beginning of ids and a star, name this id? */
+static bool
+token_names_id(const struct token *t, int sub, struct str id)
+{
+	char plain[TOKEN_ID];
+	struct str s = { plain, 0 };
+	int n = token_string(plain, sizeof plain, t, (size_t)sub);
+
+	s.n = n > 0 ? (size_t)n : 0;
+	if (s.n > 0 && s.p[s.n - 1] == '*') {
+		s.n--;
+		return str_begins(id, s);
+	}
+	return str_eq(id, s);
+}
+
+/* A good token, but is it good for this? */
+static const char *
+token_refuses(const struct token *t, const struct token_use *use)
+{
+	int services = token_member(t, "services");
+	int sub = token_member(t, "sub");
+
+	if (services >= 0 && use->service.n > 0 &&
+	    !token_has(t, services, use->service))
+		return "it is not for this service";
+	if (use->id.n == 0)
+		return NULL;
+	if (sub < 0)
+		return "it has no sub: it is for volatile sockets only";
+	return token_names_id(t, sub, use->id) ? NULL :
+	    "its sub is not this id";
+}
+
+/*
+ * Checks a token: 0, 401 when it is of no use, 403 when it is good but not for
+ * this, and then the reason in *why.
+ */
+static int
+token_check(struct token *t, const char **why, struct str text,
+    const struct token_key *key, size_t keys, const struct token_use *use)
+{
+	struct token_parts p;
+	enum token_alg alg = TOKEN_HS256;
+
+	*why = NULL;
+	t->tags = 0;
+	if (text.n > WSP_MAX_TOKEN)
+		*why = "it is too long";
+	else if (!token_split(&p, text))
+		*why = "it is not three parts with dots between";
+	else
+		*why = token_read(t, &alg, &p, use);
+	if (!*why && !token_is_signed(alg, &p, key, keys))
+		*why = "no key of its algorithm made its signature";
+	if (*why)
+		return 401;
+	*why = token_refuses(t, use);
+	return *why ? 403 : 0;
+}
+
+/*
+ * ---- Where a request has its token
+ */
+
+enum token_place { TOKEN_NOWHERE, TOKEN_IN_COOKIE, TOKEN_IN_PROTOCOL,
+	TOKEN_IN_HEADER, TOKEN_IN_URL };
+
+/* The word behind `bearer` in the list of subprotocols, empty when there is
+ * none behind it. */
+static bool
+token_in_protocol(struct str *token, const struct http_request *r)
+{
+	struct str list;
+	size_t cursor = 0;
+	bool found = false;
+
+	while (http_header_next(r, "Sec-WebSocket-Protocol", &cursor, &list))
+		while (http_list_next(&list, token)) {
+			if (found)
+				return true;
+			found = str_is(*token, "bearer");
+		}
+	*token = STR("");
+	return found;
+}
+
+/* Of two tokens none is meant. */
+static bool
+token_in_header(struct str *token, const struct http_request *r)
+{
+	struct str value, scheme;
+	size_t cursor = 0;
+	bool found = false;
+
+	while (http_header_next(r, "Authorization", &cursor, &value)) {
+		(void)split_next(&value, ' ', &scheme);
+		if (!text_same(scheme, STR("Bearer")))
+			continue;
+		*token = found ? STR("") : text_trim(value, HTTP_WHITE);
+		found = true;
+	}
+	return found;
+}
+
+/* The last place that has one decides, good or bad. */
+static enum token_place
+token_find(struct str *token, const struct http_request *r, bool in_url)
+{
+	struct str text;
+	int n = in_url ? http_parameter(&text, r->query, "token") : 0;
+
+	if (n != 0) {
+		*token = n == 1 ? text : STR("");
+		return TOKEN_IN_URL;
+	}
+	if (token_in_header(token, r))
+		return TOKEN_IN_HEADER;
+	if (token_in_protocol(token, r))
+		return TOKEN_IN_PROTOCOL;
+	return http_cookie(r, "wspush_token", token) ? TOKEN_IN_COOKIE :
+	    TOKEN_NOWHERE;
+}
+
+/*
+ * ---- Minting
+ */
+
+/* What a new token is to say; what is empty is left out. */
+struct token_plan {
+	int64_t expires;
+	struct str sub, audience;
+	const struct str *service;
+	size_t services;
+	const struct tag_line *tag;
+	size_t tags;
+};
+
+static void
+token_put(struct out *o, const void *p, size_t n)
+{
+	if (o->full || (n * 4 + 2) / 3 > o->cap - o->n)
+		o->full = true;
+	else
+		o->n += base64url_encode(o->p + o->n, p, n);
+}
+
+static void
+token_write_claims(struct out *o, const struct token_plan *plan)
+{
+	out_text(o, "{\"exp\":");
+	out_u64(o, (u64)plan->expires);
+	if (plan->sub.n > 0) {
+		out_text(o, ",\"sub\":");
+		json_string(o, plan->sub);
+	}
+	if (plan->audience.n > 0) {
+		out_text(o, ",\"aud\":");
+		json_string(o, plan->audience);
+	}
+	for (size_t i = 0; i < plan->services; i++) {
+		out_text(o, i == 0 ? ",\"services\":[" : ",");
+		json_string(o, plan->service[i]);
+	}
+	if (plan->services > 0)
+		out_char(o, ']');
+	for (size_t i = 0; i < plan->tags; i++) {
+		out_text(o, i == 0 ? ",\"tags\":{" : ",");
+		json_string(o, plan->tag[i].name);
+		out_char(o, ':');
+		json_string(o, plan->tag[i].value);
+	}
+	out_text(o, plan->tags > 0 ? "}}" : "}");
+}
+
+/* Signs claims, which are JSON, and writes the token; o->full: too long. */
+static void
+token_write(struct out *o, const struct token_key *k, struct str claims)
+{
+	char text[64];
+	struct out header = out_to(text, sizeof text);
+	u8 sig[TOKEN_SIGNATURE];
+	size_t from = o->n;
+
+	out_text(&header, "{\"alg\":\"");
+	out_text(&header, token_alg_name[k->alg]);
+	out_text(&header, "\",\"typ\":\"JWT\"}");
+	token_put(o, header.p, header.n);
+	out_char(o, '.');
+	token_put(o, claims.p, claims.n);
+	if (o->full)
+		return;
+	header.n = token_sign(sig, k, (struct str){ o->p + from,
+	    o->n - from });
+	out_char(o, '.');
+	token_put(o, sig, header.n);
+}
+
 #ifndef WSP_PURE_ONLY
 /*
  * ======================================================================
@@ -4664,7 +5293,7 @@ record_self_test(const struct record_aead *a)
 #include <time.h>
 #include <unistd.h>
 
-/* ----- 14. System calls --------------------------------------------------
+/* ----- 15. System calls --------------------------------------------------
  *
  * What the running server asks of the kernel, and nobody else does.  Each
  * call returns a count or a descriptor, or -errno, and is tried again on
@@ -4922,7 +5551,7 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 
 #endif /* WSP_FAKE_SYS */
 
-/* ----- 15. Clock and log -------------------------------------------------
+/* ----- 16. Clock and log -------------------------------------------------
  *
  * One clock, read once a turn.  One line per event: a fixed word, then
  * key=value; text from a peer is quoted and escaped.  A log that cannot be
@@ -4998,7 +5627,7 @@ log_quote(struct log_room *room, struct str s)
 	return room->text;
 }
 
-/* ----- 16. Settings ------------------------------------------------------
+/* ----- 17. Settings ------------------------------------------------------
  *
  * What the options say (INTERFACE 12), parsed in Serve and read by the
  * rooms between.  Texts point into the command line or into the settings
@@ -5008,6 +5637,8 @@ log_quote(struct log_room *room, struct str s)
 #define SETTINGS_SERVICES  16
 #define SETTINGS_ORIGINS   16
 #define SETTINGS_RETAINED  1024
+#define SETTINGS_ALLOWED   64
+#define SETTINGS_TOKEN_KEYS 8
 #define SERVICE_PROTOCOLS  4
 
 enum handler { HANDLER_MAIN, HANDLER_ECHO, HANDLER_NONE };
@@ -5043,6 +5674,14 @@ struct settings {
 	u32 services;
 	struct str origin[SETTINGS_ORIGINS];
 	u32 origins;
+	const char *token_key[SETTINGS_TOKEN_KEYS];
+	u32 token_keys;
+	const char *token_audience;
+	bool token_in_url;
+	uid_t allow_uid[SETTINGS_ALLOWED]; /* who may push, beside uid 0 */
+	gid_t allow_gid[SETTINGS_ALLOWED];
+	u32 allow_uids, allow_gids;
+	u32 allows;      /* --push-allow was given so often; 0: all may */
 	bool duplicate_reject;
 	bool ack_sent;
 	bool no_page;
@@ -5055,13 +5694,13 @@ struct settings {
 };
 
 static struct settings settings;
-/* ----- 17. Certificates --------------------------------------------------
+/* ----- 18. Certificates --------------------------------------------------
  *
  * Owns the server's certificate and key: reads them from PEM or DER, whatever
  * editors and tools have done to the files, and believes nothing; makes a pair
  * of our own when nobody gave one.  Two places hold a pair each, so that a
  * reload reads into the one that is not in use.  Every refusal is a sentence
- * in `why` that names the file.
+ * that begins with the file's name.
  */
 
 /* The DER bytes of a certificate with its chain. */
@@ -5089,8 +5728,8 @@ static struct settings settings;
 
 #define CERT_CHAIN   8    /* certificates in a chain */
 #define CERT_KEY_MAX 2400 /* DER bytes of a key: RSA-4096 has 2376 */
-#define CERT_NAMES   64   /* in a certificate of our own */
-#define CERT_DER_MAX 4096 /* its bytes */
+#define CERT_NAMES   64   /* that this machine may have */
+#define CERT_DER_MAX 4096 /* bytes of a certificate of our own */
 #define DAY          86400
 
 /* Zeroes what is secret; the compiler may not think it useless. */
@@ -5101,285 +5740,15 @@ wipe(void *p, size_t n)
 	__asm__ volatile("" : : "r"(p) : "memory");
 }
 
-/* Says why, in one sentence, and returns -1. */
-static int cert_fail(char *why, size_t why_n, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static int
-cert_fail(char *why, size_t why_n, const char *format, ...)
-{
-	va_list ap;
-
-	va_start(ap, format);
-	vsnprintf(why, why_n, format, ap);
-	va_end(ap);
-	return -1;
-}
-
-/*
- * Dates.  time_t has 32 bits on many of our boards and ends in 2038, sooner
- * than certificates do; so seconds since 1970 are int64_t and the calendar is
- * our own.  Its years begin in March: the leap day is the last.
- */
-struct date {
-	int year, month, day, hour, minute, second;
-};
-
-static int64_t
-date_to_seconds(struct date d)
-{
-	int64_t year = d.month > 2 ? d.year : d.year - 1;
-	int64_t march = (d.month + 9) % 12;
-	int64_t days = year * 365 + year / 4 - year / 100 + year / 400 +
-	    (march * 153 + 2) / 5 + d.day - 1 - 719468;
-
-	return days * DAY + d.hour * 3600 + d.minute * 60 + d.second;
-}
-
-static struct date
-date_of_seconds(int64_t seconds)
-{
-	int64_t days = seconds / DAY + 719468, left = seconds % DAY;
-	int64_t year = (days * 400 + 591) / 146097, march;
-	struct date d;
-
-	if (days < year * 365 + year / 4 - year / 100 + year / 400)
-		year--;
-	days -= year * 365 + year / 4 - year / 100 + year / 400;
-	march = (days * 5 + 2) / 153;
-	d.day = (int)(days - (march * 153 + 2) / 5) + 1;
-	d.month = (int)(march < 10 ? march + 3 : march - 9);
-	d.year = (int)(d.month > 2 ? year : year + 1);
-	d.hour = (int)(left / 3600);
-	d.minute = (int)(left / 60 % 60);
-	d.second = (int)(left % 60);
-	return d;
-}
-
-static int64_t
-date_now(void)
-{
-	return sys_clock_ms(CLOCK_REALTIME) / 1000;
-}
-
-/* A board without a battery starts in 1970. */
-static bool
-date_sane(int64_t now)
-{
-	return now >= WSP_BUILD_DATE;
-}
-
-/* Whole days until `seconds`, negative when that is past. */
-static int
-date_days_until(int64_t seconds)
-{
-	int64_t left = seconds - date_now();
-
-	return (int)(left >= 0 ? left / DAY : -((-left + DAY - 1) / DAY));
-}
-
 /* DER that is being read: what is left of a sequence. */
 struct der {
 	const u8 *p;
 	size_t n;
 };
 
-/* Takes the next element off d.  Returns its tag, -1 when there is none or it
- * is malformed; d is then left as it was. */
-static int
-der_take(struct der *d, struct der *content)
-{
-	size_t head = 2, length;
-	int tag;
-
-	if (d->n < 2 || d->p[1] == 0x80)
-		return -1;
-	tag = d->p[0];
-	length = d->p[1];
-	if (length > 0x80) {
-		head += length - 0x80;
-		if (head > 5 || d->n < head)
-			return -1;
-		length = 0;
-		for (size_t i = 2; i < head; i++)
-			length = length << 8 | d->p[i];
-	}
-	if (length > d->n - head)
-		return -1;
-	*content = (struct der){ d->p + head, length };
-	*d = (struct der){ d->p + head + length, d->n - head - length };
-	return tag;
-}
-
-/* Takes the next element if it has this tag. */
-static bool
-der_take_a(struct der *d, int tag, struct der *content)
-{
-	struct der before = *d;
-
-	if (der_take(d, content) == tag)
-		return true;
-	*d = before;
-	return false;
-}
-
-static bool
-der_same(struct der a, struct der b)
-{
-	return a.n == b.n && memcmp(a.p, b.p, a.n) == 0;
-}
-
-/* UTCTime or GeneralizedTime, in the only forms that certificates have
- * (RFC 5280, 4.1.2.5): two digits each, and a Z. */
-static bool
-der_take_date(struct der *d, int64_t *seconds)
-{
-	struct der c;
-	int tag = der_take(d, &c), pair[7], *v = pair;
-
-	if (tag == 0x17 && c.n == 13)
-		*v++ = c.p[0] < '5' ? 20 : 19;
-	else if (tag != 0x18 || c.n != 15)
-		return false;
-	for (; c.n > 1; c.p += 2, c.n -= 2, v++) {
-		if (c.p[0] < '0' || c.p[0] > '9' || c.p[1] < '0' ||
-		    c.p[1] > '9')
-			return false;
-		*v = (c.p[0] - '0') * 10 + c.p[1] - '0';
-	}
-	if (pair[2] < 1 || pair[2] > 12 || *c.p != 'Z')
-		return false;
-	*seconds = date_to_seconds((struct date){ pair[0] * 100 + pair[1],
-	    pair[2], pair[3], pair[4], pair[5], pair[6] });
-	return true;
-}
-
-/* What we want to know of a certificate, in its own bytes. */
-struct cert_facts {
-	struct der issuer, subject;
-	struct der names; /* the content of subjectAltName; may be empty */
-	int64_t not_before, not_after; /* seconds since 1970 */
-};
-
-/* Looks for the alternative names in [3], the extensions. */
-static struct der
-cert_find_names(struct der tbs)
-{
-	static const u8 san[] = { 0x55, 0x1d, 0x11 };
-	struct der part = { NULL, 0 }, list, one, oid, skip;
-	struct der names = { NULL, 0 };
-
-	while (!der_take_a(&tbs, 0xa3, &part))
-		if (der_take(&tbs, &part) < 0)
-			return names;
-	if (!der_take_a(&part, 0x30, &list))
-		return names;
-	while (der_take_a(&list, 0x30, &one)) {
-		if (!der_take_a(&one, 0x06, &oid) ||
-		    !der_same(oid, (struct der){ san, sizeof san }))
-			continue;
-		der_take_a(&one, 0x01, &skip); /* critical */
-		if (der_take_a(&one, 0x04, &part))
-			der_take_a(&part, 0x30, &names);
-		break;
-	}
-	return names;
-}
-
-/* (RFC 5280, 4.1) */
-static bool
-cert_read_facts(struct cert_facts *f, struct der cert)
-{
-	struct der whole, tbs, skip, validity;
-
-	if (!der_take_a(&cert, 0x30, &whole) || !der_take_a(&whole, 0x30, &tbs))
-		return false;
-	der_take_a(&tbs, 0xa0, &skip); /* version */
-	if (!der_take_a(&tbs, 0x02, &skip) || !der_take_a(&tbs, 0x30, &skip) ||
-	    !der_take_a(&tbs, 0x30, &f->issuer) ||
-	    !der_take_a(&tbs, 0x30, &validity) ||
-	    !der_take_a(&tbs, 0x30, &f->subject) ||
-	    !der_take_a(&tbs, 0x30, &skip)) /* the public key */
-		return false;
-	f->names = cert_find_names(tbs);
-	return der_take_date(&validity, &f->not_before) &&
-	    der_take_date(&validity, &f->not_after);
-}
-
-/* PEM that is being read, one object after the other. */
-struct pem {
-	br_pem_decoder_context decoder;
-	struct der file; /* the rest of it */
-	u8 *to; /* where the object's bytes go */
-	size_t to_n, to_cap;
-	bool full;
-};
-
-/*
- * Makes a file plain in place, because BearSSL's decoder stumbles over what
- * editors leave behind (TLS.md, 5): drops a byte order mark and carriage
- * returns, ends the last line.  The buffer has a byte of room behind n.
- */
-static size_t
-pem_plain(u8 *p, size_t n)
-{
-	size_t i = n >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0 ? 3 : 0, m = 0;
-
-	for (; i < n; i++)
-		if (p[i] != '\r')
-			p[m++] = p[i];
-	p[m++] = '\n';
-	return m;
-}
-
-static void
-pem_append(void *ctx, const void *p, size_t n)
-{
-	struct pem *m = ctx;
-
-	if (n > m->to_cap - m->to_n) {
-		m->full = true;
-		return;
-	}
-	memcpy(m->to + m->to_n, p, n);
-	m->to_n += n;
-}
-
-/* Decodes the next object into `to` and returns its name, NULL when there is
- * none.  What is malformed or cut short is called "", and what does not fit
- * sets m->full. */
-static const char *
-pem_next(struct pem *m, u8 *to, size_t cap)
-{
-	const char *name = NULL;
-
-	m->to = to;
-	m->to_n = 0;
-	m->to_cap = cap;
-	m->full = false;
-	while (m->file.n > 0) {
-		size_t used = br_pem_decoder_push(&m->decoder, m->file.p,
-		    m->file.n);
-
-		m->file.p += used;
-		m->file.n -= used;
-		switch (br_pem_decoder_event(&m->decoder)) {
-		case BR_PEM_BEGIN_OBJ:
-			br_pem_decoder_setdest(&m->decoder, pem_append, m);
-			name = "";
-			break;
-		case BR_PEM_END_OBJ:
-			return br_pem_decoder_name(&m->decoder);
-		case BR_PEM_ERROR:
-			return "";
-		}
-	}
-	return name;
-}
-
 /* A certificate with its key. */
 struct cert {
-	u8 der[WSP_TLS_CHAIN];
+	u8 der[WSP_TLS_CHAIN + 2]; /* base64 comes in threes */
 	size_t der_n;
 	br_x509_certificate chain[CERT_CHAIN]; /* point into der */
 	size_t count;
@@ -5396,10 +5765,36 @@ struct cert {
 
 static struct {
 	struct cert place[2];
-	int used;   /* 1 + the place in use, 0: none is loaded */
-	u8 file[WSP_TLS_FILE + 1]; /* a file while it is read */
+	int used; /* 1 + the place in use, 0: none is loaded */
+	char file[WSP_TLS_FILE + 1]; /* a file while it is read */
 	char cert_path[PATH_MAX], key_path[PATH_MAX]; /* for a reload */
+	char why[PATH_MAX + 256]; /* the last refusal */
 } certs;
+
+/* Notes what is wrong with a file, and returns -1. */
+static int cert_fail(const char *path, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static int
+cert_fail(const char *path, const char *format, ...)
+{
+	int n = snprintf(certs.why, sizeof certs.why, "%.*s ", PATH_MAX, path);
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(certs.why + n, sizeof certs.why - (size_t)n, format, ap);
+	va_end(ap);
+	return -1;
+}
+
+/* Hands the refusal on to a caller from another room. */
+static int
+cert_tell(int result, char *why, size_t why_n)
+{
+	if (result < 0)
+		snprintf(why, why_n, "%.*s", (int)why_n - 1, certs.why);
+	return result;
+}
 
 /* The place that is not in use, where the next pair is read into. */
 static struct cert *
@@ -5408,222 +5803,275 @@ cert_spare(void)
 	return &certs.place[certs.used == 1];
 }
 
-static struct der
-cert_der(const struct cert *c, size_t i)
+/* YYYYMMDDhhmmssZ.  time_t has 32 bits on many of our boards and ends sooner
+ * than certificates do, so the calendar is our own.  Its years begin in March:
+ * the leap day is the last. */
+static void
+date_text(char text[80], int64_t seconds)
 {
-	return (struct der){ c->chain[i].data, c->chain[i].data_len };
+	int64_t days = seconds / DAY + 719468, left = seconds % DAY;
+	int64_t year = (days * 400 + 591) / 146097, start, march;
+
+	start = year * 365 + year / 4 - year / 100 + year / 400;
+	if (days < start) {
+		year--;
+		start = year * 365 + year / 4 - year / 100 + year / 400;
+	}
+	days -= start;
+	march = (days * 5 + 2) / 153;
+	snprintf(text, 80, "%04d%02d%02d%02d%02d%02dZ",
+	    (int)(march < 10 ? year : year + 1),
+	    (int)(march < 10 ? march + 3 : march - 9),
+	    (int)(days - (march * 153 + 2) / 5) + 1, (int)(left / 3600),
+	    (int)(left / 60 % 60), (int)(left % 60));
 }
 
-/* Reads a file into certs.file; false when it is not there, empty, large. */
+/* A board without a battery starts in 1970. */
 static bool
-cert_read_file(struct der *file, const char *path, char *why, size_t why_n)
+date_sane(int64_t now)
+{
+	return now >= WSP_BUILD_DATE;
+}
+
+/* Whole days until `seconds`, negative when that is past. */
+static int
+date_days_until(int64_t seconds)
+{
+	int64_t left = seconds - sys_clock_ms(CLOCK_REALTIME) / 1000;
+
+	return (int)((left >= 0 ? left : left - DAY + 1) / DAY);
+}
+
+/* Takes the next element off d if it has this tag and is whole. */
+static bool
+der_take(struct der *d, u8 tag, struct der *content)
+{
+	size_t head = 2, length;
+
+	if (d->n < 2 || d->p[0] != tag || d->p[1] == 0x80)
+		return false;
+	length = d->p[1];
+	if (length > 0x80) {
+		head += length - 0x80;
+		if (head > 5 || d->n < head)
+			return false;
+		length = 0;
+		for (size_t i = 2; i < head; i++)
+			length = length << 8 | d->p[i];
+	}
+	if (length > d->n - head)
+		return false;
+	*content = (struct der){ d->p + head, length };
+	*d = (struct der){ d->p + head + length, d->n - head - length };
+	return true;
+}
+
+static bool
+der_same(struct der a, struct der b)
+{
+	return a.n == b.n && memcmp(a.p, b.p, a.n) == 0;
+}
+
+/* Who signed the i-th certificate, and whose it is (RFC 5280, 4.1). */
+static bool
+cert_read_names(const struct cert *c, size_t i, struct der *issuer,
+    struct der *subject)
+{
+	struct der cert = { c->chain[i].data, c->chain[i].data_len };
+	struct der whole, tbs, skip;
+
+	if (!der_take(&cert, 0x30, &whole) || !der_take(&whole, 0x30, &tbs))
+		return false;
+	der_take(&tbs, 0xa0, &skip); /* the version may be missing */
+	return der_take(&tbs, 0x02, &skip) && der_take(&tbs, 0x30, &skip) &&
+	    der_take(&tbs, 0x30, issuer) && der_take(&tbs, 0x30, &skip) &&
+	    der_take(&tbs, 0x30, subject);
+}
+
+/* An object of a PEM file: its label, and its base64 without white space. */
+struct pem {
+	const char *label;
+	struct str text;
+};
+
+/*
+ * Takes the next object off a terminated PEM file: 1, 0 when there is none, -1
+ * when it is cut short.  A byte order mark, carriage returns, comments and a
+ * last line without its end, which tools trip over (TLS.md, 5), mean nothing
+ * here.  The file is changed in place.
+ */
+static int
+pem_next(char **at, struct pem *m)
+{
+	char *label = strstr(*at, "-----BEGIN "), *p, *end, *to;
+
+	if (!label)
+		return 0;
+	m->label = label += strlen("-----BEGIN ");
+	p = strstr(label, "-----");
+	end = p ? strstr(p + 5, "-----END ") : NULL;
+	if (!end || strncmp(end + 9, label, (size_t)(p + 5 - label)) != 0)
+		return -1;
+	*at = end + 9;
+	*p = '\0';
+	m->text.p = to = p += 5;
+	for (; p < end; p++)
+		if (!strchr(" \t\r\n", *p))
+			*to++ = *p;
+	m->text.n = (size_t)(to - m->text.p);
+	return 1;
+}
+
+/* Reads a file into certs.file and terminates it. */
+static ssize_t
+cert_read_file(const char *path)
 {
 	ssize_t n = sys_read_file(path, certs.file, WSP_TLS_FILE);
 
-	*file = (struct der){ certs.file, n > 0 ? (size_t)n : 0 };
 	if (n == -EFBIG)
-		cert_fail(why, why_n, "%s is larger than %d bytes", path,
-		    WSP_TLS_FILE);
-	else if (n < 0)
-		cert_fail(why, why_n, "cannot read %s: %s", path,
-		    strerror((int)-n));
-	else if (n == 0)
-		cert_fail(why, why_n, "%s is empty", path);
-	else if (certs.file[0] != 0x30) /* not DER */
-		file->n = pem_plain(certs.file, file->n);
-	return n > 0;
+		return cert_fail(path, "is larger than %d bytes", WSP_TLS_FILE);
+	if (n < 0)
+		return cert_fail(path, "cannot be read: %s", strerror((int)-n));
+	if (n == 0)
+		return cert_fail(path, "is empty");
+	certs.file[n] = '\0';
+	return n;
 }
 
 static bool
-cert_file_has(struct der file, const char *words)
+cert_file_is_der(ssize_t n)
 {
-	return memmem(file.p, file.n, words, strlen(words)) != NULL;
+	return certs.file[0] == 0x30 &&
+	    !memmem(certs.file, (size_t)n, "-----BEGIN ", 11);
 }
 
-/* Adds the certificate of n bytes that lies at the end of c->der. */
+/* Cuts c->der into certificates. */
 static int
-cert_add(struct cert *c, size_t n, bool full, const char *path, char *why,
-    size_t why_n)
+cert_split(struct cert *c, const char *path)
 {
-	if (full)
-		return cert_fail(why, why_n, "the certificates in %s are "
-		    "larger than %d bytes", path, WSP_TLS_CHAIN);
-	if (c->count == CERT_CHAIN)
-		return cert_fail(why, why_n,
-		    "%s holds more than %d certificates", path, CERT_CHAIN);
-	c->chain[c->count++] = (br_x509_certificate){ c->der + c->der_n, n };
-	c->der_n += n;
-	return 0;
-}
+	struct der rest = { c->der, c->der_n }, content;
 
-/* One DER certificate, or several one behind the other. */
-static int
-cert_add_der(struct cert *c, struct der file, const char *path, char *why,
-    size_t why_n)
-{
-	struct der content;
+	for (c->count = 0; rest.n > 0; c->count++) {
+		u8 *from = c->der + (c->der_n - rest.n);
 
-	while (file.n > 0) {
-		const u8 *from = file.p;
-		size_t n, room = sizeof c->der - c->der_n;
-
-		if (!der_take_a(&file, 0x30, &content))
-			return cert_fail(why, why_n,
-			    "%s is damaged or cut short", path);
-		n = (size_t)(file.p - from);
-		memcpy(c->der + c->der_n, from, min_size(n, room));
-		if (cert_add(c, n, n > room, path, why, why_n) < 0)
-			return -1;
+		if (c->count == CERT_CHAIN)
+			return cert_fail(path, "holds more than %d "
+			    "certificates", CERT_CHAIN);
+		if (!der_take(&rest, 0x30, &content))
+			return cert_fail(path, "is damaged or cut short");
+		c->chain[c->count].data = from;
+		c->chain[c->count].data_len = (size_t)(rest.p - from);
 	}
-	return 0;
+	return c->count > 0 ? 0 : cert_fail(path, "holds no certificate");
 }
 
 static int
-cert_load_chain(struct cert *c, const char *path, char *why, size_t why_n)
+cert_load_chain(struct cert *c, const char *path)
 {
-	struct pem m = { .full = false };
-	const char *name;
+	ssize_t n = cert_read_file(path);
+	bool der = cert_file_is_der(n), large = n > WSP_TLS_CHAIN && der;
+	char *at = certs.file;
+	struct pem m;
+	int r = 0;
 
 	c->count = c->der_n = 0;
-	if (!cert_read_file(&m.file, path, why, why_n))
+	if (n < 0)
 		return -1;
-	if (m.file.p[0] == 0x30)
-		return cert_add_der(c, m.file, path, why, why_n);
-	br_pem_decoder_init(&m.decoder);
-	while ((name = pem_next(&m, c->der + c->der_n,
-	    sizeof c->der - c->der_n)) && *name) {
-		if ((strcmp(name, "CERTIFICATE") == 0 ||
-		    strcmp(name, "X509 CERTIFICATE") == 0) &&
-		    cert_add(c, m.to_n, m.full, path, why, why_n) < 0)
-			return -1;
+	if (der && !large)
+		memcpy(c->der, at, c->der_n = (size_t)n);
+	while (!der && !large && (r = pem_next(&at, &m)) > 0) {
+		if (strcmp(m.label, "CERTIFICATE") != 0)
+			continue;
+		large = m.text.n / 4 * 3 > sizeof c->der - c->der_n;
+		n = base64_decode(c->der + c->der_n, sizeof c->der - c->der_n,
+		    m.text);
+		if (n <= 0 && !large)
+			return cert_fail(path, "is damaged or cut short");
+		c->der_n += n > 0 ? (size_t)n : 0;
 	}
-	if (name)
-		return cert_fail(why, why_n, "%s is damaged: what follows "
-		    "certificate %zu is not valid PEM", path, c->count);
-	if (c->count > 0)
-		return 0;
-	m.file.n = (size_t)(m.file.p - certs.file);
-	m.file.p = certs.file;
-	return cert_fail(why, why_n, "%s holds no certificate%s", path,
-	    cert_file_has(m.file, "PRIVATE KEY-----") ?
-	    " but a private key: are --cert and --key swapped?" : "");
+	if (large)
+		return cert_fail(path, "holds certificates of more than %d "
+		    "bytes", WSP_TLS_CHAIN);
+	return r < 0 ? cert_fail(path, "is damaged or cut short")
+	    : cert_split(c, path);
 }
 
-/* Finds the key in a PEM file, among EC PARAMETERS, certificates and
- * comments.  Returns its length in DER. */
+/* Finds the key in certs.file, among EC PARAMETERS, certificates and comments.
+ * Returns its length in DER. */
 static ssize_t
-cert_find_key(u8 der[CERT_KEY_MAX], struct der file, const char *path,
-    char *why, size_t why_n)
+cert_find_key(u8 der[CERT_KEY_MAX], ssize_t n, const char *path)
 {
-	struct pem m = { .file = file };
-	const char *name;
+	char *at = certs.file;
+	struct pem m;
+	int r;
 
-	if (cert_file_has(file, "ENCRYPTED PRIVATE KEY") ||
-	    cert_file_has(file, "Proc-Type: 4,ENCRYPTED"))
-		return cert_fail(why, why_n, "the key in %s is encrypted; "
-		    "`openssl pkey -in %s -out NEW` takes its passphrase off",
-		    path, path);
-	br_pem_decoder_init(&m.decoder);
-	while ((name = pem_next(&m, der, CERT_KEY_MAX)) && *name)
-		if (strcmp(name, "PRIVATE KEY") == 0 ||
-		    strcmp(name, "EC PRIVATE KEY") == 0 ||
-		    strcmp(name, "RSA PRIVATE KEY") == 0)
-			break;
-	if (!name)
-		return cert_fail(why, why_n, "%s holds no private key%s",
-		    path, cert_file_has(file, "CERTIFICATE-----") ?
-		    " but a certificate: are --cert and --key swapped?" : "");
-	if (!*name)
-		return cert_fail(why, why_n,
-		    "the key in %s is not valid PEM", path);
-	return m.full ? CERT_KEY_MAX + 1 : (ssize_t)m.to_n;
+	if (cert_file_is_der(n)) {
+		if (n <= CERT_KEY_MAX)
+			memcpy(der, certs.file, (size_t)n);
+		return n <= CERT_KEY_MAX ? n
+		    : cert_fail(path, "is larger than an RSA-4096 key");
+	}
+	do
+		r = pem_next(&at, &m);
+	while (r > 0 && !strstr(m.label, "PRIVATE KEY"));
+	if (r == 0)
+		return cert_fail(path, "holds no private key");
+	if (r > 0 && (strncmp(m.label, "ENCRYPTED", 9) == 0 ||
+	    str_begins(m.text, STR("Proc-Type:"))))
+		return cert_fail(path, "holds an encrypted key; `openssl pkey "
+		    "-in FILE -out NEW` takes its passphrase off");
+	n = r > 0 ? base64_decode(der, CERT_KEY_MAX, m.text) : -1;
+	return n > 0 ? n : cert_fail(path, "is damaged or cut short");
 }
 
 /* Refuses keys that nobody should use or BearSSL cannot. */
 static int
-cert_check_key(struct cert *c, const char *path, char *why, size_t why_n)
+cert_check_key(struct cert *c, const char *path)
 {
 	c->rsa = br_skey_decoder_get_rsa(&c->key.decoder);
 	c->ec = br_skey_decoder_get_ec(&c->key.decoder);
 	if (c->rsa && (c->rsa->n_bitlen < 2048 || c->rsa->n_bitlen > 4096))
-		return cert_fail(why, why_n, "the RSA key in %s has %u bits; "
-		    "it must have 2048 to 4096", path,
-		    (unsigned)c->rsa->n_bitlen);
+		return cert_fail(path, "holds an RSA key of %u bits; it must "
+		    "have 2048 to 4096", (unsigned)c->rsa->n_bitlen);
 	if (c->rsa || (c->ec && c->ec->curve >= BR_EC_secp256r1 &&
 	    c->ec->curve <= BR_EC_secp521r1))
 		return 0;
-	if (c->ec || br_skey_decoder_last_error(&c->key.decoder) ==
-	    BR_ERR_X509_UNSUPPORTED)
-		return cert_fail(why, why_n, "the key in %s is neither RSA "
-		    "nor EC on P-256, P-384 or P-521", path);
-	return cert_fail(why, why_n,
-	    "the key in %s is damaged or of an unknown kind", path);
+	return cert_fail(path, c->ec || br_skey_decoder_last_error(
+	    &c->key.decoder) == BR_ERR_X509_UNSUPPORTED
+	    ? "holds a key that is neither RSA nor EC on P-256, P-384 or P-521"
+	    : "holds a key that is damaged or of an unknown kind");
 }
 
 static int
-cert_load_key(struct cert *c, const char *path, char *why, size_t why_n)
+cert_load_key(struct cert *c, const char *path)
 {
 	u8 der[CERT_KEY_MAX];
-	struct der file;
-	ssize_t n = -1;
+	ssize_t size = cert_read_file(path);
+	ssize_t n = size < 0 ? -1 : cert_find_key(der, size, path);
 
-	if (cert_read_file(&file, path, why, why_n)) {
-		n = (ssize_t)file.n;
-		if (file.p[0] != 0x30)
-			n = cert_find_key(der, file, path, why, why_n);
-		else
-			memcpy(der, file.p, min_size(file.n, sizeof der));
-	}
-	wipe(certs.file, file.n);
-	if (n > CERT_KEY_MAX)
-		n = cert_fail(why, why_n, "the key in %s is larger than "
-		    "RSA-4096", path);
+	if (size > 0)
+		wipe(certs.file, (size_t)size);
 	if (n < 0)
 		return -1;
 	br_skey_decoder_init(&c->key.decoder);
 	br_skey_decoder_push(&c->key.decoder, der, (size_t)n);
 	wipe(der, sizeof der);
-	return cert_check_key(c, path, why, why_n);
+	return cert_check_key(c, path);
 }
 
-/* The public key of the i-th certificate, in d; NULL when BearSSL cannot read
- * it. */
-static const br_x509_pkey *
-cert_public_key(const struct cert *c, size_t i, br_x509_decoder_context *d)
-{
-	br_x509_decoder_init(d, NULL, NULL);
-	br_x509_decoder_push(d, c->chain[i].data, c->chain[i].data_len);
-	return br_x509_decoder_get_pkey(d);
-}
-
-/* Curve 0 is RSA. */
-static const char *
-cert_kind(int curve)
-{
-	return curve == 0 ? "RSA" : curve == BR_EC_secp256r1 ? "P-256"
-	    : curve == BR_EC_secp384r1 ? "P-384"
-	    : curve == BR_EC_secp521r1 ? "P-521" : "EC";
-}
-
-static int
-cert_curve(const br_x509_pkey *k)
-{
-	return k->key_type == BR_KEYTYPE_EC ? k->key.ec.curve : 0;
-}
-
-/* Whether the key makes signatures that the i-th certificate's key accepts.
- * To compare the numbers would be simpler, but 0.6 cannot compute the public
- * part of every RSA key (TLS.md, 5). */
+/*
+ * The first certificate must be the key's: it accepts what the key signs.  To
+ * compare the numbers would be simpler, but 0.6 cannot compute the public part
+ * of every RSA key (TLS.md, 5).
+ */
 static bool
-cert_fits(const struct cert *c, size_t i)
+cert_fits(const struct cert *c, const br_x509_pkey *public)
 {
 	const u8 *oid = BR_HASH_OID_SHA256;
 	u8 hash[32] = { 0x5a }, sig[512], out[32];
-	br_x509_decoder_context d;
-	const br_x509_pkey *public = cert_public_key(c, i, &d);
 	size_t n;
 
-	if (!public || cert_curve(public) != (c->ec ? c->ec->curve : 0))
+	if ((public->key_type == BR_KEYTYPE_EC) != (c->ec != NULL))
 		return false;
 	if (c->ec) {
 		n = br_ecdsa_i31_sign_asn1(&br_ec_all_m31, &br_sha256_vtable,
@@ -5638,62 +6086,54 @@ cert_fits(const struct cert *c, size_t i)
 	    memcmp(out, hash, sizeof hash) == 0;
 }
 
-/* The first certificate must be the key's. */
 static int
-cert_check_match(const struct cert *c, const char *cert_path,
-    const char *key_path, char *why, size_t why_n)
+cert_check_match(struct cert *c, const char *cert_path, const char *key_path)
 {
 	br_x509_decoder_context d;
-	const br_x509_pkey *public = cert_public_key(c, 0, &d);
-	int key = c->ec ? c->ec->curve : 0;
+	const br_x509_pkey *public;
 
+	br_x509_decoder_init(&d, NULL, NULL);
+	br_x509_decoder_push(&d, c->chain[0].data, c->chain[0].data_len);
+	public = br_x509_decoder_get_pkey(&d);
 	if (!public)
-		return cert_fail(why, why_n, "the first certificate in %s is "
-		    "damaged or its key is neither RSA nor EC", cert_path);
-	if (cert_fits(c, 0))
-		return 0;
-	for (size_t i = 1; i < c->count; i++)
-		if (cert_fits(c, i))
-			return cert_fail(why, why_n, "the certificates in %s "
-			    "are in the wrong order: number %zu fits the key "
-			    "and must be the first", cert_path, i + 1);
-	if (cert_curve(public) != key)
-		return cert_fail(why, why_n, "the key in %s is %s but the "
-		    "certificate in %s is for a key that is %s", key_path,
-		    cert_kind(key), cert_path, cert_kind(cert_curve(public)));
-	return cert_fail(why, why_n, "the key in %s is not the key of the "
-	    "certificate in %s", key_path, cert_path);
+		return cert_fail(cert_path, "begins with a certificate that "
+		    "is damaged or whose key is neither RSA nor EC");
+	/* 0.6 has the date, but no function that tells it. */
+	c->not_after = ((int64_t)d.notafter_days - 719528) * DAY +
+	    d.notafter_seconds;
+	return cert_fits(c, public) ? 0 : cert_fail(key_path,
+	    "is %s key and not that of %s, which is for %s key",
+	    c->ec ? "an EC" : "an RSA", cert_path,
+	    public->key_type == BR_KEYTYPE_EC ? "an EC" : "an RSA");
 }
 
 /* Each certificate must be signed by the next (RFC 5246, 7.4.2). */
 static int
-cert_check_order(struct cert *c, const char *path, char *why, size_t why_n)
+cert_check_order(const struct cert *c, const char *path)
 {
-	struct cert_facts facts, before = { .not_after = 0 };
+	struct der issuer = { NULL, 0 }, subject, before;
 
-	for (size_t i = 0; i < c->count; i++, before = facts) {
-		if (!cert_read_facts(&facts, cert_der(c, i)))
-			return cert_fail(why, why_n,
-			    "certificate %zu in %s is damaged", i + 1, path);
-		if (i == 0)
-			c->not_after = facts.not_after;
-		else if (!der_same(before.issuer, facts.subject))
-			return cert_fail(why, why_n, "the certificates in %s "
-			    "are in the wrong order: number %zu did not sign "
-			    "number %zu", path, i + 1, i);
+	for (size_t i = 0; i < c->count; i++) {
+		before = issuer;
+		if (!cert_read_names(c, i, &issuer, &subject))
+			return cert_fail(path, "is damaged in certificate %zu",
+			    i + 1);
+		if (i > 0 && !der_same(before, subject))
+			return cert_fail(path, "is in the wrong order: "
+			    "certificate %zu did not sign number %zu", i + 1,
+			    i);
 	}
 	return 0;
 }
 
 /* Reads a certificate and its key, and checks both. */
 static int
-cert_load(struct cert *c, const char *cert_path, const char *key_path,
-    char *why, size_t why_n)
+cert_load(struct cert *c, const char *cert_path, const char *key_path)
 {
-	if (cert_load_chain(c, cert_path, why, why_n) == 0 &&
-	    cert_load_key(c, key_path, why, why_n) == 0 &&
-	    cert_check_match(c, cert_path, key_path, why, why_n) == 0 &&
-	    cert_check_order(c, cert_path, why, why_n) == 0)
+	if (cert_load_chain(c, cert_path) == 0 &&
+	    cert_check_order(c, cert_path) == 0 &&
+	    cert_load_key(c, key_path) == 0 &&
+	    cert_check_match(c, cert_path, key_path) == 0)
 		return 0;
 	wipe(&c->key, sizeof c->key);
 	return -1;
@@ -5745,14 +6185,17 @@ static void
 der_wrap(struct der_out *o, u8 tag, const u8 *end)
 {
 	size_t n = (size_t)(end - o->p);
-	u8 low = (u8)n, high = (u8)(n >> 8), form = n > 255 ? 0x82 : 0x81;
+	u8 head[] = { tag, 0x82, (u8)(n >> 8), (u8)n };
 
-	der_put(o, &low, 1);
-	if (n > 255)
-		der_put(o, &high, 1);
+	if (n > 255) {
+		der_put(o, head, 4);
+		return;
+	}
+	der_put(o, head + 3, 1);
+	head[2] = 0x81;
 	if (n > 127)
-		der_put(o, &form, 1);
-	der_put(o, &tag, 1);
+		der_put(o, head + 2, 1);
+	der_put(o, head, 1);
 }
 
 static void
@@ -5768,13 +6211,13 @@ der_put_a(struct der_out *o, u8 tag, const void *p, size_t n)
 static void
 der_put_date(struct der_out *o, int64_t seconds)
 {
-	struct date d = date_of_seconds(seconds);
-	int skip = d.year < 2050 ? 2 : 0;
 	char text[80];
-	int n = snprintf(text, sizeof text, "%04d%02d%02d%02d%02d%02dZ",
-	    d.year, d.month, d.day, d.hour, d.minute, d.second);
 
-	der_put_a(o, skip ? 0x17 : 0x18, text + skip, (size_t)(n - skip));
+	date_text(text, seconds);
+	if (memcmp(text, "2050", 4) < 0)
+		der_put_a(o, 0x17, text + 2, 13);
+	else
+		der_put_a(o, 0x18, text, 15);
 }
 
 /* An address in 4 or 16 bytes; 0 when it is none. */
@@ -5786,8 +6229,7 @@ cert_parse_address(const char *name, u8 to[16])
 	return inet_pton(AF_INET6, name, to) == 1 ? 16 : 0;
 }
 
-/* What may stand in a certificate: an address, a host name, `*.` and a host
- * name. */
+/* What may stand in a certificate: an address or a host name. */
 static bool
 cert_name_ok(const char *name)
 {
@@ -5800,8 +6242,6 @@ cert_name_ok(const char *name)
 		return true;
 	if (strlen(name) > 253)
 		return false;
-	if (name[0] == '*' && name[1] == '.')
-		name += 2;
 	for (;; name += label + 1) {
 		label = strspn(name, letters);
 		if (label == 0 || label > 63 || name[0] == '-')
@@ -5816,8 +6256,8 @@ struct cert_plan {
 	const char *const *names;
 	size_t count;
 	int64_t not_before, not_after;
-	const br_ec_public_key *public;
-	const br_ec_private_key *private;
+	br_ec_public_key public;
+	br_ec_private_key private;
 };
 
 /* (RFC 5280, 4.2.1) */
@@ -5832,13 +6272,10 @@ cert_put_extensions(struct der_out *o, const struct cert_plan *plan)
 		0x80,
 		/* extKeyUsage: serverAuth */
 		0x30, 19, 6, 3, 0x55, 0x1d, 0x25, 4, 12, 0x30, 10, 6, 8, 0x2b,
-		6, 1, 5, 5, 7, 3, 1,
-		/* subjectKeyIdentifier: 20 bytes follow */
-		0x30, 29, 6, 3, 0x55, 0x1d, 0x0e, 4, 22, 4, 20
+		6, 1, 5, 5, 7, 3, 1
 	}, san[] = { 6, 3, 0x55, 0x1d, 0x11 };
 	const u8 *end = o->p;
-	u8 address[16], id[20];
-	br_sha1_context sha;
+	u8 address[16];
 
 	for (size_t i = plan->count; i-- > 0;) {
 		const char *name = plan->names[i];
@@ -5853,30 +6290,9 @@ cert_put_extensions(struct der_out *o, const struct cert_plan *plan)
 	der_wrap(o, 0x04, end);
 	der_put(o, san, sizeof san);
 	der_wrap(o, 0x30, end);
-	br_sha1_init(&sha);
-	br_sha1_update(&sha, plan->public->q, plan->public->qlen);
-	br_sha1_out(&sha, id);
-	der_put(o, id, sizeof id);
 	der_put(o, fixed, sizeof fixed);
 	der_wrap(o, 0x30, end);
 	der_wrap(o, 0xa3, end);
-}
-
-/* The common name: the first name when it is short enough to be one. */
-static void
-cert_put_subject(struct der_out *o, const struct cert_plan *plan)
-{
-	static const u8 common_name[] = { 6, 3, 0x55, 4, 3 };
-	const char *name = plan->names[0];
-	const u8 *end = o->p;
-
-	if (strlen(name) > 64)
-		name = "wspush";
-	der_put_a(o, 0x0c, name, strlen(name));
-	der_put(o, common_name, sizeof common_name);
-	der_wrap(o, 0x30, end);
-	der_wrap(o, 0x31, end);
-	der_wrap(o, 0x30, end);
 }
 
 static const u8 cert_ecdsa_sha256[] = { 0x30, 10, 6, 8, 0x2a, 0x86, 0x48,
@@ -5889,34 +6305,26 @@ cert_put_body(struct der_out *o, const struct cert_plan *plan)
 	static const u8 p256[] = { 0x30, 89, 0x30, 19, 6, 7, 0x2a, 0x86, 0x48,
 		0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7,
 		3, 66, 0 }, version3[] = { 0xa0, 3, 2, 1, 2 };
+	static const u8 name[] = { 0x30, 17, 0x31, 15, 0x30, 13, 6, 3, 0x55,
+		4, 3, 0x0c, 6, 'w', 's', 'p', 'u', 's', 'h' };
 	const u8 *end = o->p, *validity;
 	u8 serial[16];
 
 	cert_put_extensions(o, plan);
-	der_put(o, plan->public->q, plan->public->qlen);
+	der_put(o, plan->public.q, plan->public.qlen);
 	der_put(o, p256, sizeof p256);
-	cert_put_subject(o, plan);
+	der_put(o, name, sizeof name);
 	validity = o->p;
 	der_put_date(o, plan->not_after);
 	der_put_date(o, plan->not_before);
 	der_wrap(o, 0x30, validity);
-	cert_put_subject(o, plan); /* the issuer is the same */
+	der_put(o, name, sizeof name); /* the issuer is the same */
 	der_put(o, cert_ecdsa_sha256, sizeof cert_ecdsa_sha256);
 	sys_random(serial, sizeof serial);
 	serial[0] = (serial[0] & 0x7f) | 0x40; /* positive, no leading zero */
 	der_put_a(o, 0x02, serial, sizeof serial);
 	der_put(o, version3, sizeof version3);
 	der_wrap(o, 0x30, end);
-}
-
-static void
-cert_hash(u8 hash[32], struct der d)
-{
-	br_sha256_context sha;
-
-	br_sha256_init(&sha);
-	br_sha256_update(&sha, d.p, d.n);
-	br_sha256_out(&sha, hash);
 }
 
 /* Makes the certificate somewhere in `room`; empty when it does not fit.  The
@@ -5927,13 +6335,16 @@ cert_write(u8 room[CERT_DER_MAX], const struct cert_plan *plan)
 	u8 hash[32], sig[12 + 3 + 72], *after;
 	struct der_out o = { room, room + CERT_DER_MAX - sizeof sig, false };
 	u8 *end = o.p;
+	br_sha256_context sha;
 	size_t n;
 
 	cert_put_body(&o, plan);
-	cert_hash(hash, (struct der){ o.p, (size_t)(end - o.p) });
+	br_sha256_init(&sha);
+	br_sha256_update(&sha, o.p, (size_t)(end - o.p));
+	br_sha256_out(&sha, hash);
 	memcpy(sig, cert_ecdsa_sha256, 12);
 	n = br_ecdsa_i31_sign_asn1(&br_ec_p256_m31, &br_sha256_vtable, hash,
-	    plan->private, sig + 15);
+	    &plan->private, sig + 15);
 	assert(n > 0 && n <= 72);
 	sig[12] = 3;
 	sig[13] = (u8)(n + 1);
@@ -5944,8 +6355,7 @@ cert_write(u8 room[CERT_DER_MAX], const struct cert_plan *plan)
 	return (struct der){ o.p, o.full ? 0 : (size_t)(after - o.p) };
 }
 
-/* The names that a certificate has when nobody named any: what this machine
- * is called and reached by. */
+/* What this machine is called and reached by. */
 struct cert_names {
 	char room[CERT_NAMES][256];
 	const char *list[CERT_NAMES];
@@ -5964,41 +6374,31 @@ cert_add_name(struct cert_names *names, const char *name)
 	names->count++;
 }
 
-/* An interface's address, unless it means nothing without the interface. */
 static void
-cert_add_address(struct cert_names *names, const struct sockaddr *a)
+cert_own_names(struct cert_names *names)
 {
-	struct sockaddr_in in4;
-	struct sockaddr_in6 in6;
-	char text[INET6_ADDRSTRLEN] = "";
-
-	if (a && a->sa_family == AF_INET) {
-		memcpy(&in4, a, sizeof in4);
-		inet_ntop(AF_INET, &in4.sin_addr, text, sizeof text);
-	} else if (a && a->sa_family == AF_INET6) {
-		memcpy(&in6, a, sizeof in6);
-		if (!IN6_IS_ADDR_LINKLOCAL(&in6.sin6_addr))
-			inet_ntop(AF_INET6, &in6.sin6_addr, text, sizeof text);
-	}
-	cert_add_name(names, text);
-}
-
-static void
-cert_default_names(struct cert_names *names)
-{
-	char host[256] = "";
+	char text[256] = "";
 	struct ifaddrs *list;
 
 	names->count = 0;
-	if (gethostname(host, sizeof host - 1) == 0)
-		cert_add_name(names, host);
+	if (gethostname(text, sizeof text - 1) == 0)
+		cert_add_name(names, text);
 	cert_add_name(names, "localhost");
 	cert_add_name(names, "127.0.0.1");
 	cert_add_name(names, "::1");
 	if (getifaddrs(&list) < 0)
 		return;
-	for (const struct ifaddrs *i = list; i; i = i->ifa_next)
-		cert_add_address(names, i->ifa_addr);
+	for (const struct ifaddrs *i = list; i; i = i->ifa_next) {
+		const struct sockaddr *a = i->ifa_addr;
+		bool ip6 = a && a->sa_family == AF_INET6;
+
+		/* With %IF at its end it means nothing to others. */
+		if ((ip6 || (a && a->sa_family == AF_INET)) &&
+		    getnameinfo(a, ip6 ? sizeof(struct sockaddr_in6)
+		    : sizeof(struct sockaddr_in), text, sizeof text, NULL, 0,
+		    NI_NUMERICHOST) == 0)
+			cert_add_name(names, text);
+	}
 	freeifaddrs(list);
 }
 
@@ -6008,38 +6408,17 @@ struct cert_paths {
 };
 
 static int
-cert_set_paths(struct cert_paths *paths, const char *dir, char *why,
-    size_t why_n)
+cert_set_paths(struct cert_paths *paths, const char *dir)
 {
 	if (*dir == '\0' || strlen(dir) > PATH_MAX - 16)
-		return cert_fail(why, why_n,
-		    "the state directory's path is empty or too long");
+		return cert_fail(dir, "cannot be the state directory");
 	snprintf(paths->cert, sizeof paths->cert, "%s/cert.pem", dir);
 	snprintf(paths->key, sizeof paths->key, "%s/key.pem", dir);
 	return 0;
 }
 
-/* The directories on the way to a file. */
 static int
-cert_make_directory(const char *file, char *why, size_t why_n)
-{
-	char path[PATH_MAX];
-
-	for (size_t i = 1; file[i]; i++) {
-		if (file[i] != '/')
-			continue;
-		memcpy(path, file, i);
-		path[i] = '\0';
-		if (mkdir(path, 0755) < 0 && access(path, F_OK) < 0)
-			return cert_fail(why, why_n, "cannot make the "
-			    "directory %s: %s", path, strerror(errno));
-	}
-	return 0;
-}
-
-static int
-cert_save(const char *path, const char *label, struct der der, mode_t mode,
-    char *why, size_t why_n)
+cert_save(const char *path, const char *label, struct der der, mode_t mode)
 {
 	char pem[CERT_DER_MAX / 48 * 65 + 256];
 	size_t n = br_pem_encode(pem, der.p, der.n, label, BR_PEM_LINE64);
@@ -6048,7 +6427,7 @@ cert_save(const char *path, const char *label, struct der der, mode_t mode,
 	assert(n < sizeof pem);
 	r = sys_write_file(path, pem, n, mode);
 	wipe(pem, sizeof pem);
-	return r == 0 ? 0 : cert_fail(why, why_n, "cannot write %s: %s", path,
+	return r == 0 ? 0 : cert_fail(path, "cannot be written: %s",
 	    strerror(-r));
 }
 
@@ -6056,38 +6435,58 @@ cert_save(const char *path, const char *label, struct der der, mode_t mode,
  * first: a power cut between the two leaves a pair that does not match, which
  * the next start replaces. */
 static int
-cert_generate(const struct cert_paths *paths, struct cert_plan *plan,
-    char *why, size_t why_n)
+cert_generate(const struct cert_paths *paths, struct cert_plan *plan)
 {
 	u8 point[BR_EC_KBUF_PUB_MAX_SIZE], room[CERT_DER_MAX];
 	struct {
 		br_hmac_drbg_context rng;
 		u8 seed[32], number[BR_EC_KBUF_PRIV_MAX_SIZE], der[256];
 	} secret;
-	br_ec_private_key private;
-	br_ec_public_key public;
 	struct der cert, key = { secret.der, 0 };
-	int r;
+	int r = -1;
 
 	sys_random(secret.seed, sizeof secret.seed);
 	br_hmac_drbg_init(&secret.rng, &br_sha256_vtable, secret.seed,
 	    sizeof secret.seed);
-	br_ec_keygen(&secret.rng.vtable, &br_ec_p256_m31, &private,
+	br_ec_keygen(&secret.rng.vtable, &br_ec_p256_m31, &plan->private,
 	    secret.number, BR_EC_secp256r1);
-	br_ec_compute_pub(&br_ec_p256_m31, &public, point, &private);
-	plan->private = &private;
-	plan->public = &public;
+	br_ec_compute_pub(&br_ec_p256_m31, &plan->public, point,
+	    &plan->private);
 	cert = cert_write(room, plan);
-	key.n = br_encode_ec_pkcs8_der(secret.der, &private, &public);
+	key.n = br_encode_ec_pkcs8_der(secret.der, &plan->private,
+	    &plan->public);
 	assert(key.n > 0 && key.n <= sizeof secret.der);
-	r = cert.n == 0
-	    ? cert_fail(why, why_n, "too many names for one certificate")
-	    : cert_save(paths->key, "PRIVATE KEY", key, 0600, why, why_n);
-	if (r == 0)
-		r = cert_save(paths->cert, "CERTIFICATE", cert, 0644, why,
-		    why_n);
+	if (cert.n == 0)
+		cert_fail(paths->cert, "cannot hold so many names");
+	else if (cert_save(paths->key, "PRIVATE KEY", key, 0600) == 0)
+		r = cert_save(paths->cert, "CERTIFICATE", cert, 0644);
 	wipe(&secret, sizeof secret);
 	return r;
+}
+
+/* Makes cert.pem and key.pem in the state directory, for the names given or,
+ * when count is 0, for those of this machine. */
+static int
+cert_make(const char *dir, const char *const *names, size_t count, int days)
+{
+	struct cert_names own;
+	struct cert_paths paths;
+	struct cert_plan plan = { .names = names, .count = count };
+	/* an hour early, for clients whose clock is slow */
+	int64_t now = sys_clock_ms(CLOCK_REALTIME) / 1000 - 3600;
+
+	if (cert_set_paths(&paths, dir) < 0)
+		return -1;
+	if (mkdir(dir, 0755) < 0 && errno != EEXIST)
+		return cert_fail(dir, "cannot be made: %s", strerror(errno));
+	if (count == 0) {
+		cert_own_names(&own);
+		plan.names = own.list;
+		plan.count = own.count;
+	}
+	plan.not_before = date_sane(now) ? now : WSP_BUILD_DATE;
+	plan.not_after = plan.not_before + (int64_t)days * DAY;
+	return cert_generate(&paths, &plan);
 }
 
 static bool
@@ -6098,68 +6497,27 @@ cert_is_missing(const char *path)
 	return stat(path, &st) < 0 ? errno == ENOENT : st.st_size == 0;
 }
 
-/*
- * Makes cert.pem and key.pem in the state directory, for the names given or,
- * when count is 0, for those of this machine.  Without `force` it refuses to
- * replace what is there.
- */
-static int
-tls_make_certificate(const char *state_dir, const char *const *names,
-    size_t count, int days, bool force, char *why, size_t why_n)
-{
-	struct cert_names own;
-	struct cert_paths paths;
-	struct cert_plan plan = { .names = names, .count = count };
-	int64_t now = date_now() - 3600; /* for clients whose clock is slow */
-
-	if (cert_set_paths(&paths, state_dir, why, why_n) < 0)
-		return -1;
-	if (!force && !(cert_is_missing(paths.cert) &&
-	    cert_is_missing(paths.key)))
-		return cert_fail(why, why_n,
-		    "there is a certificate or key in %s already; -f "
-		    "replaces it", state_dir);
-	if (cert_make_directory(paths.cert, why, why_n) < 0)
-		return -1;
-	if (count == 0) {
-		cert_default_names(&own);
-		plan.names = own.list;
-		plan.count = own.count;
-	}
-	plan.not_before = date_sane(now) ? now : WSP_BUILD_DATE;
-	plan.not_after = plan.not_before + (int64_t)days * DAY;
-	return cert_generate(&paths, &plan, why, why_n);
-}
-
-/* Whether a certificate signed itself, as ours do: we replace no other. */
-static bool
-cert_is_ours(const struct cert *c)
-{
-	struct cert_facts f;
-
-	return c->count == 1 && cert_read_facts(&f, cert_der(c, 0)) &&
-	    der_same(f.issuer, f.subject);
-}
-
 /* Whether the pair in the state directory must be made: 1 yes, 0 it is good,
- * -1 it is broken and not ours to replace. */
+ * -1 it is broken and not ours to replace.  Ours have signed themselves. */
 static int
-cert_needs_making(struct cert *c, const struct cert_paths *paths, char *why,
-    size_t why_n)
+cert_needs_making(struct cert *c, const struct cert_paths *paths)
 {
+	struct der issuer, subject;
+	bool ours;
+
 	if (cert_is_missing(paths->cert))
 		return 1;
-	if (cert_load_chain(c, paths->cert, why, why_n) < 0)
+	if (cert_load_chain(c, paths->cert) < 0)
 		return -1;
-	if (cert_is_missing(paths->key) && cert_is_ours(c))
+	ours = c->count == 1 && cert_read_names(c, 0, &issuer, &subject) &&
+	    der_same(issuer, subject);
+	if (ours && cert_is_missing(paths->key))
 		return 1;
-	if (cert_load_key(c, paths->key, why, why_n) < 0)
+	if (cert_load_key(c, paths->key) < 0)
 		return -1;
-	if (cert_check_match(c, paths->cert, paths->key, why, why_n) < 0)
-		return cert_is_ours(c) ? 1 : -1;
-	if (cert_check_order(c, paths->cert, why, why_n) < 0)
-		return -1;
-	return cert_is_ours(c) && date_sane(date_now()) &&
+	if (cert_check_match(c, paths->cert, paths->key) < 0)
+		return ours ? 1 : -1;
+	return ours && date_sane(sys_clock_ms(CLOCK_REALTIME) / 1000) &&
 	    date_days_until(c->not_after) < WSP_CERT_RENEW;
 }
 
@@ -6169,91 +6527,48 @@ cert_needs_making(struct cert *c, const struct cert_paths *paths, char *why,
  * 0: it was good, -1: why not.  Load it with tls_load then.
  */
 static int
-tls_state_certificate(const char *state_dir, char *why, size_t why_n)
+tls_state_certificate(const char *dir, char *why, size_t why_n)
 {
 	struct cert_paths paths;
 	struct cert *c = cert_spare();
-	int make;
+	int make = -1;
 
-	if (cert_set_paths(&paths, state_dir, why, why_n) < 0)
-		return -1;
-	make = cert_needs_making(c, &paths, why, why_n);
+	if (cert_set_paths(&paths, dir) == 0)
+		make = cert_needs_making(c, &paths);
 	wipe(&c->key, sizeof c->key);
-	if (make <= 0)
-		return make;
-	if (tls_make_certificate(state_dir, NULL, 0, WSP_CERT_DAYS, true, why,
-	    why_n) < 0)
-		return -1;
-	log_event(LOG_LEVEL_INFO, "certificate", "made path=%s days=%d",
-	    paths.cert, WSP_CERT_DAYS);
-	return 1;
+	if (make == 1 && cert_make(dir, NULL, 0, WSP_CERT_DAYS) < 0)
+		make = -1;
+	if (make == 1)
+		log_event(LOG_LEVEL_INFO, "certificate", "made path=%s days=%d",
+		    paths.cert, WSP_CERT_DAYS);
+	return cert_tell(make, why, why_n);
 }
 
-static void
-cert_print_names(struct der names)
-{
-	char text[INET6_ADDRSTRLEN];
-	struct der name;
-	int tag;
-
-	printf("names:      ");
-	while ((tag = der_take(&names, &name)) >= 0) {
-		if (tag == 0x82)
-			printf(" %.*s", (int)name.n, (const char *)name.p);
-		else if (tag == 0x87 && (name.n == 4 || name.n == 16))
-			printf(" %s", inet_ntop(name.n == 4 ? AF_INET
-			    : AF_INET6, name.p, text, sizeof text));
-	}
-	printf("\n");
-}
-
-/* Reads back the pair and prints what clients will see. */
+/* Tries what was made or was there, and prints it. */
 static int
 cert_print(const struct cert_paths *paths)
 {
 	struct cert *c = cert_spare();
-	struct cert_facts f;
-	struct date d;
-	char why[512];
-	u8 hash[32];
+	char date[80];
 
-	if (cert_load(c, paths->cert, paths->key, why, sizeof why) < 0) {
-		fprintf(stderr, "wspush: %s\n", why);
-		return 1;
-	}
+	if (cert_load(c, paths->cert, paths->key) < 0)
+		return -1;
 	wipe(&c->key, sizeof c->key);
-	cert_read_facts(&f, cert_der(c, 0));
-	cert_hash(hash, cert_der(c, 0));
-	d = date_of_seconds(f.not_after);
-	printf("certificate: %s\nkey:         %s\n", paths->cert, paths->key);
-	cert_print_names(f.names);
-	printf("expires:     %04d-%02d-%02d (%d days)\nSHA-256:     ", d.year,
-	    d.month, d.day, date_days_until(f.not_after));
-	for (size_t i = 0; i < sizeof hash; i++)
-		printf("%s%02X", i > 0 ? ":" : "", hash[i]);
-	printf("\n");
+	date_text(date, c->not_after);
+	printf("certificate: %s\nkey:         %s\nexpires:     "
+	    "%.4s-%.2s-%.2s (%d days)\n", paths->cert, paths->key, date,
+	    date + 4, date + 6, date_days_until(c->not_after));
 	return 0;
 }
 
 /* The options of `wspush cert`. */
 struct cert_order {
-	const char *state_dir;
-	int days; /* 0: not asked for */
+	const char *dir;
+	u64 days; /* 0: not asked for */
 	bool force;
 	const char *const *names;
 	size_t count;
 };
-
-/* 1 to 3650, or 0. */
-static int
-cert_parse_days(const char *text)
-{
-	int days = 0;
-
-	for (; *text >= '0' && *text <= '9' && days <= 3650; text++)
-		days = days * 10 + (*text - '0');
-	return *text == '\0' && days <= 3650 ? days : 0;
-}
 
 /* Returns the word that is wrong, NULL if none is. */
 static const char *
@@ -6261,26 +6576,45 @@ cert_parse_order(struct cert_order *o, int argc, char **argv)
 {
 	int i = 1;
 
-	while (i < argc && argv[i][0] == '-') {
-		const char *option = argv[i++];
+	for (; i < argc && argv[i][0] == '-'; i++) {
+		const char *option = argv[i];
 
-		if (strcmp(option, "--") == 0)
-			break;
 		if (strcmp(option, "-f") == 0)
 			o->force = true;
-		else if (i < argc && strcmp(option, "--state") == 0)
-			o->state_dir = argv[i++];
-		else if (i == argc || strcmp(option, "-d") != 0)
+		else if (strcmp(option, "--state") == 0 && i + 1 < argc)
+			o->dir = argv[++i];
+		else if (strcmp(option, "-d") != 0 || i + 1 == argc)
 			return option;
-		else if ((o->days = cert_parse_days(argv[i++])) == 0)
-			return argv[i - 1];
+		else if (!text_u64(&o->days, text_of(argv[++i]), 3650) ||
+		    o->days == 0)
+			return argv[i];
 	}
 	o->names = (const char *const *)(argv + i);
 	o->count = (size_t)(argc - i);
-	for (; i < argc; i++)
-		if (!cert_name_ok(argv[i]))
-			return argv[i];
-	return o->count <= CERT_NAMES ? NULL : argv[argc - 1];
+	while (i < argc && cert_name_ok(argv[i]))
+		i++;
+	return i < argc ? argv[i] : NULL;
+}
+
+static int
+cert_do_order(const struct cert_order *o)
+{
+	int days = o->days > 0 ? (int)o->days : WSP_CERT_DAYS;
+	struct cert_paths paths;
+
+	if (cert_set_paths(&paths, o->dir) < 0)
+		return -1;
+	if (o->force || (cert_is_missing(paths.cert) &&
+	    cert_is_missing(paths.key))) {
+		if (cert_make(o->dir, o->names, o->count, days) < 0)
+			return -1;
+	} else {
+		cert_fail(paths.cert, "or its key is there; -f replaces both");
+		if (o->count > 0 || o->days > 0)
+			return -1;
+		fprintf(stderr, "wspush: %s\n", certs.why);
+	}
+	return cert_print(&paths);
 }
 
 /*
@@ -6291,10 +6625,8 @@ cert_parse_order(struct cert_order *o, int argc, char **argv)
 static int
 tls_cert_command(int argc, char **argv)
 {
-	struct cert_order o = { .state_dir = WSP_STATE_DIR };
+	struct cert_order o = { .dir = WSP_STATE_DIR };
 	const char *wrong = cert_parse_order(&o, argc, argv);
-	struct cert_paths paths;
-	char why[512];
 
 	if (wrong) {
 		fprintf(stderr, "wspush: wrong option, name or number: %s\n"
@@ -6302,25 +6634,17 @@ tls_cert_command(int argc, char **argv)
 		    "[NAME|ADDRESS]...\n", wrong);
 		return 2;
 	}
-	if (cert_set_paths(&paths, o.state_dir, why, sizeof why) == 0 &&
-	    !o.force && o.count == 0 && o.days == 0 &&
-	    !cert_is_missing(paths.cert) && !cert_is_missing(paths.key)) {
-		fprintf(stderr, "wspush: there already; -f replaces it\n");
-		return cert_print(&paths);
-	}
-	if (tls_make_certificate(o.state_dir, o.names, o.count, o.days ? o.days
-	    : WSP_CERT_DAYS, o.force, why, sizeof why) < 0) {
-		fprintf(stderr, "wspush: %s\n", why);
-		return 1;
-	}
-	return cert_print(&paths);
+	if (cert_do_order(&o) == 0)
+		return 0;
+	fprintf(stderr, "wspush: %s\n", certs.why);
+	return 1;
 }
 
-/* ----- 18. TLS -----------------------------------------------------------
+/* ----- 19. TLS -----------------------------------------------------------
  *
  * Owns the handshake pool and the session cache.  A client borrows one of a
  * few BearSSL contexts for its handshake and leaves with 112 bytes of keys
- * for room 12; the context goes to the next one.  TLS 1.2 with four suites
+ * for room 13; the context goes to the next one.  TLS 1.2 with four suites
  * and nothing else; no renegotiation.  Nothing is allocated: pool and cache
  * lie in memory that the caller places.
  *
@@ -6354,13 +6678,13 @@ enum tls_progress { TLS_WANT_READ, TLS_WANT_WRITE, TLS_DONE, TLS_FAILED };
 struct tls_slot {
 	br_ssl_server_context server;
 	struct record_keys keys; /* as far as they are known */
-	bool out_keyed;    /* our records are encrypted from here on */
-	bool found, saved; /* a session in the cache, to the cache */
-	bool corked;       /* the kernel holds back what we sent */
-	bool half_sent;    /* a record is partly out */
-	u8 cert;           /* which place of certs it works with */
-	int error;         /* of BearSSL, or TLS_ERROR_... */
-	u64 used;          /* handshakes so far; 0: not configured */
+	bool out_keyed; /* our records are encrypted from here on */
+	bool resumed;   /* and were so before the client's */
+	bool corked;    /* the kernel holds back what we sent */
+	bool half_sent; /* a record is partly out */
+	u8 cert;        /* which place of certs it works with */
+	int error;      /* of BearSSL, or TLS_ERROR_... */
+	u64 used;       /* handshakes so far; 0: not configured */
 	u8 in[TLS_IN], out[TLS_OUT];
 };
 
@@ -6370,15 +6694,6 @@ enum {
 	TLS_ERROR_SOCKET,
 	TLS_ERROR_STALE,
 	TLS_ERROR_STUCK
-};
-
-/* A cache in front of BearSSL's, to see what a handshake took from it. */
-struct tls_cache {
-	const br_ssl_session_cache_class *vtable; /* BearSSL wants it first */
-	br_ssl_session_cache_lru lru;
-	u8 *rows;
-	u32 count, touched;
-	int64_t reset_ms; /* when it is emptied next */
 };
 
 static struct {
@@ -6393,8 +6708,11 @@ static struct {
 	struct tls_slot *slots;
 	u32 count;
 	bool busy[UINT8_MAX]; /* apart: an unused slot is not touched */
-	struct tls_cache cache;
-	char why[160];
+	br_ssl_session_cache_lru cache;
+	u8 *rows; /* of the cache */
+	size_t rows_n;
+	int64_t reset_ms; /* when it is emptied next */
+	char why[80];
 } tls;
 
 static void
@@ -6420,7 +6738,9 @@ tls_slot_of(const void *part)
 	return &tls.slots[i];
 }
 
-/* Notes the keys of one direction; a GCM key of 16 bytes has an iv of 4. */
+/* Notes the keys of one direction; a GCM key of 16 bytes has an iv of 4.  Our
+ * direction is the first one in a resumed handshake, the second in a full
+ * one (RFC 5246, 7.3). */
 static void
 tls_note_in(const void *ctx, const void *key, size_t key_n, const void *iv)
 {
@@ -6438,6 +6758,8 @@ tls_note_out(const void *ctx, const void *key, size_t key_n, const void *iv)
 	struct tls_slot *s = tls_slot_of(ctx);
 
 	s->out_keyed = true;
+	s->resumed = s->keys.suite == 0;
+	s->keys.suite = key_n == 16 ? RECORD_AES128_GCM : RECORD_CHACHA20;
 	memcpy(s->keys.out_key, key, key_n);
 	memcpy(s->keys.out_iv, iv, key_n == 16 ? 4 : 12);
 }
@@ -6515,46 +6837,20 @@ tls_start(char *why, size_t why_n)
 	tls.chapol_out.init = tls_chapol_out;
 	tls.gcm_in.init = tls_gcm_in;
 	tls.gcm_out.init = tls_gcm_out;
-	return record_self_test(&tls.aead) ? 0 : cert_fail(why, why_n,
-	    "the ciphers fail their self-test: wspush or BearSSL was built "
-	    "wrongly");
+	if (record_self_test(&tls.aead))
+		return 0;
+	snprintf(why, why_n, "the ciphers fail their self-test: wspush or "
+	    "BearSSL was built wrongly");
+	return -1;
 }
 
+/* Forgets all sessions: BearSSL's cache knows neither age nor certificate.
+ * Rows that were never used stay untouched. */
 static void
-tls_cache_save(const br_ssl_session_cache_class **ctx,
-    br_ssl_server_context *server, const br_ssl_session_parameters *params)
+tls_forget(void)
 {
-	struct tls_cache *c = &tls.cache;
-
-	(void)ctx; /* there is one */
-	tls_slot_of(server)->saved = true;
-	if (c->touched < c->count)
-		c->touched++;
-	c->lru.vtable->save(&c->lru.vtable, server, params);
-}
-
-static int
-tls_cache_load(const br_ssl_session_cache_class **ctx,
-    br_ssl_server_context *server, br_ssl_session_parameters *params)
-{
-	struct tls_cache *c = &tls.cache;
-	int found = c->lru.vtable->load(&c->lru.vtable, server, params);
-
-	(void)ctx;
-	tls_slot_of(server)->found = found != 0;
-	return found;
-}
-
-/* Forgets all sessions: BearSSL's cache knows neither age nor certificate. */
-static void
-tls_cache_reset(void)
-{
-	struct tls_cache *c = &tls.cache;
-
-	wipe(c->rows, (size_t)c->touched * TLS_SESSION);
-	c->touched = 0;
-	br_ssl_session_cache_lru_init(&c->lru, c->rows,
-	    (size_t)c->count * TLS_SESSION);
+	wipe(tls.rows, tls.cache.store_ptr);
+	br_ssl_session_cache_lru_init(&tls.cache, tls.rows, tls.rows_n);
 }
 
 static size_t
@@ -6575,17 +6871,12 @@ tls_memory(u32 handshakes, u32 cache_rows)
 static void
 tls_place(void *memory, u32 handshakes, u32 cache_rows)
 {
-	static const br_ssl_session_cache_class cache_class = {
-		sizeof(struct tls_cache), tls_cache_save, tls_cache_load
-	};
-
 	assert(handshakes <= COUNT(tls.busy));
 	tls.slots = memory;
 	tls.count = handshakes;
-	tls.cache.vtable = &cache_class;
-	tls.cache.rows = (u8 *)memory + tls_slots_size(handshakes);
-	tls.cache.count = cache_rows;
-	tls_cache_reset();
+	tls.rows = (u8 *)memory + tls_slots_size(handshakes);
+	tls.rows_n = (size_t)cache_rows * TLS_SESSION;
+	tls_forget();
 }
 
 /* Once a day the sessions are forgotten, and the log hears of an end that is
@@ -6593,13 +6884,13 @@ tls_place(void *memory, u32 handshakes, u32 cache_rows)
 static void
 tls_tick(int64_t now_ms)
 {
-	if (now_ms < tls.cache.reset_ms)
+	if (now_ms < tls.reset_ms)
 		return;
-	if (tls.cache.reset_ms > 0 && tls.cache.rows) {
-		tls_cache_reset();
+	if (tls.reset_ms > 0 && tls.rows) {
+		tls_forget();
 		cert_warn();
 	}
-	tls.cache.reset_ms = now_ms + (int64_t)DAY * 1000;
+	tls.reset_ms = now_ms + (int64_t)DAY * 1000;
 }
 
 /*
@@ -6610,22 +6901,19 @@ tls_tick(int64_t now_ms)
 static int
 tls_load(const char *cert_path, const char *key_path, char *why, size_t why_n)
 {
-	struct cert *c = cert_spare(), *old = &certs.place[0];
+	struct cert *c = cert_spare();
+	const struct cert *old = &certs.place[c == certs.place];
 	int place = (int)(c - certs.place);
 
-	if (strlen(cert_path) >= PATH_MAX || strlen(key_path) >= PATH_MAX)
-		return cert_fail(why, why_n, "the path of the certificate or "
-		    "key is too long");
 	for (u32 i = 0; i < tls.count; i++)
 		if (tls.busy[i] && tls.slots[i].cert == place)
 			tls.slots[i].error = TLS_ERROR_STALE;
-	if (cert_load(c, cert_path, key_path, why, why_n) < 0)
-		return -1;
-	if (certs.used > 0)
-		old = &certs.place[certs.used - 1];
-	if (tls.cache.rows && (old->der_n != c->der_n ||
+	if (cert_load(c, cert_path, key_path) < 0)
+		return cert_tell(-1, why, why_n);
+	if (tls.rows && (old->der_n != c->der_n ||
 	    memcmp(old->der, c->der, c->der_n) != 0))
-		tls_cache_reset();
+		tls_forget();
+	/* They may be the same ones, and were short enough to be opened. */
 	memmove(certs.cert_path, cert_path, strlen(cert_path) + 1);
 	memmove(certs.key_path, key_path, strlen(key_path) + 1);
 	certs.used = place + 1;
@@ -6637,8 +6925,6 @@ tls_load(const char *cert_path, const char *key_path, char *why, size_t why_n)
 static int
 tls_reload(char *why, size_t why_n)
 {
-	if (certs.used == 0)
-		return cert_fail(why, why_n, "no certificate is in use");
 	return tls_load(certs.cert_path, certs.key_path, why, why_n);
 }
 
@@ -6721,7 +7007,7 @@ tls_take(void)
 		tls_add_entropy(s);
 	tls_set_cert(s, certs.used - 1);
 	s->error = 0;
-	s->out_keyed = s->found = s->saved = s->corked = s->half_sent = false;
+	s->out_keyed = s->resumed = s->corked = s->half_sent = false;
 	br_ssl_engine_set_buffers_bidi(&s->server.eng, s->in, sizeof s->in,
 	    s->out, sizeof s->out);
 	if (!br_ssl_server_reset(&s->server))
@@ -6756,36 +7042,15 @@ tls_give(int slot)
 static bool
 tls_resumed(int slot)
 {
-	return tls.slots[slot].found && !tls.slots[slot].saved;
+	return tls.slots[slot].resumed;
 }
 
-static const char *
-tls_alert_name(int number)
-{
-	static const struct {
-		u8 number;
-		const char *name;
-	} names[] = {
-		{ 10, "unexpected message" }, { 20, "bad record MAC" },
-		{ 40, "no cipher suite or curve in common" },
-		{ 42, "bad certificate" }, { 43, "unsupported certificate" },
-		{ 45, "certificate expired" }, { 46, "certificate unknown" },
-		{ 47, "illegal parameter" }, { 48, "unknown authority" },
-		{ 50, "decode error" }, { 51, "decrypt error" },
-		{ 70, "no TLS 1.2" }, { 71, "insufficient security" },
-		{ 80, "internal error" }, { 86, "inappropriate fallback" }
-	};
-
-	for (size_t i = 0; i < COUNT(names); i++)
-		if (names[i].number == number)
-			return names[i].name;
-	return "alert";
-}
-
-/* What an error means, and the alert that tells the client: BearSSL has the
- * texts only in its tools, and after these errors it says nothing more. */
+/* What an error means where a user may meet it, and the alert that tells the
+ * client: after these errors BearSSL says nothing more.  256 + n is an alert
+ * that the client sent, 512 + n one that BearSSL sent. */
 struct tls_error {
-	u8 error, alert;
+	u16 error;
+	u8 alert;
 	const char *text;
 };
 
@@ -6797,25 +7062,28 @@ tls_find_error(int error)
 		{ TLS_ERROR_EOF, 0, "the client left during the handshake" },
 		{ TLS_ERROR_SOCKET, 0, "the connection broke" },
 		{ TLS_ERROR_STALE, 80, "the certificate has been replaced" },
-		{ TLS_ERROR_STUCK, 80, "the handshake cannot go on" },
-		{ BR_ERR_UNSUPPORTED_VERSION, 70, "no TLS 1.2" },
-		{ BR_ERR_BAD_VERSION, 70, "a record's version changed" },
-		{ BR_ERR_BAD_LENGTH, 50, "a record's length is impossible" },
-		{ BR_ERR_TOO_LARGE, 22, "a record is too large" },
+		{ TLS_ERROR_STUCK, 80, NULL },
+		{ BR_ERR_UNSUPPORTED_VERSION, 70, "what came is not TLS" },
+		{ BR_ERR_UNKNOWN_TYPE, 10, "what came is not TLS" },
 		{ BR_ERR_BAD_MAC, 20, "a record was changed on its way" },
 		{ BR_ERR_NO_RANDOM, 80, "there is no entropy" },
-		{ BR_ERR_UNKNOWN_TYPE, 10, "what came is not TLS" },
-		{ BR_ERR_UNEXPECTED, 10, "a message came out of turn" },
-		{ BR_ERR_BAD_CCS, 10, "a bad ChangeCipherSpec" },
-		{ BR_ERR_BAD_ALERT, 50, "a malformed alert" },
-		{ BR_ERR_BAD_HANDSHAKE, 50, "a malformed message" },
-		{ BR_ERR_BAD_SECRENEG, 40, "a bad renegotiation extension" },
-		{ BR_ERR_BAD_FINISHED, 51, "Finished does not match" },
-		{ UINT8_MAX, 50, "the handshake failed" }
+		{ BR_ERR_BAD_VERSION, 70, NULL },
+		{ BR_ERR_TOO_LARGE, 22, NULL },
+		{ BR_ERR_UNEXPECTED, 10, NULL },
+		{ BR_ERR_BAD_CCS, 10, NULL },
+		{ BR_ERR_BAD_SECRENEG, 40, NULL },
+		{ BR_ERR_BAD_FINISHED, 51, NULL },
+		{ 256 + 42, 0, "the client refuses the certificate" },
+		{ 256 + 45, 0, "to the client the certificate is expired" },
+		{ 256 + 46, 0, "the client does not accept the certificate" },
+		{ 256 + 48, 0, "the client does not trust the certificate" },
+		{ 512 + 40, 0, "no cipher suite or curve in common" },
+		{ 512 + 70, 0, "the client does not speak TLS 1.2" },
+		{ UINT16_MAX, 50, NULL }
 	};
 	const struct tls_error *e = list;
 
-	while (e->error != error && e->error != UINT8_MAX)
+	while (e->error != error && e->error != UINT16_MAX)
 		e++;
 	return e;
 }
@@ -6825,12 +7093,13 @@ static const char *
 tls_why(int slot)
 {
 	int error = tls.slots[slot].error;
+	const char *text = tls_find_error(error)->text;
 
-	if (error < BR_ERR_RECV_FATAL_ALERT)
-		return tls_find_error(error)->text;
-	snprintf(tls.why, sizeof tls.why, "%srefused: %s (alert %d)",
-	    error < BR_ERR_SEND_FATAL_ALERT ? "the client " : "",
-	    tls_alert_name(error & 255), error & 255);
+	if (text)
+		return text;
+	snprintf(tls.why, sizeof tls.why, "%s %d", error >= 512
+	    ? "refused with alert" : error >= 256
+	    ? "the client refused with alert" : "BearSSL's error", error & 255);
 	return tls.why;
 }
 
@@ -6881,24 +7150,19 @@ tls_fix_alert(const struct tls_slot *s, u8 *record)
 		store16(record + 1, version);
 }
 
-/*
- * Sends a piece.  What surely has a successor waits for it in the kernel, so
- * that a flight is one packet: a ChangeCipherSpec, what stands before it in a
- * resumed handshake, a record that is full.
- */
+/* Sends a piece.  The kernel holds it back until the flight is complete, so
+ * that this is one packet. */
 static ssize_t
 tls_send(struct tls_slot *s, int fd)
 {
 	size_t n;
 	u8 *p = br_ssl_engine_sendrec_buf(&s->server.eng, &n);
-	bool more = !s->half_sent && (p[0] == 20 ||
-	    n == RECORD_HEADER + TLS_FRAGMENT || (s->found && !s->out_keyed));
 	ssize_t r;
 
 	tls_fix_alert(s, p);
-	r = sys_send(fd, p, n, more ? MSG_MORE : 0);
+	r = sys_send(fd, p, n, MSG_MORE);
 	if (r > 0) {
-		s->corked = more;
+		s->corked = true;
 		s->half_sent = (size_t)r < n;
 		br_ssl_engine_sendrec_ack(&s->server.eng, (size_t)r);
 	}
@@ -6906,7 +7170,7 @@ tls_send(struct tls_slot *s, int fd)
 }
 
 /* Receives no more than BearSSL asks for, a header or the rest of a record:
- * what follows the client's Finished is room 12's. */
+ * what follows the client's Finished is room 13's. */
 static ssize_t
 tls_receive(struct tls_slot *s, int fd)
 {
@@ -6937,12 +7201,12 @@ tls_step(int slot, int fd, struct record_keys *keys)
 		unsigned state = br_ssl_engine_current_state(e);
 		bool sending = (state & BR_SSL_SENDREC) != 0;
 
-		if (state & BR_SSL_CLOSED)
-			return tls_fail(s, fd, br_ssl_engine_last_error(e));
-		if (!sending && s->corked) {
+		if (!sending && s->corked) { /* lets go what was held back */
 			sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 			s->corked = false;
 		}
+		if (state & BR_SSL_CLOSED)
+			return tls_fail(s, fd, br_ssl_engine_last_error(e));
 		if (!sending && (state & BR_SSL_SENDAPP))
 			return tls_finish(s, fd, keys);
 		if (!sending && !(state & BR_SSL_RECVREC))
@@ -6954,11 +7218,427 @@ tls_step(int slot, int fd, struct record_keys *keys)
 			return tls_fail(s, fd, r == 0 ? TLS_ERROR_EOF
 			                              : TLS_ERROR_SOCKET);
 	}
-	return TLS_WANT_READ;
+	return br_ssl_engine_current_state(e) & BR_SSL_SENDREC ? TLS_WANT_WRITE
+	                                                       : TLS_WANT_READ;
 }
 
+/* ----- 20. Token keys ----------------------------------------------------
+ *
+ * Key files, and `wspush token`.  A file with -----BEGIN in it is PEM and a
+ * key for ES256, anything else a secret for HS256: so the file decides the
+ * algorithm, never a token.  Two sets of keys, as with certificates: a reload
+ * reads into the one that is not in use, and a file that is no good changes
+ * nothing.
+ */
+#define TOKEN_FILE   16384 /* bytes of a key file, comments and all */
+#define TOKEN_OBJECT 4096 /* bytes of a certificate in a key file */
+#define TOKEN_EC_KEY 512  /* of a private key on P-256, which are under 250 */
 
-/* ----- 19. Connections ---------------------------------------------------
+static struct {
+	struct token_key key[2][SETTINGS_TOKEN_KEYS];
+	size_t count[2];
+	int used;
+	char file[TOKEN_FILE + 1]; /* one while it is read */
+	char why[256];             /* the last refusal */
+} token_keys;
+
+/* Seconds since 1970. */
+static int64_t
+token_now(void)
+{
+	return sys_clock_ms(CLOCK_REALTIME) / 1000;
+}
+
+/* Notes what is wrong with a file, and returns -1. */
+static int
+token_fail(const char *path, const char *what)
+{
+	snprintf(token_keys.why, sizeof token_keys.why, "%.120s %s", path,
+	    what);
+	return -1;
+}
+
+/* An EC public key on P-256 begins with these 26 bytes (RFC 5480, 2), and the
+ * point follows. */
+static bool
+token_load_public(struct token_key *k, const u8 *der, size_t n)
+{
+	static const u8 head[] = { 0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a,
+		0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+		0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00 };
+
+	return n == sizeof head + TOKEN_POINT &&
+	    memcmp(der, head, sizeof head) == 0 &&
+	    token_key_es256(k, der + sizeof head);
+}
+
+static bool
+token_load_certificate(struct token_key *k, const u8 *der, size_t n)
+{
+	br_x509_decoder_context d;
+	const br_x509_pkey *public;
+
+	br_x509_decoder_init(&d, NULL, NULL);
+	br_x509_decoder_push(&d, der, n);
+	public = br_x509_decoder_get_pkey(&d);
+	return public && public->key_type == BR_KEYTYPE_EC &&
+	    public->key.ec.curve == BR_EC_secp256r1 &&
+	    public->key.ec.qlen == TOKEN_POINT &&
+	    token_key_es256(k, public->key.ec.q);
+}
+
+/* BearSSL 0.6 decodes some crafted RSA keys beyond its context; what is as
+ * long as they are is no key on P-256. */
+static bool
+token_load_private(struct token_key *k, const u8 *der, size_t n)
+{
+	br_skey_decoder_context d;
+	const br_ec_private_key *private;
+	bool good;
+
+	if (n > TOKEN_EC_KEY)
+		return false;
+	br_skey_decoder_init(&d);
+	br_skey_decoder_push(&d, der, n);
+	private = br_skey_decoder_get_ec(&d);
+	good = private && private->curve == BR_EC_secp256r1 &&
+	    token_key_private(k, private->x, private->xlen);
+	wipe(&d, sizeof d);
+	return good;
+}
+
+/* Takes the next object off the terminated PEM at *at: its label and its
+ * base64, without line ends.  1, 0 at the end, -1 when it is cut short. */
+static int
+token_pem_next(char **at, const char **label, struct str *text)
+{
+	char *p = strstr(*at, "-----BEGIN "), *end, *to;
+
+	if (!p)
+		return 0;
+	*label = p += strlen("-----BEGIN ");
+	p = strstr(p, "-----");
+	end = p ? strstr(p + 5, "-----END ") : NULL;
+	if (!end)
+		return -1;
+	*p = '\0';
+	text->p = to = p += 5;
+	for (; p < end; p++)
+		if (!strchr(" \t\r\n", *p))
+			*to++ = *p;
+	text->n = (size_t)(to - text->p);
+	*at = end + 5;
+	return 1;
+}
+
+/* Reads one object: 1 it is a key, 0 it is something else, -1 it is a key or
+ * certificate of no use. */
+static int
+token_load_object(struct token_key *k, const char *label, struct str text)
+{
+	u8 der[TOKEN_OBJECT];
+	int n = base64_decode(der, sizeof der, text);
+	size_t size = n > 0 ? (size_t)n : 0;
+	bool good;
+
+	if (strstr(label, "PRIVATE KEY"))
+		good = token_load_private(k, der, size);
+	else if (strcmp(label, "PUBLIC KEY") == 0)
+		good = token_load_public(k, der, size);
+	else if (strcmp(label, "CERTIFICATE") == 0)
+		good = token_load_certificate(k, der, size);
+	else
+		return 0;
+	wipe(der, sizeof der);
+	return good ? 1 : -1;
+}
+
+/* Looks through a PEM file: a private key is what counts, or else the first
+ * public one. */
+static int
+token_load_pem(struct token_key *k, const char *path)
+{
+	struct token_key found;
+	char *at = token_keys.file;
+	const char *label;
+	struct str text;
+	int r, any = 0;
+
+	*k = (struct token_key){ .mints = false };
+	while (!k->mints && (r = token_pem_next(&at, &label, &text)) != 0) {
+		if (r < 0)
+			return token_fail(path, "is damaged or cut short");
+		if (strncmp(label, "ENCRYPTED", 9) == 0 ||
+		    str_begins(text, STR("Proc-Type:")))
+			return token_fail(path, "holds an encrypted key; "
+			    "`openssl pkey -in FILE -out NEW` takes its "
+			    "passphrase off");
+		r = token_load_object(&found, label, text);
+		if (r < 0)
+			return token_fail(path, "is damaged, or its key is "
+			    "not EC on P-256, which ES256 needs");
+		if (r > 0 && (any == 0 || found.mints))
+			*k = found;
+		any |= r;
+	}
+	return any ? 0 : token_fail(path, "holds no key and no certificate");
+}
+
+/* Is it a key in DER, or in JSON?  A public key that is taken for a secret is
+ * a secret that everybody knows. */
+static bool
+token_is_other_key(const u8 *p, size_t n)
+{
+	if (memmem(p, n, "\"kty\"", 5))
+		return true;
+	if (n < 64 || p[0] != 0x30)
+		return false;
+	return p[1] == n - 2 || (p[1] == 0x81 && p[2] == n - 3) ||
+	    (p[1] == 0x82 && load16(p + 2) == n - 4);
+}
+
+static int
+token_load_secret(struct token_key *k, const char *path, size_t n)
+{
+	const u8 *p = (const u8 *)token_keys.file;
+
+	if (token_is_other_key(p, n))
+		return token_fail(path, "is a key in DER or JSON: convert it "
+		    "to PEM");
+	n -= n > 0 && p[n - 1] == '\n';
+	n -= n > 0 && p[n - 1] == '\r';
+	if (n < TOKEN_SECRET)
+		return token_fail(path, "is no PEM, and as a secret for HS256 "
+		    "shorter than 32 bytes");
+	token_key_hs256(k, p, n);
+	return 0;
+}
+
+/* Reads a key file; why not is in token_keys.why. */
+static int
+token_load(struct token_key *k, const char *path)
+{
+	ssize_t n = sys_read_file(path, token_keys.file, TOKEN_FILE);
+	int r;
+
+	if (n == -EFBIG)
+		return token_fail(path, "is too large for a key");
+	if (n < 0) {
+		snprintf(token_keys.why, sizeof token_keys.why,
+		    "cannot read %.120s: %s", path, strerror((int)-n));
+		return -1;
+	}
+	token_keys.file[n] = '\0';
+	if (memmem(token_keys.file, (size_t)n, "-----BEGIN", 10))
+		r = token_load_pem(k, path);
+	else
+		r = token_load_secret(k, path, (size_t)n);
+	wipe(token_keys.file, sizeof token_keys.file);
+	return r;
+}
+
+/* Reads all key files and uses them; if one is no good, says why in
+ * token_keys.why, and the keys there were stay in use. */
+static int
+token_keys_load(const char *const *path, u32 count)
+{
+	int spare = !token_keys.used;
+
+	for (u32 i = 0; i < count; i++)
+		if (token_load(&token_keys.key[spare][i], path[i]) < 0)
+			return -1;
+	token_keys.count[spare] = count;
+	token_keys.used = spare;
+	return 0;
+}
+
+/* Does who comes in need a token? */
+static bool
+token_is_needed(void)
+{
+	return token_keys.count[token_keys.used] > 0;
+}
+
+/* token_check() with the keys in use. */
+static int
+token_keys_check(struct token *t, const char **why, struct str text,
+    const struct token_use *use)
+{
+	return token_check(t, why, text, token_keys.key[token_keys.used],
+	    token_keys.count[token_keys.used], use);
+}
+
+/*
+ * ---- wspush token
+ */
+
+enum { TOKEN_DONE, TOKEN_FAILED, TOKEN_USAGE };
+
+struct token_order {
+	const char *key;
+	bool check;
+	u64 seconds;
+	struct str service[SETTINGS_SERVICES];
+	struct tag_line tag[WSP_MAX_TAGS];
+	struct token_plan plan;
+};
+
+static struct token token_read_here; /* too large for the stack */
+
+static int
+token_says(int status, const char *why)
+{
+	fprintf(stderr, "wspush: %s\n", why);
+	return status;
+}
+
+static const char *
+token_order_service(struct token_order *o, struct str name)
+{
+	if (o->plan.services == COUNT(o->service))
+		return "there are too many -s";
+	if (!service_name_valid(name))
+		return "-s takes a service's name";
+	o->service[o->plan.services++] = name;
+	return NULL;
+}
+
+static const char *
+token_order_tag(struct token_order *o, struct str text)
+{
+	struct tag_line *line = &o->tag[o->plan.tags];
+
+	if (o->plan.tags == COUNT(o->tag))
+		return "there are too many -t";
+	if (tag_parse(line, text) < 0)
+		return line->why;
+	if (line->remove)
+		return "-t takes name:value";
+	o->plan.tags++;
+	return NULL;
+}
+
+/* Takes one option; what is wrong with it, or NULL. */
+static const char *
+token_order_option(struct token_order *o, int letter, const char *value)
+{
+	struct str text = text_of(value ? value : "");
+
+	switch (letter) {
+	case 'c':
+		o->check = true;
+		return NULL;
+	case 'k':
+		o->key = value;
+		return NULL;
+	case 'e':
+		return text_u64(&o->seconds, text, 999999999) &&
+		    o->seconds > 0 ? NULL : "-e takes seconds from 1 on";
+	case 's':
+		return token_order_service(o, text);
+	case 't':
+		return token_order_tag(o, text);
+	case 'a':
+		o->plan.audience = text;
+		return text.n > 0 && text.n <= TOKEN_TEXT &&
+		    text_is_utf8(text.p, text.n) ? NULL :
+		    "-a takes an audience of 1 to 256 bytes";
+	default:
+		return "there is no such option, or it lacks its value";
+	}
+}
+
+/* Reads the command line; what is wrong with it, or NULL. */
+static const char *
+token_order_read(struct token_order *o, int argc, char **argv)
+{
+	struct str sub = { NULL, 0 };
+	const char *why = NULL;
+	int letter;
+
+	opterr = 0;
+	while (!why && (letter = getopt(argc, argv, "+ck:e:s:t:a:")) != -1)
+		why = token_order_option(o, letter, optarg);
+	if (why)
+		return why;
+	if (!o->key)
+		return "-k FILE is needed";
+	if (optind < argc)
+		sub = text_of(argv[optind]);
+	if (argc - optind > 1 || (o->check && (sub.p || o->seconds > 0 ||
+	    o->plan.services > 0 || o->plan.tags > 0)))
+		return "there is a word too many";
+	if (sub.p && (sub.n == 0 || sub.n > WSP_MAX_ID +
+	    (sub.p[sub.n - 1] == '*') || !text_is_clean(sub)))
+		return "SUB is an id of 1 to 128 bytes without white space, "
+		    "or the beginning of one and a *";
+	o->plan.sub = sub;
+	return NULL;
+}
+
+static int
+token_mint(struct token_order *o, const struct token_key *k)
+{
+	char claims[WSP_MAX_TOKEN], text[WSP_MAX_TOKEN];
+	struct out c = out_to(claims, sizeof claims);
+	struct out t = out_to(text, sizeof text);
+
+	if (!k->mints)
+		return token_says(TOKEN_FAILED, "this key is public: it "
+		    "checks tokens, and a private one mints them");
+	o->plan.service = o->service;
+	o->plan.tag = o->tag;
+	o->plan.expires = token_now() + (int64_t)(o->seconds > 0 ? o->seconds :
+	    3600);
+	token_write_claims(&c, &o->plan);
+	token_write(&t, k, (struct str){ c.p, c.n });
+	if (c.full || t.full)
+		return token_says(TOKEN_FAILED, "the token would be too long");
+	printf("%.*s\n", (int)t.n, t.p);
+	return TOKEN_DONE;
+}
+
+/* Reads a token from standard input, and says what is in it. */
+static int
+token_check_input(const struct token_order *o, const struct token_key *k)
+{
+	static char text[WSP_MAX_TOKEN + 16];
+	struct token_use use = { .audience = o->plan.audience,
+		.now = token_now() };
+	struct token *t = &token_read_here;
+	const char *why;
+	size_t n = fread(text, 1, sizeof text, stdin);
+
+	if (token_check(t, &why, text_trim((struct str){ text, n },
+	    " \t\r\n"), k, 1, &use) != 0) {
+		fprintf(stderr, "wspush: the token is of no use: %s\n", why);
+		return TOKEN_FAILED;
+	}
+	printf("%.*s\n", (int)t->claims.n, t->claims.p);
+	return TOKEN_DONE;
+}
+
+static int
+token_command(int argc, char **argv)
+{
+	struct token_order o = { .key = NULL };
+	struct token_key *k = &token_keys.key[0][0];
+	const char *wrong = token_order_read(&o, argc, argv);
+	int status;
+
+	if (wrong)
+		return token_says(TOKEN_USAGE, wrong);
+	if (token_load(k, o.key) < 0)
+		return token_says(TOKEN_FAILED, token_keys.why);
+	if (!date_sane(token_now()))
+		return token_says(TOKEN_FAILED, "this system's clock is "
+		    "before the day wspush was built: set it first");
+	status = o.check ? token_check_input(&o, k) : token_mint(&o, k);
+	wipe(&token_keys, sizeof token_keys);
+	return status;
+}
+
+/* ----- 21. Connections ---------------------------------------------------
  *
  * One row for each TCP link from a client, from accept to close.
  *
@@ -7050,6 +7730,7 @@ struct conn {
 	bool shut : 1;    /* our FIN is out */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
+	u32 expires;      /* its token, s of the monotonic clock; 0: never */
 };
 
 /* A buffer of the pool.  As `in`: bytes received, `raw` of them opened
@@ -7122,6 +7803,8 @@ static struct {
 	int64_t started;
 	int64_t listen_again;    /* when the listeners rest, 0: they do not */
 	int64_t expire_at;       /* when expired messages are looked for */
+	u32 token_end;           /* when the first token in use ends, as in
+	                          * conn.expires; it may be gone already */
 	int64_t stop_at;
 	int64_t deaf_log_at;     /* when missing Pongs may be logged again */
 	u32 deaf;                /* clients without a Pong since the last time */
@@ -8777,7 +9460,7 @@ conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
 	}
 }
 
-/* ----- 20. Services ------------------------------------------------------
+/* ----- 22. Services ------------------------------------------------------
  *
  * What requests mean: who may come in and as which socket, what a client's
  * message does, and what the verbs of the push socket do to queues.  The
@@ -9311,6 +9994,7 @@ retained_offer(u32 sock, const bool *had)
 
 /* A request on its way to 101, and the sentence when it is refused. */
 struct arrival {
+	const struct conn *c;
 	const struct http_request *r;
 	struct service *service;
 	u8 number;           /* of the service */
@@ -9318,6 +10002,7 @@ struct arrival {
 	char id[WSP_MAX_ID];
 	size_t id_n;
 	struct str protocol; /* agreed, or empty */
+	const struct token *token; /* null: none was asked for */
 	int status;
 	const char *headers;
 	const char *why;
@@ -9398,13 +10083,121 @@ arrival_origin(struct arrival *a)
 	    "connect: start the server with --origin to allow it");
 }
 
-/* The client's first subprotocol that the service has. */
+/* Would the id and the token set more tags than a socket may have? */
+static bool
+arrival_tags_fit(const struct arrival *a, const struct token *t)
+{
+	struct str rest = { a->id, a->id_n }, name, value;
+	size_t count = t->tags;
+
+	while (id_tag_next(&rest, &name, &value))
+		count += !id_tag_follows(rest, name) && !token_sets(t, name);
+	return count <= WSP_MAX_TAGS;
+}
+
+/* The client learns the status, the log the reason, nobody the token. */
+static bool
+arrival_deny(struct arrival *a, int status, const char *why)
+{
+	char peer[64];
+
+	conn_peer(peer, a->c);
+	log_event(status == 503 ? LOG_LEVEL_WARN : LOG_LEVEL_INFO, "token",
+	    "peer=%s service=%.*s status=%d why=\"%s\"", peer,
+	    (int)a->service->name.n, a->service->name.p, status, why);
+	if (status == 503)
+		return arrival_refuse(a, 503, "Retry-After: 5\r\n",
+		    "tokens cannot be checked now");
+	if (status == 403)
+		return arrival_refuse(a, 403, "", "the token is not for this");
+	return arrival_refuse(a, 401, "WWW-Authenticate: Bearer\r\n",
+	    "a valid token is needed");
+}
+
+/* With --token-key nobody comes in without a token that is good for the
+ * service and the id (INTERFACE 10). */
+static bool
+arrival_token(struct arrival *a)
+{
+	static struct token token;
+	struct token_use use = { .service = a->service->name,
+		.id = { a->id, a->id_n }, .now = token_now() };
+	enum token_place place;
+	struct str text;
+	const char *why = "there is none";
+	int status = 401;
+
+	if (!token_is_needed())
+		return true;
+	if (!date_sane(use.now))
+		return arrival_deny(a, 503, "the clock is before the day "
+		    "wspush was built");
+	if (settings.token_audience)
+		use.audience = text_of(settings.token_audience);
+	place = token_find(&text, a->r, settings.token_in_url);
+	if (place == TOKEN_IN_COOKIE && !a->r->has_origin)
+		why = "it is in a cookie, and there is no Origin";
+	else if (place != TOKEN_NOWHERE)
+		status = token_keys_check(&token, &why, text, &use);
+	if (status == 0 && !arrival_tags_fit(a, &token)) {
+		status = 403;
+		why = "its tags and those of the id are too many";
+	}
+	a->token = &token;
+	return status == 0 || arrival_deny(a, status, why);
+}
+
+/* Gives the socket its token's tags, in place of those of an earlier token.
+ * Where there is no room for them the weakest others give way. */
+static void
+arrival_tags(const struct arrival *a, u32 sock)
+{
+	struct sock *s = &srv.sockets.row[sock];
+	const struct token *t = a->token;
+
+	for (u32 i = s->tags, next; i != NONE; i = next) {
+		next = srv.tags.row[i].next;
+		if (srv.tags.row[i].origin == TAG_TOKEN)
+			tag_remove(&srv.tags, s, i);
+	}
+	for (size_t k = 0; k < t->tags; k++) {
+		const struct token_tag *g = &t->tag[k];
+		struct str name = { g->name, g->name_n };
+
+		if (s->tag_count == WSP_MAX_TAGS &&
+		    tag_find(&srv.tags, sock, name) == NONE)
+			tag_remove(&srv.tags, s, tag_weakest(&srv.tags, s));
+		tag_set(&srv.tags, s, sock, TAG_TOKEN, name,
+		    (struct str){ g->value, g->value_n }, 0);
+	}
+}
+
+/* When the token ends, for the connection that it let in. */
+static u32
+arrival_expires(const struct arrival *a)
+{
+	int64_t left;
+
+	if (!a->token)
+		return 0;
+	left = a->token->expires + TOKEN_SKEW - token_now();
+	if (left > INT32_MAX)
+		left = INT32_MAX; /* 68 years */
+	return (u32)(srv.now / 1000 + left);
+}
+
+/* The client's first subprotocol that the service has; `bearer` when it came
+ * with a token. */
 static void
 arrival_protocol(struct arrival *a)
 {
 	struct str list, word;
 	size_t cursor = 0;
 
+	if (a->token && token_in_protocol(&word, a->r)) {
+		a->protocol = STR("bearer");
+		return;
+	}
 	while (http_header_next(a->r, "Sec-WebSocket-Protocol", &cursor,
 	    &list))
 		while (http_list_next(&list, &word))
@@ -9442,7 +10235,7 @@ arrival_check(struct arrival *a)
 		a->status = status;
 		return false;
 	}
-	return arrival_id(a) && arrival_origin(a);
+	return arrival_id(a) && arrival_origin(a) && arrival_token(a);
 }
 
 /* Frees a row when all are taken: the socket away longest gives way. */
@@ -9517,7 +10310,7 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 {
 	char text[512];
 	struct out o = out_to(text, sizeof text);
-
+	bool had[SETTINGS_RETAINED];
 	bool is_new = sock_is_away(&srv.sockets, sock) &&
 	    srv.away.row[sock].class == 0;
 
@@ -9533,15 +10326,45 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 	sock_bind(&srv.sockets, sock, conn_slot(c), c->gen);
 	a->service->open++;
 	c->sock = sock;
+	c->expires = arrival_expires(a);
+	if (c->expires != 0 && c->expires < srv.token_end)
+		srv.token_end = c->expires;
+	if (a->token) {
+		retained_mark(sock, had);
+		arrival_tags(a, sock);
+	}
 	c->ping_ms = (u32)srv.now - ACK_INTERVAL_MS;
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
 	service_event("open", sock, 0, false);
 	conn_aside(c, (u8 *)text, o.n);
-	if (is_new && sock_is_used(&srv.sockets, sock))
-		retained_offer(sock, NULL);
+	if ((is_new || a->token) && sock_is_used(&srv.sockets, sock))
+		retained_offer(sock, is_new ? NULL : had);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
 		conn_mark_dirty(c);
+}
+
+/* Ends the connections whose token's time is over, and notes when the next
+ * one's is. */
+static void
+service_tokens(void)
+{
+	u32 now = (u32)(srv.now / 1000), next = UINT32_MAX;
+
+	if (now < srv.token_end)
+		return;
+	for (u32 i = 0; i < srv.fresh; i++) {
+		struct conn *c = &srv.conn[i];
+
+		if (c->state != CONN_OPEN || c->expires == 0)
+			continue;
+		if (c->expires <= now)
+			conn_close(c, WSP_CLOSE_EXPIRED,
+			    STR("token expired"));
+		else if (c->expires < next)
+			next = c->expires;
+	}
+	srv.token_end = next;
 }
 
 static void
@@ -9570,7 +10393,7 @@ service_health(struct conn *c, const struct http_request *r)
 static void
 service_request(struct conn *c, const struct http_request *r)
 {
-	struct arrival a = { .r = r, .headers = "", .why = "" };
+	struct arrival a = { .c = c, .r = r, .headers = "", .why = "" };
 	bool plain = r->method != HTTP_OTHER && !r->upgrade;
 	u32 sock;
 
@@ -9621,21 +10444,261 @@ service_answer(struct conn *c, u8 opcode, const void *p, size_t n)
 	conn_aside(c, frame, head + n);
 }
 
-/* Is it `{"type":"ping",...}`? */
-static bool
-service_is_json_ping(const u8 *p, size_t n)
-{
-	struct json_token tokens[32];
-	struct str text = text_trim((struct str){ (const char *)p, n },
-	    " \t\r\n");
-	int type;
+/*
+ * Commands on `main`: one JSON object, or an array of them, each answered,
+ * all answers in one array.  The tokens of the text and the values decoded
+ * from it lie in fixed arrays.
+ */
+#define COMMAND_TOKENS 1024
 
-	if (text.n == 0 || text.p[0] != '{' ||
-	    json_tokens(tokens, COUNT(tokens), text) <= 0)
+struct command_text {
+	struct str text;
+	struct json_token token[COMMAND_TOKENS];
+	char decoded[WSP_MAX_TAGS + 1][TAG_TEXT];
+	struct tag_line tag[WSP_MAX_TAGS + 1];
+	int tags;
+	struct out answer;
+};
+
+/* The text of a member's value as it was sent, or null. */
+static struct str
+command_raw(const struct command_text *t, int object, const char *name)
+{
+	int i = json_member(t->token, t->text, object, name);
+
+	return i < 0 ? STR("null") : json_span(&t->token[i], t->text);
+}
+
+static void
+command_error(struct command_text *t, const char *code, const char *message,
+    struct str uid)
+{
+	struct out *o = &t->answer;
+
+	out_text(o, o->n > 1 ? ",{\"error\":\"" : "{\"error\":\"");
+	out_text(o, code);
+	out_text(o, "\",\"message\":\"");
+	out_text(o, message);
+	out_text(o, "\",\"uid\":");
+	out_str(o, uid);
+	out_char(o, '}');
+}
+
+/* A tag's name or value as text: a string, a number, true or false. */
+static bool
+command_word(struct str *word, const struct command_text *t, int i, char *to,
+    size_t cap)
+{
+	struct str span;
+	int n;
+
+	if (i < 0)
 		return false;
-	type = json_member(tokens, text, 0, "type");
-	return type > 0 && str_eq((struct str){ text.p + tokens[type].at,
-	    tokens[type].n }, STR("\"ping\""));
+	span = json_span(&t->token[i], t->text);
+	*word = span;
+	switch ((enum json_kind)t->token[i].kind) {
+	case JSON_IS_STRING:
+		n = json_decode(to, cap, span);
+		*word = (struct str){ to, n < 0 ? 0 : (size_t)n };
+		return n >= 0;
+	case JSON_IS_NUMBER:
+	case JSON_IS_TRUE:
+	case JSON_IS_FALSE:
+		return true;
+	case JSON_IS_NULL:
+	case JSON_IS_OBJECT:
+	case JSON_IS_ARRAY:
+		break;
+	}
+	return false;
+}
+
+/* Adds the tag whose name and value are these tokens, name -1 being
+ * socket_type; a later one of the same name wins.  NULL, or what is wrong. */
+static const char *
+command_add_tag(struct command_text *t, int name, int value)
+{
+	char *room = t->decoded[t->tags];
+	struct tag_line line = { .name = STR("socket_type") };
+	int k = 0;
+
+	if ((name >= 0 && !command_word(&line.name, t, name, room,
+	    WSP_MAX_TAG_NAME)) || !command_word(&line.value, t, value,
+	    room + WSP_MAX_TAG_NAME, WSP_MAX_TAG_VALUE))
+		return "a tag has a name of at most 32 and a value of at most "
+		    "96 bytes: strings, numbers, true or false";
+	if (!tag_name_valid(line.name) || str_is(line.name, "service") ||
+	    !tag_value_valid(line.value))
+		return "a tag's name or value is not allowed";
+	while (k < t->tags && !str_eq(t->tag[k].name, line.name))
+		k++;
+	if (k == WSP_MAX_TAGS)
+		return "more than 16 tags";
+	if (k < t->tags && line.value.p == room + WSP_MAX_TAG_NAME) {
+		memcpy(t->decoded[k] + WSP_MAX_TAG_NAME, line.value.p,
+		    line.value.n);
+		line.value.p = t->decoded[k] + WSP_MAX_TAG_NAME;
+	}
+	if (k == t->tags)
+		t->tag[t->tags++].name = line.name;
+	t->tag[k].value = line.value;
+	return NULL;
+}
+
+/* Reads the tags that an init_socket command asks for. */
+static const char *
+command_read_tags(struct command_text *t, int object)
+{
+	static const char word[] = "socket_type";
+	int type = json_member(t->token, t->text, object, word);
+	int list = json_member(t->token, t->text, object, "socket_tags");
+	const char *why = NULL;
+
+	t->tags = 0;
+	if (type >= 0 && t->token[type].kind != JSON_IS_NULL) {
+		why = command_add_tag(t, -1, type);
+		if (why)
+			return why;
+	}
+	if (list < 0 || t->token[list].kind == JSON_IS_NULL)
+		return NULL;
+	if (t->token[list].kind != JSON_IS_ARRAY)
+		return "socket_tags is an array of {name, value}";
+	for (int i = list + 1; i < (int)t->token[list].next && !why;
+	    i = (int)t->token[i].next) {
+		int name = json_member(t->token, t->text, i, "name");
+
+		if (t->token[i].kind != JSON_IS_OBJECT || name < 0)
+			return "socket_tags is an array of {name, value}";
+		why = command_add_tag(t, name,
+		    json_member(t->token, t->text, i, "value"));
+	}
+	return why;
+}
+
+/* May the client set these tags, in the place of those it has set? */
+static const char *
+command_check_tags(const struct command_text *t, u32 sock)
+{
+	const struct sock *s = &srv.sockets.row[sock];
+	int count = s->tag_count + t->tags;
+
+	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next)
+		count -= srv.tags.row[i].origin == TAG_CLIENT;
+	for (int k = 0; k < t->tags; k++) {
+		u32 i = tag_find(&srv.tags, sock, t->tag[k].name);
+
+		if (i != NONE && srv.tags.row[i].origin < TAG_CLIENT)
+			return "a tag is set by the id, a token or the server";
+	}
+	return count > WSP_MAX_TAGS ? "more than 16 tags" : NULL;
+}
+
+static void
+command_apply_tags(const struct command_text *t, u32 sock)
+{
+	struct sock *s = &srv.sockets.row[sock];
+	bool had[SETTINGS_RETAINED];
+
+	retained_mark(sock, had);
+	for (u32 i = s->tags, next; i != NONE; i = next) {
+		next = srv.tags.row[i].next;
+		if (srv.tags.row[i].origin == TAG_CLIENT)
+			tag_remove(&srv.tags, s, i);
+	}
+	for (int k = 0; k < t->tags; k++)
+		tag_set(&srv.tags, s, sock, TAG_CLIENT, t->tag[k].name,
+		    t->tag[k].value, 0);
+	retained_offer(sock, had);
+}
+
+static void
+command_do(struct command_text *t, int object, u32 sock)
+{
+	struct str uid = command_raw(t, object, "uid");
+	struct str action = command_raw(t, object, "socket_action");
+	struct out *o = &t->answer;
+	const char *why;
+
+	if (!json_string_is(action, "init_socket")) {
+		command_error(t, "unknown-action",
+		    "the socket_action is init_socket", uid);
+		return;
+	}
+	why = command_read_tags(t, object);
+	if (!why)
+		why = command_check_tags(t, sock);
+	if (why) {
+		command_error(t, "bad-tag", why, uid);
+		return;
+	}
+	command_apply_tags(t, sock);
+	out_text(o, o->n > 1 ? ",{" : "{");
+	out_text(o, "\"socket_action\":\"init_socket\",\"socket_type\":");
+	out_str(o, command_raw(t, object, "socket_type"));
+	out_text(o, ",\"uid\":");
+	out_str(o, uid);
+	out_char(o, '}');
+}
+
+/* Is token 0 an object, or an array of nothing but objects? */
+static bool
+command_is_shaped(const struct command_text *t)
+{
+	if (t->token[0].kind == JSON_IS_OBJECT)
+		return true;
+	if (t->token[0].kind != JSON_IS_ARRAY)
+		return false;
+	for (u32 i = 1; i < t->token[0].next; i = t->token[i].next)
+		if (t->token[i].kind != JSON_IS_OBJECT)
+			return false;
+	return true;
+}
+
+/* Is it the heartbeat `{"type":"ping",...}`? */
+static bool
+command_is_ping(const struct command_text *t)
+{
+	return t->token[0].kind == JSON_IS_OBJECT &&
+	    json_string_is(command_raw(t, 0, "type"), "ping");
+}
+
+/* A text on `main` that begins as an object or an array does. */
+static void
+command_message(struct conn *c, struct str text)
+{
+	static struct command_text t;
+	char *room = (char *)srv.scratch_list;
+	int n;
+
+	t.text = text;
+	t.answer = out_to(room, WSP_MAX_LIST);
+	out_char(&t.answer, '[');
+	n = json_tokens(t.token, COMMAND_TOKENS, text);
+	if (n > 0 && command_is_ping(&t)) {
+		service_answer(c, FRAME_TEXT, "{\"type\":\"pong\"}", 15);
+		return;
+	}
+	if (n <= 0 || !command_is_shaped(&t))
+		command_error(&t, "bad-json", n == -2 ? "too many values in "
+		    "one message" : "a command is a JSON object, or an array "
+		    "of them", STR("null"));
+	else if (t.token[0].kind == JSON_IS_OBJECT)
+		command_do(&t, 0, c->sock);
+	else
+		for (u32 i = 1; i < t.token[0].next && !t.answer.full;
+		    i = t.token[i].next)
+			command_do(&t, (int)i, c->sock);
+	out_char(&t.answer, ']');
+	if (t.answer.full) {
+		t.answer = out_to(room, WSP_MAX_LIST);
+		out_char(&t.answer, '[');
+		command_error(&t, "bad-json", "the answer would be too long, "
+		    "commands after that were not done", STR("null"));
+		out_char(&t.answer, ']');
+	}
+	if (c->state == CONN_OPEN)
+		service_answer(c, FRAME_TEXT, t.answer.p, t.answer.n);
 }
 
 static void
@@ -9643,17 +10706,20 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 {
 	const struct sock *s = &srv.sockets.row[c->sock];
 	enum handler handler = settings.service[s->service].handler;
+	struct str text = { (const char *)p, n };
 
 	if (handler == HANDLER_ECHO) {
 		service_answer(c, opcode, p, n);
 		return;
 	}
-	if (opcode == FRAME_TEXT &&
-	    str_is((struct str){ (const char *)p, n }, "$hbt"))
+	if (opcode == FRAME_TEXT && str_is(text, "$hbt")) {
 		service_answer(c, FRAME_TEXT, "$ok", 3);
-	else if (handler == HANDLER_MAIN && opcode == FRAME_TEXT &&
-	    service_is_json_ping(p, n))
-		service_answer(c, FRAME_TEXT, "{\"type\":\"pong\"}", 15);
+		return;
+	}
+	text = text_trim(text, " \t\r\n");
+	if (handler == HANDLER_MAIN && opcode == FRAME_TEXT && text.n > 0 &&
+	    (text.p[0] == '{' || text.p[0] == '['))
+		command_message(c, text);
 	else
 		srv.queues.total.inbound_dropped++;
 }
@@ -10333,7 +11399,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 21. Push socket ---------------------------------------------------
+/* ----- 23. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -10365,6 +11431,21 @@ push_log_refusal(const struct asking *q, const struct ucred *who)
 	    (struct str){ q->reply.p, min_size(q->reply.n, 120) }));
 }
 
+/* May this sender push?  The kernel says who it is. */
+static bool
+push_allows(const struct ucred *who)
+{
+	if (settings.allows == 0 || who->uid == 0)
+		return true;
+	for (u32 i = 0; i < settings.allow_uids; i++)
+		if (settings.allow_uid[i] == who->uid)
+			return true;
+	for (u32 i = 0; i < settings.allow_gids; i++)
+		if (settings.allow_gid[i] == who->gid)
+			return true;
+	return false;
+}
+
 static void
 push_handle(size_t n, size_t full_n, const struct sockaddr_un *from,
     socklen_t from_n, const struct ucred *who)
@@ -10375,11 +11456,13 @@ push_handle(size_t n, size_t full_n, const struct sockaddr_un *from,
 	q.reply = out_to(srv.scratch_reply, srv.reply_size);
 	q.from = from;
 	q.from_n = bound ? from_n : 0;
-	service_ask(&q, srv.scratch_push, n, full_n, true);
+	service_ask(&q, srv.scratch_push, n, full_n,
+	    push_allows(who));
 	assert(!q.reply.full);
 	if (bound)
 		push_reply(srv.push, from, from_n, q.reply.p, q.reply.n);
-	else if (q.r.refusal != REFUSED_NOT)
+	if (q.r.refusal == REFUSED_DENIED ||
+	    (!bound && q.r.refusal != REFUSED_NOT))
 		push_log_refusal(&q, who);
 }
 
@@ -10434,7 +11517,7 @@ push_next_waiter(int64_t latest)
 	return latest;
 }
 
-/* ----- 22. Loop ----------------------------------------------------------
+/* ----- 24. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients; the push socket
  * again, for its senders were waiting to refill it; then everybody who is
@@ -10444,7 +11527,7 @@ push_next_waiter(int64_t latest)
 #define LOOP_EVENTS     256
 #define LOOP_SLICE      64 /* connections written to between two looks */
 #define LOOP_ACCEPTS    64 /* newcomers a turn */
-#define LOOP_HANDSHAKES 8  /* steps of TLS handshakes a turn */
+#define LOOP_HANDSHAKES 2  /* steps of TLS handshakes a turn, 1 ms each */
 #define LOOP_FULL_MS    250 /* until we look again whether somebody has been
                              * in the way of newcomers for too long */
 
@@ -10510,6 +11593,8 @@ loop_timeout(void)
 	next = push_next_waiter(next);
 	if (srv.queues.store.mortal > 0 && next > srv.expire_at)
 		next = srv.expire_at;
+	if (srv.token_end * INT64_C(1000) < next)
+		next = srv.token_end * INT64_C(1000);
 	if (srv.listen_again != 0 && srv.listen_again < next)
 		next = srv.listen_again;
 	for (u32 i = 0; i < WSP_BUFFERS; i++)
@@ -10586,6 +11671,7 @@ loop_turn(void)
 	conn_deadlines();
 	service_sessions();
 	service_expire();
+	service_tokens();
 	push_answer_waiters();
 	tls_tick(srv.now);
 	conn_free_dead();
@@ -10595,7 +11681,7 @@ loop_turn(void)
 	}
 }
 
-/* ----- 23. Serve ---------------------------------------------------------
+/* ----- 25. Serve ---------------------------------------------------------
  *
  * `wspush serve`: reads the options, takes all its memory and descriptors,
  * says that it is ready, runs the loop, and leaves in good order.  After
@@ -10779,6 +11865,56 @@ opt_origin(const char *value)
 }
 
 static const char *
+opt_token_key(const char *value)
+{
+	if (settings.token_keys == SETTINGS_TOKEN_KEYS)
+		return "there are too many token keys";
+	settings.token_key[settings.token_keys++] = value;
+	return NULL;
+}
+
+/* A group: who has it as the primary one, and its members by name. */
+static const char *
+opt_allow_group(const char *name)
+{
+	const struct group *g = getgrnam(name);
+
+	if (!g)
+		return "there is no such group";
+	if (settings.allow_gids == SETTINGS_ALLOWED)
+		return "there are too many groups";
+	settings.allow_gid[settings.allow_gids++] = g->gr_gid;
+	for (char **member = g->gr_mem; *member; member++) {
+		const struct passwd *user = getpwnam(*member);
+
+		if (user && settings.allow_uids == SETTINGS_ALLOWED)
+			return "the group has too many members";
+		if (user)
+			settings.allow_uid[settings.allow_uids++] =
+			    user->pw_uid;
+	}
+	return NULL;
+}
+
+/* UID or @GROUP */
+static const char *
+opt_push_allow(const char *value)
+{
+	u64 uid;
+
+	if (settings.allows++ == 0)
+		settings.allow_uids = settings.allow_gids = 0;
+	if (value[0] == '@')
+		return opt_allow_group(value + 1);
+	if (!text_u64(&uid, text_of(value), UINT32_MAX))
+		return "it takes a user's number, or @ and a group's name";
+	if (settings.allow_uids == SETTINGS_ALLOWED)
+		return "there are too many users";
+	settings.allow_uid[settings.allow_uids++] = (uid_t)uid;
+	return NULL;
+}
+
+static const char *
 opt_log_level(const char *value)
 {
 	static const char *const words[] = { "error", "warn", "info",
@@ -10887,6 +12023,10 @@ static const struct serve_option serve_options[] = {
 		.help = "its mode (0660)" },
 	{ "push-group", OPT_TEXT, .to = &settings.push_group, .shape = "GROUP",
 		.help = "its group" },
+	{ "push-allow", OPT_CALL, .call = opt_push_allow,
+		.list = &settings.allows, .reload = true,
+		.shape = "UID|@GROUP",
+		.help = "only these users may push; repeatable" },
 	{ "cert", OPT_TEXT, .to = &settings.cert, .reload = true,
 		.shape = "FILE", .help = "certificate chain, PEM or DER" },
 	{ "key", OPT_TEXT, .to = &settings.key, .reload = true,
@@ -10947,6 +12087,13 @@ static const struct serve_option serve_options[] = {
 		.help = "seconds from accept to 101 (10)" },
 	{ "ack", OPT_CALL, .call = opt_ack, .shape = "pong|sent",
 		.help = "what acknowledges a message (pong)" },
+	{ "token-key", OPT_CALL, .call = opt_token_key,
+		.list = &settings.token_keys, .reload = true, .shape = "FILE",
+		.help = "ask for tokens that this key made; repeatable" },
+	{ "token-audience", OPT_TEXT, .to = &settings.token_audience,
+		.shape = "A", .help = "tokens must have this audience" },
+	{ "token-in-url", OPT_FLAG, .to = &settings.token_in_url,
+		.help = "take a token from ?token= too" },
 	{ "no-page", OPT_FLAG, .to = &settings.no_page,
 		.help = "no test page at /" },
 	{ "wait", OPT_NUMBER, .to = &settings.wait, .max = MAX_SECONDS,
@@ -11158,6 +12305,9 @@ serve_check(void)
 		return "--store-bytes has no room for one --max-message";
 	if (!settings.cert != !settings.key)
 		return "--cert and --key go together";
+	if (settings.token_audience &&
+	    strlen(settings.token_audience) > TOKEN_TEXT)
+		return "--token-audience is longer than 256 bytes";
 	if (strlen(settings.push_path) >
 	    sizeof ((struct sockaddr_un *)0)->sun_path - 1)
 		return "--push is longer than 107 bytes";
@@ -11569,6 +12719,14 @@ serve_certificate(void)
 	return tls_load(cert, key, serve_why, sizeof serve_why) < 0;
 }
 
+static int
+serve_token_keys(void)
+{
+	if (token_keys_load(settings.token_key, settings.token_keys) < 0)
+		return serve_cannot("%s", token_keys.why);
+	return 0;
+}
+
 /* Descriptors for everybody: the soft limit is raised to the hard one, and
  * when that is tight there is less room for those on their way in. */
 static int
@@ -11608,6 +12766,14 @@ serve_watch_signals(void)
 	return 0;
 }
 
+static void
+serve_warn_unreadable(const char *path, const char *user)
+{
+	if (path && access(path, R_OK) < 0)
+		log_event(LOG_LEVEL_WARN, "key", "path=%s why=\"user %s "
+		    "cannot read it, a reload will fail\"", path, user);
+}
+
 static int
 serve_drop_root(void)
 {
@@ -11632,9 +12798,9 @@ serve_drop_root(void)
 	    setuid(user->pw_uid) < 0)
 		return serve_cannot("cannot become %s: %s", serve.user,
 		    strerror(errno));
-	if (settings.key && access(settings.key, R_OK) < 0)
-		log_event(LOG_LEVEL_WARN, "key", "path=%s why=\"user %s "
-		    "cannot read it, a reload will fail\"", settings.key, name);
+	serve_warn_unreadable(settings.key, name);
+	for (u32 i = 0; i < settings.token_keys; i++)
+		serve_warn_unreadable(settings.token_key[i], name);
 	return 0;
 }
 
@@ -11642,7 +12808,7 @@ serve_drop_root(void)
 static int
 serve_acquire(void)
 {
-	if (serve_certificate() != 0)
+	if (serve_certificate() != 0 || serve_token_keys() != 0)
 		return 1;
 	for (u32 i = 0; i < settings.listeners; i++)
 		if (serve_listen(&settings.listen[i]) != 0)
@@ -11814,6 +12980,13 @@ serve_take_over(const struct settings *new)
 	}
 	memcpy(settings.origin, new->origin, sizeof settings.origin);
 	settings.origins = new->origins;
+	memcpy(settings.allow_uid, new->allow_uid, sizeof settings.allow_uid);
+	memcpy(settings.allow_gid, new->allow_gid, sizeof settings.allow_gid);
+	settings.allow_uids = new->allow_uids;
+	settings.allow_gids = new->allow_gids;
+	settings.allows = new->allows;
+	memcpy(settings.token_key, new->token_key, sizeof settings.token_key);
+	settings.token_keys = new->token_keys;
 	settings.overflow = new->overflow;
 	settings.session_ttl = new->session_ttl;
 }
@@ -11859,6 +13032,8 @@ serve_reload(void)
 		serve_take_over(&new);
 		serve_file_now = serve_file_next;
 	}
+	if (serve_token_keys() != 0)
+		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", serve_why);
 	if (serve_has_tls() && tls_reload(serve_why, sizeof serve_why) < 0)
 		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", serve_why);
 	else
@@ -11890,7 +13065,7 @@ serve_run(void)
 static int
 serve_only_check(void)
 {
-	if (serve_certificate() != 0) {
+	if (serve_certificate() != 0 || serve_token_keys() != 0) {
 		fprintf(stderr, "wspush: %s\n", serve_why);
 		return 2;
 	}
@@ -11953,7 +13128,7 @@ serve_command(int argc, char **argv)
 	return serve_run();
 }
 
-/* ----- 24. Client --------------------------------------------------------
+/* ----- 26. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -12815,7 +13990,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 25. Main ----------------------------------------------------------
+/* ----- 27. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
@@ -12895,6 +14070,21 @@ static const struct command {
 	    "  -d DAYS      how long it is good, 825 by default\n"
 	    "  --state DIR  where, " WSP_STATE_DIR " by default\n",
 	    "-f router.lan 192.168.1.1" },
+	{ "token", token_command, "mint or check a token",
+	    "-k FILE [-e SECONDS] [-s SERVICE]... [-t name:value]...\n"
+	    "                    [-a AUDIENCE] [SUB]\n"
+	    "       wspush token -c -k FILE [-a AUDIENCE]",
+	    "Prints a token that `wspush serve --token-key FILE` takes: SUB "
+	    "is the id it\nallows (abc* allows all that begin so; none: "
+	    "volatile sockets only).\n\n"
+	    "  -k FILE  a secret of 32 bytes or more (HS256), or a key in PEM "
+	    "on P-256 (ES256)\n"
+	    "  -e SECS  how long it is good, 3600 by default\n"
+	    "  -s NAME  the services it is for; none: all\n"
+	    "  -t TAG   name:value, a tag that the socket gets\n"
+	    "  -a AUD   what the server has as --token-audience\n"
+	    "  -c       check one from standard input, print its claims\n",
+	    "-k secret -e 600 -t group_id:10002 'u17-*'" },
 	{ "version", main_version, "print the version", "", "", "" },
 	{ "help", main_help, "explain a verb", "[VERB]", "", "" },
 };

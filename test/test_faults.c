@@ -125,7 +125,7 @@ static struct {
 	int backlog[PLAYERS];
 	int waiting;
 	int ready;           /* events of the last wait */
-	int timeout;         /* what it was asked for */
+	int accept_error;    /* what every accept ends with, or 0 */
 	struct {
 		u8 p[2048];
 		size_t n;
@@ -270,6 +270,8 @@ sys_accept(int fd, struct sockaddr_storage *from, socklen_t *from_n)
 	CHECK(fd == LISTENER);
 	if (kernel.waiting == 0)
 		return -EAGAIN;
+	if (kernel.accept_error)
+		return -kernel.accept_error;
 	if (trouble(6))
 		return -errors[dice(COUNT(errors))];
 	while (f->used)
@@ -378,7 +380,6 @@ sys_epoll_wait(int ep, struct epoll_event *ev, int count, int timeout_ms)
 
 	(void)ep;
 	CHECK(timeout_ms >= 0);
-	kernel.timeout = timeout_ms;
 	if (kernel.datagrams > 0 && kernel.push_events)
 		ev[n++] = (struct epoll_event){ .events = EPOLLIN,
 			.data.u64 = LOOP_PUSH };
@@ -401,8 +402,10 @@ sys_epoll_wait(int ep, struct epoll_event *ev, int count, int timeout_ms)
 static int64_t
 sys_clock_ms(clockid_t which)
 {
-	CHECK(which == CLOCK_MONOTONIC);
-	return kernel.now;
+	if (which == CLOCK_MONOTONIC)
+		return kernel.now;
+	/* The other one jumps as it likes. */
+	return INT64_C(1000) * dice(UINT32_MAX);
 }
 
 static void
@@ -471,6 +474,7 @@ struct player {
 	int fd;              /* -1: not accepted, or cut */
 	bool tls, ready;     /* ready: its keys are in place */
 	bool echo, deaf, broken;
+	bool mute;           /* says nothing once it is up */
 	bool garbled;        /* says anything, and is owed nothing */
 	int id;              /* -1: volatile */
 	struct record_keys keys;
@@ -639,6 +643,7 @@ player_connect(struct player *c, int id)
 	c->tls = once_in(2);
 	c->echo = id < 0 && once_in(2);
 	c->deaf = kernel.faults && once_in(4);
+	c->mute = kernel.faults && once_in(8);
 	c->garbled = kernel.faults && !c->echo && once_in(8);
 	if (id < 0) {
 		session_of(c)->n = session_of(c)->most = 0;
@@ -687,7 +692,7 @@ player_prepare(struct player *c)
 static void
 player_speak(struct player *c)
 {
-	u8 text[300];
+	u8 text[300] = { 0 };
 	size_t n = dice(once_in(4) ? sizeof text : 20);
 	bool fin = !once_in(3);
 
@@ -850,7 +855,7 @@ player_got(struct player *c, u8 opcode, u8 *p, size_t n)
 	case FRAME_PING:
 		CHECK(n == 16);
 		seen.pings++;
-		if (!kernel.faults || !once_in(5))
+		if (!kernel.faults || !(c->mute || once_in(5)))
 			player_frame(c, 0x80 | FRAME_PONG, p, n);
 		break;
 	default:
@@ -949,7 +954,8 @@ player_step(struct player *c)
 		c->stage = GONE;
 		return;
 	}
-	if (c->stage == UP && !c->broken && !c->closing && kernel.faults) {
+	if (c->stage == UP && !c->broken && !c->closing && kernel.faults &&
+	    !c->mute) {
 		if (c->garbled)
 			player_garble(c);
 		else if (once_in(2))
@@ -1093,9 +1099,11 @@ check_conns(void)
 	CHECK(frees + live == srv.fresh);
 	CHECK(srv.dirties <= srv.conns && srv.deads == 0);
 	for (u32 i = 0; i < srv.dirties; i++) {
-		CHECK(!dirty[srv.dirty[i]]);
-		CHECK(srv.conn[srv.dirty[i]].dirty);
-		dirty[srv.dirty[i]] = true;
+		u32 slot = srv.dirty[(srv.first_dirty + i) % srv.conns];
+
+		CHECK(!dirty[slot]);
+		CHECK(srv.conn[slot].dirty);
+		dirty[slot] = true;
 	}
 }
 
@@ -1413,6 +1421,15 @@ game_come_back(void)
 }
 
 static void
+game_over(void)
+{
+	for (u32 i = 0; i < COUNT(arena); i++) {
+		free(arena[i]);
+		arena[i] = NULL;
+	}
+}
+
+static void
 game_end(void)
 {
 	for (int i = 0; i < PLAYERS; i++) {
@@ -1445,10 +1462,7 @@ game_end(void)
 	CHECK(srv.queues.waiters == 0);
 	for (u32 i = 0; i < WSP_BUFFERS; i++)
 		CHECK(srv.buffer[i].conn == NONE);
-	for (u32 i = 0; i < COUNT(arena); i++) {
-		free(arena[i]);
-		arena[i] = NULL;
-	}
+	game_over();
 }
 
 static void
@@ -1465,8 +1479,8 @@ game_play(void)
 		game_turn();
 		if (i % 8 == 0)
 			check_all();
-		if (once_in(200))
-			kernel.now += 1000 * (1 + dice(10));
+		if (once_in(50))
+			kernel.now += 1000 * (1 + dice(5));
 	}
 	game_settle();
 	game_check_delivery();
@@ -1502,12 +1516,40 @@ whatever_the_kernel_does_nothing_is_lost_doubled_or_leaked(void **state)
 	    seen.server.forgotten > 0 && seen.answers > 0));
 }
 
+static void
+without_descriptors_newcomers_wait_and_the_server_rests(void **state)
+{
+	static const int errors[] = { EMFILE, ENFILE, ENOMEM, ENOBUFS };
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(errors); i++) {
+		int64_t until;
+
+		seed = turn = 0;
+		game_begin();
+		kernel.faults = false;
+		kernel.accept_error = errors[i];
+		player_connect(&players[0], -1);
+		until = kernel.now + 5000;
+		while (kernel.now < until)
+			game_turn();
+		assert_in_range(turn, 5, 20);
+		kernel.accept_error = 0;
+		while (players[0].stage != UP && turn < 100)
+			game_turn();
+		assert_int_equal(players[0].stage, UP);
+		game_over();
+	}
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(
 		    whatever_the_kernel_does_nothing_is_lost_doubled_or_leaked),
+		cmocka_unit_test(
+		    without_descriptors_newcomers_wait_and_the_server_rests),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 15: certificates and keys in every state that people bring them in,
+ * Rooms Certificates and TLS: certificates and keys in every state that people bring them in,
  * certificates of our own, and whole handshakes with BearSSL as the client.
  */
 #define main wspush_main
@@ -163,15 +163,14 @@ one_file_may_hold_both_and_comments(void **state)
 static size_t
 get_der(const char *name, u8 der[4096])
 {
+	char *at = get_file(name, NULL);
 	struct pem m;
-	size_t n;
+	int n;
 
-	m.file.p = (const u8 *)get_file(name, &n);
-	m.file.n = n;
-	br_pem_decoder_init(&m.decoder);
-	assert_non_null(pem_next(&m, der, 4096));
-	assert_false(m.full);
-	return m.to_n;
+	assert_int_equal(pem_next(&at, &m), 1);
+	n = base64_decode(der, 4096, m.text);
+	assert_true(n > 0);
+	return (size_t)n;
 }
 
 static void
@@ -198,7 +197,7 @@ der_loads_like_pem(void **state)
 	memset(key, 0, sizeof key);
 	key[0] = 0x30;
 	assert_refused("p384.crt", put_file("key.der", key, 2401),
-	    "larger than RSA-4096");
+	    "larger than an RSA-4096 key");
 }
 
 static void
@@ -235,9 +234,9 @@ a_chain_in_the_wrong_order_is_named(void **state)
 
 	(void)state;
 	assert_refused(join_files("chain.crt", root_first, 3),
-	    "chain-leaf.key", "wrong order: number 3 fits the key");
+	    "chain-leaf.key", "wrong order: certificate 2 did not");
 	assert_refused(join_files("chain.crt", swapped, 3), "chain-leaf.key",
-	    "wrong order: number 2 did not sign number 1");
+	    "wrong order: certificate 2 did not sign number 1");
 }
 
 static void
@@ -254,7 +253,7 @@ a_chain_has_at_most_eight_certificates_and_8192_bytes(void **state)
 	for (int i = 0; i < 8; i++)
 		parts[i] = "rsa4096.crt"; /* 1,300 bytes each */
 	assert_refused(join_files("chain.crt", parts, 8), "rsa4096.key",
-	    "larger than 8192 bytes");
+	    "more than 8192 bytes");
 }
 
 static void
@@ -269,13 +268,13 @@ static void
 a_key_that_is_not_the_certificates_is_refused(void **state)
 {
 	(void)state;
-	assert_refused("ec.crt", "rsa2048-pkcs1.key", "is RSA but");
-	assert_refused("rsa2048.crt", "ec.key", "for a key that is RSA");
-	assert_refused("p384.crt", "ec.key", "for a key that is P-384");
-	assert_refused("ec.crt", "chain-leaf.key", "is not the key of");
-	assert_refused("rsa2048.crt", "rsa4096.key", "is not the key of");
+	assert_refused("ec.crt", "rsa2048-pkcs1.key", "an RSA key and not");
+	assert_refused("rsa2048.crt", "ec.key", "which is for an RSA");
+	assert_refused("p384.crt", "ec.key", "not that of");
+	assert_refused("ec.crt", "chain-leaf.key", "not that of");
+	assert_refused("rsa2048.crt", "rsa4096.key", "not that of");
 	assert_refused("rsa4096.crt", "rsa2048-pkcs1.key",
-	    "is not the key of");
+	    "not that of");
 }
 
 static void
@@ -284,7 +283,7 @@ keys_that_cannot_be_used_are_named(void **state)
 	(void)state;
 	assert_refused("ec.crt", "ed25519.key", "neither RSA nor EC");
 	assert_refused("ec.crt", "k256.key", "neither RSA nor EC");
-	assert_refused("rsa2048.crt", "rsa1024.key", "has 1024 bits");
+	assert_refused("rsa2048.crt", "rsa1024.key", "RSA key of 1024 bits");
 	assert_refused("ed25519.crt", "ec.key", "neither RSA nor EC");
 }
 
@@ -292,8 +291,8 @@ static void
 files_that_hold_something_else_are_named(void **state)
 {
 	(void)state;
-	assert_refused("ec.key", "ec.crt", "--cert and --key swapped");
-	assert_refused("ec.crt", "ec.crt", "--cert and --key swapped");
+	assert_refused("ec.key", "ec.crt", "holds no certificate");
+	assert_refused("ec.crt", "ec.crt", "holds no private key");
 	assert_refused("none.crt", "ec.key", "No such file");
 	assert_refused("ec.crt", "none.key", "No such file");
 	assert_refused(put_file("empty", "", 0), "ec.key", "is empty");
@@ -363,57 +362,75 @@ a_reload_that_fails_keeps_what_is_in_use(void **state)
 /* ----- certificates of our own */
 
 static void
-dates_go_there_and_back(void **state)
+dates_are_those_of_the_c_library(void **state)
 {
-	struct date d = { 1970, 1, 1, 0, 0, 0 };
+	char ours[80], theirs[80];
 
 	(void)state;
-	assert_true(date_to_seconds(d) == 0);
-	d = (struct date){ 2000, 2, 29, 12, 34, 56 };
-	assert_true(date_to_seconds(d) == 951827696);
-	d = (struct date){ 2050, 1, 1, 0, 0, 0 };
-	assert_true(date_to_seconds(d) == 2524608000);
-	for (int64_t day = 0; day < 400 * 366; day++) {
-		struct date e = date_of_seconds(day * DAY + 86399);
+	for (time_t day = 0; day < 400 * 366; day++) {
+		time_t t = day * DAY + (day * 7919) % DAY;
+		struct tm tm;
 
-		assert_true(date_to_seconds(e) == day * DAY + 86399);
-		assert_true(e.month >= 1 && e.month <= 12 && e.day >= 1 &&
-		    e.day <= 31 && e.second == 59);
+		date_text(ours, t);
+		gmtime_r(&t, &tm);
+		strftime(theirs, sizeof theirs, "%Y%m%d%H%M%SZ", &tm);
+		assert_string_equal(ours, theirs);
 	}
 }
 
-static int64_t
-read_date(const char *text, int tag)
+/* A date as it is put into a certificate: tag, length, text. */
+static void
+assert_put(int64_t seconds, u8 tag, const char *text)
 {
-	u8 der[32] = { (u8)tag, (u8)strlen(text) };
-	struct der d = { der, 2 + strlen(text) };
-	int64_t seconds;
+	u8 room[32];
+	struct der_out o = { room, room + sizeof room, false };
+	struct der d, content;
 
-	memcpy(der + 2, text, strlen(text));
-	return der_take_date(&d, &seconds) ? seconds : -1;
+	der_put_date(&o, seconds);
+	d = (struct der){ o.p, (size_t)(room + sizeof room - o.p) };
+	assert_true(der_take(&d, tag, &content) && d.n == 0);
+	assert_int_equal(content.n, strlen(text));
+	assert_memory_equal(content.p, text, content.n);
 }
 
 static void
-certificate_dates_have_two_forms_and_no_other(void **state)
+certificate_dates_change_their_form_in_2050(void **state)
 {
 	(void)state;
-	assert_true(read_date("700101000000Z", 0x17) == 0);
-	assert_true(read_date("491231235959Z", 0x17) == 2524607999);
-	assert_true(read_date("500101000000Z", 0x17) < 0);
-	assert_true(read_date("20500101000000Z", 0x18) == 2524608000);
-	assert_true(read_date("20500101000000Z", 0x17) == -1);
-	assert_true(read_date("700101000000Z", 0x18) == -1);
-	assert_true(read_date("7001010000Z", 0x17) == -1);
-	assert_true(read_date("70010100000xZ", 0x17) == -1);
-	assert_true(read_date("700001000000Z", 0x17) == -1);
-	assert_true(read_date("701301000000Z", 0x17) == -1);
-	assert_true(read_date("700101000000+", 0x17) == -1);
+	assert_put(951827696, 0x17, "000229123456Z");
+	assert_put(2524607999, 0x17, "491231235959Z");
+	assert_put(2524608000, 0x18, "20500101000000Z");
+}
+
+static void
+lengths_are_put_in_their_shortest_form_and_taken_back(void **state)
+{
+	static const size_t lengths[] = { 0, 127, 128, 255, 256, 3000 };
+	static u8 room[4096], zeros[3000];
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(lengths); i++) {
+		struct der_out o = { room, room + sizeof room, false };
+		size_t n = lengths[i];
+		struct der d, content;
+
+		der_put_a(&o, 0x04, zeros, n);
+		d = (struct der){ o.p, (size_t)(room + sizeof room - o.p) };
+		assert_int_equal(d.n, n + (n > 255 ? 4 : n > 127 ? 3 : 2));
+		assert_false(der_take(&d, 0x05, &content));
+		d.n--;
+		assert_false(der_take(&d, 0x04, &content));
+		d.n++;
+		assert_true(der_take(&d, 0x04, &content));
+		assert_int_equal(content.n, n);
+		assert_int_equal(d.n, 0);
+	}
 }
 
 static void
 names_are_host_names_wildcards_and_addresses(void **state)
 {
-	static const char *const good[] = { "a", "box.lan", "*.lan", "my_box",
+	static const char *const good[] = { "a", "box.lan", "my_box",
 		"192.0.2.1", "::1", "2001:db8::1", "A-1.b" };
 	static const char *const bad[] = { "", ".", "a..b", ".a", "a.", "-a",
 		"a b", "a,b", "*", "*.", "a.*", "[::1]", "1::2::3", "a/b",
@@ -453,51 +470,36 @@ state_file(const char *state, const char *name)
 	return path;
 }
 
+/* Whether the certificate in use has this alternative name. */
 static bool
-names_have(struct der names, int tag, const void *p, size_t n)
+has_name(u8 tag, const void *p, size_t n)
 {
-	struct der name;
-	int t;
+	const struct cert *c = &certs.place[certs.used - 1];
+	u8 der[64] = { tag, (u8)n };
 
-	while ((t = der_take(&names, &name)) >= 0)
-		if (t == tag && name.n == n && memcmp(name.p, p, n) == 0)
-			return true;
-	return false;
-}
-
-/* The facts of the certificate in use. */
-static struct cert_facts
-facts_in_use(void)
-{
-	struct cert_facts f;
-
-	assert_true(cert_read_facts(&f,
-	    cert_der(&certs.place[certs.used - 1], 0)));
-	return f;
+	memcpy(der + 2, p, n);
+	return memmem(c->der, c->der_n, der, n + 2) != NULL;
 }
 
 static void
 a_certificate_of_our_own_has_the_names_that_were_asked_for(void **state)
 {
-	static const char *const names[] = { "box.lan", "192.0.2.7", "::1",
-		"*.x.lan" };
-	const char *d = state_dir("a/b/c");
-	struct cert_facts f;
+	static const char *const names[] = { "box.lan", "192.0.2.7", "::1" };
+	const char *d = state_dir("new");
+	struct der issuer, subject;
 	u8 ip6[16] = { [15] = 1 };
 	struct stat st;
 
 	(void)state;
-	assert_int_equal(tls_make_certificate(d, names, COUNT(names), 825,
-	    false, why, sizeof why), 0);
+	assert_int_equal(cert_make(d, names, COUNT(names), 825), 0);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
-	f = facts_in_use();
-	assert_true(der_same(f.issuer, f.subject));
-	assert_true(f.not_after - f.not_before == (int64_t)825 * DAY);
+	assert_true(cert_read_names(&certs.place[certs.used - 1], 0, &issuer,
+	    &subject));
+	assert_true(der_same(issuer, subject));
 	assert_int_equal(tls_cert_days(), 824); /* and 23 hours */
-	assert_true(names_have(f.names, 0x82, "box.lan", 7));
-	assert_true(names_have(f.names, 0x82, "*.x.lan", 7));
-	assert_true(names_have(f.names, 0x87, "\xc0\x00\x02\x07", 4));
-	assert_true(names_have(f.names, 0x87, ip6, 16));
+	assert_true(has_name(0x82, "box.lan", 7));
+	assert_true(has_name(0x87, "\xc0\x00\x02\x07", 4));
+	assert_true(has_name(0x87, ip6, 16));
 	assert_int_equal(stat(state_file(d, "key.pem"), &st), 0);
 	assert_int_equal(st.st_mode & 0777, 0600);
 }
@@ -506,34 +508,13 @@ static void
 without_names_it_has_those_of_this_machine(void **state)
 {
 	const char *d = state_dir("own");
-	struct cert_facts f;
 
 	(void)state;
 	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
-	f = facts_in_use();
-	assert_true(names_have(f.names, 0x82, "localhost", 9));
-	assert_true(names_have(f.names, 0x87, "\x7f\x00\x00\x01", 4));
+	assert_true(has_name(0x82, "localhost", 9));
+	assert_true(has_name(0x87, "\x7f\x00\x00\x01", 4));
 	assert_int_equal(tls_state_certificate(d, why, sizeof why), 0);
-}
-
-static void
-what_is_there_is_not_replaced_without_force(void **state)
-{
-	const char *d = state_dir("force");
-	char before[4096];
-
-	(void)state;
-	assert_int_equal(tls_make_certificate(d, NULL, 0, 825, false, why,
-	    sizeof why), 0);
-	strcpy(before, get_file(state_file(d, "cert.pem"), NULL));
-	assert_int_equal(tls_make_certificate(d, NULL, 0, 825, false, why,
-	    sizeof why), -1);
-	assert_string_equal(get_file(state_file(d, "cert.pem"), NULL), before);
-	assert_int_equal(tls_make_certificate(d, NULL, 0, 825, true, why,
-	    sizeof why), 0);
-	assert_string_not_equal(get_file(state_file(d, "cert.pem"), NULL),
-	    before);
 }
 
 static void
@@ -548,11 +529,9 @@ too_many_names_are_refused_and_nothing_is_written(void **state)
 		snprintf(room[i], sizeof room[i], "%060zu", i);
 		names[i] = room[i];
 	}
-	assert_int_equal(tls_make_certificate(d, names, CERT_NAMES, 825, false,
-	    why, sizeof why), -1);
+	assert_int_equal(cert_make(d, names, CERT_NAMES, 825), -1);
 	assert_true(cert_is_missing(state_file(d, "key.pem")));
-	assert_int_equal(tls_make_certificate(d, names, 50, 825, false, why,
-	    sizeof why), 0);
+	assert_int_equal(cert_make(d, names, 50, 825), 0);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
 }
 
@@ -562,11 +541,9 @@ ours_is_renewed_below_thirty_days_and_not_before(void **state)
 	const char *d = state_dir("renew");
 
 	(void)state;
-	assert_int_equal(tls_make_certificate(d, NULL, 0, 31, true, why,
-	    sizeof why), 0);
+	assert_int_equal(cert_make(d, NULL, 0, 31), 0);
 	assert_int_equal(tls_state_certificate(d, why, sizeof why), 0);
-	assert_int_equal(tls_make_certificate(d, NULL, 0, 30, true, why,
-	    sizeof why), 0);
+	assert_int_equal(cert_make(d, NULL, 0, 30), 0);
 	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
 	assert_true(tls_cert_days() > 800);
@@ -578,8 +555,7 @@ an_expired_certificate_is_used_and_its_days_are_negative(void **state)
 	const char *d = state_dir("expired");
 
 	(void)state;
-	assert_int_equal(tls_make_certificate(d, NULL, 0, -10, true, why,
-	    sizeof why), 0);
+	assert_int_equal(cert_make(d, NULL, 0, -10), 0);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
 	assert_int_equal(tls_cert_days(), -11);
 }
@@ -593,8 +569,7 @@ a_pair_of_ours_that_a_power_cut_split_is_made_anew(void **state)
 	(void)state;
 	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
 	strcpy(cert, get_file(state_file(d, "cert.pem"), NULL));
-	assert_int_equal(tls_make_certificate(d, NULL, 0, 825, true, why,
-	    sizeof why), 0);
+	assert_int_equal(cert_make(d, NULL, 0, 825), 0);
 	assert_int_equal(sys_write_file(state_file(d, "cert.pem"), cert,
 	    strlen(cert), 0644), 0);
 	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
@@ -674,13 +649,13 @@ the_verb_makes_shows_and_refuses(void **state)
 	    0);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
 	assert_int_equal(tls_cert_days(), 89);
-	assert_true(names_have(facts_in_use().names, 0x82, "box.lan", 7));
+	assert_true(has_name(0x82, "box.lan", 7));
 	assert_int_equal(run_cert((const char *[]){ "cert", "--state", d,
 	    "x.lan" }, 4), 1);
 	assert_int_equal(run_cert((const char *[]){ "cert", "-f", "--state",
 	    d, "x.lan" }, 5), 0);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
-	assert_true(names_have(facts_in_use().names, 0x82, "x.lan", 5));
+	assert_true(has_name(0x82, "x.lan", 5));
 	assert_int_equal(run_cert((const char *[]){ "cert", "--state" }, 2),
 	    2);
 	assert_int_equal(run_cert((const char *[]){ "cert", "-d", "0" }, 3),
@@ -751,7 +726,10 @@ peer_open(struct peer *c, const br_ssl_session_parameters *session)
 	c->server_fd = fds[1];
 	br_ssl_client_init_full(&c->ssl, &c->ignored, NULL, 0);
 	br_ssl_engine_set_suites(e, both, COUNT(both));
-	key = cert_public_key(cert, 0, &c->decoder);
+	br_x509_decoder_init(&c->decoder, NULL, NULL);
+	br_x509_decoder_push(&c->decoder, cert->chain[0].data,
+	    cert->chain[0].data_len);
+	key = br_x509_decoder_get_pkey(&c->decoder);
 	if (key->key_type == BR_KEYTYPE_RSA)
 		br_x509_knownkey_init_rsa(&c->trust, &key->key.rsa,
 		    BR_KEYTYPE_SIGN);
@@ -907,7 +885,7 @@ a_second_connection_resumes(void **state)
 		peer_open(&c, &session);
 		assert_shakes(&c, suite, true);
 		peer_close(&c);
-		tls_cache_reset();
+		tls_forget();
 		peer_open(&c, &session);
 		assert_shakes(&c, suite, false);
 		peer_close(&c);
@@ -950,25 +928,25 @@ sessions_are_forgotten_daily_and_with_a_new_certificate(void **state)
 	assert_shakes(&c, RECORD_CHACHA20, false);
 	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
 	peer_close(&c);
-	assert_int_equal(tls.cache.touched, 1);
+	assert_int_equal(tls.cache.store_ptr, TLS_SESSION);
 	tls_tick(86400999);
 	assert_loads("ec.crt", "ec.key"); /* the same: they stay */
-	assert_int_equal(tls.cache.touched, 1);
+	assert_int_equal(tls.cache.store_ptr, TLS_SESSION);
 	peer_open(&c, &session);
 	shake_hands(&c);
 	assert_true(tls_resumed(c.slot));
 	peer_close(&c);
 	tls_tick(86401000);
-	assert_int_equal(tls.cache.touched, 0);
+	assert_int_equal(tls.cache.store_ptr, 0);
 	for (size_t i = 0; i < ROWS * TLS_SESSION; i++)
-		assert_int_equal(tls.cache.rows[i], 0);
+		assert_int_equal(tls.rows[i], 0);
 	peer_open(&c, &session);
 	shake_hands(&c);
 	assert_false(tls_resumed(c.slot));
 	peer_close(&c);
-	assert_int_equal(tls.cache.touched, 1);
+	assert_int_equal(tls.cache.store_ptr, TLS_SESSION);
 	assert_loads("chain-leaf.crt", "chain-leaf.key");
-	assert_int_equal(tls.cache.touched, 0);
+	assert_int_equal(tls.cache.store_ptr, 0);
 }
 
 static void
@@ -1103,7 +1081,7 @@ old_versions_and_foreign_suites_get_a_proper_alert(void **state)
 	peer_open(&c, NULL);
 	br_ssl_engine_set_versions(&c.ssl.eng, BR_TLS10, BR_TLS11);
 	assert_true(br_ssl_client_reset(&c.ssl, NULL, 0));
-	assert_fails(&c, "no TLS 1.2 (alert 70)", 70);
+	assert_fails(&c, "does not speak TLS 1.2", 70);
 	peer_close(&c);
 	peer_open(&c, NULL);
 	br_ssl_engine_set_suites(&c.ssl.eng, cbc, 1);
@@ -1286,13 +1264,14 @@ main(void)
 		    a_file_of_the_largest_size_is_read_and_no_larger),
 		cmocka_unit_test(a_file_cut_anywhere_is_refused),
 		cmocka_unit_test(a_reload_that_fails_keeps_what_is_in_use),
-		cmocka_unit_test(dates_go_there_and_back),
-		cmocka_unit_test(certificate_dates_have_two_forms_and_no_other),
+		cmocka_unit_test(dates_are_those_of_the_c_library),
+		cmocka_unit_test(certificate_dates_change_their_form_in_2050),
+		cmocka_unit_test(
+		    lengths_are_put_in_their_shortest_form_and_taken_back),
 		cmocka_unit_test(names_are_host_names_wildcards_and_addresses),
 		cmocka_unit_test(
 		    a_certificate_of_our_own_has_the_names_that_were_asked_for),
 		cmocka_unit_test(without_names_it_has_those_of_this_machine),
-		cmocka_unit_test(what_is_there_is_not_replaced_without_force),
 		cmocka_unit_test(
 		    too_many_names_are_refused_and_nothing_is_written),
 		cmocka_unit_test(
