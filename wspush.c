@@ -2841,6 +2841,7 @@ struct message {
 	u8 key_n;           /* its key, behind the bytes for the wire */
 	bool retained;
 	bool victim;        /* chosen to make room */
+	u32 leaving;        /* holds that the message at hand replaces */
 	int64_t expires;    /* in ms of the monotonic clock; 0: never */
 };
 
@@ -3208,7 +3209,8 @@ static void
 queue_reset(struct queues *t, u32 i)
 {
 	t->queue[i] = (struct queue){ .next_number = 1 };
-	t->drops[i] = 0;
+	if (t->drops[i] != 0) /* a page that is never used stays untouched */
+		t->drops[i] = 0;
 }
 
 static void
@@ -3688,7 +3690,7 @@ queue_is_awaited(const struct queues *t, u32 i)
 #define SOCK_ID_INLINE 40
 
 struct sock {
-	int64_t since;     /* when it came, ms of the monotonic clock */
+	u32 since;         /* when it came, seconds of the monotonic clock */
 	u32 conn;          /* slot of its connection, NONE: away */
 	u32 conn_gen;
 	u32 chain;         /* next row with the same hash bucket, or free */
@@ -3816,7 +3818,8 @@ sock_add(struct sockets *t, u8 service, bool stateful, struct str id,
 	else
 		i = t->fresh++;
 	s = &t->row[i];
-	*s = (struct sock){ .since = now, .conn = NONE, .chain = *bucket - 1,
+	*s = (struct sock){ .since = (u32)(now / 1000),
+		.conn = NONE, .chain = *bucket - 1,
 		.hash = hash, .tags = NONE, .service = service,
 		.id_n = (u8)id.n, .stateful = stateful };
 	memcpy(id.n > SOCK_ID_INLINE ? t->long_id[i] : s->id, id.p, id.n);
@@ -4268,9 +4271,10 @@ tags_select(const struct tags *t, const struct target *target, u32 *rows)
  * FIFO each, in which arming, cancelling and asking for the next are O(1).
  */
 struct deadline {
-	int64_t due;    /* ms of the monotonic clock */
-	u32 prev, next;
+	u32 due_low;    /* ms of the monotonic clock, 48 bits of them */
+	u16 due_high;
 	u8 class;       /* 1 + class, 0: not armed */
+	u32 prev, next;
 };
 
 #define DEADLINE_CLASSES 8
@@ -4281,6 +4285,12 @@ struct deadlines {
 		u32 first, last;
 	} fifo[DEADLINE_CLASSES];
 };
+
+static int64_t
+deadline_ms(const struct deadlines *d, u32 i)
+{
+	return (int64_t)d->row[i].due_high << 32 | d->row[i].due_low;
+}
 
 static void
 deadline_init(struct deadlines *d, struct deadline *row)
@@ -4318,7 +4328,8 @@ deadline_arm(struct deadlines *d, u32 i, int class, int64_t due)
 	struct deadline *t = &d->row[i];
 
 	deadline_cancel(d, i);
-	t->due = due;
+	t->due_low = (u32)due;
+	t->due_high = (u16)(due >> 32);
 	t->class = (u8)(class + 1);
 	t->next = NONE;
 	t->prev = d->fifo[class].last;
@@ -4335,7 +4346,7 @@ deadline_due(const struct deadlines *d, int class, int64_t now)
 {
 	u32 i = d->fifo[class].first;
 
-	return i != NONE && d->row[i].due <= now ? i : NONE;
+	return i != NONE && deadline_ms(d, i) <= now ? i : NONE;
 }
 
 /* When the next deadline of any class falls due, or `latest`. */
@@ -4345,8 +4356,8 @@ deadline_next(const struct deadlines *d, int64_t latest)
 	for (int c = 0; c < DEADLINE_CLASSES; c++) {
 		u32 i = d->fifo[c].first;
 
-		if (i != NONE && d->row[i].due < latest)
-			latest = d->row[i].due;
+		if (i != NONE && deadline_ms(d, i) < latest)
+			latest = deadline_ms(d, i);
 	}
 	return latest;
 }
@@ -4823,16 +4834,15 @@ token_sign(u8 sig[TOKEN_SIGNATURE], const struct token_key *k,
  * ---- Claims
  */
 
-/* Decodes a part, which must be a JSON object, into t->room. */
+/* Decodes a part, which must be JSON, into t->room. */
 static bool
-token_object(struct token *t, struct str part)
+token_json(struct token *t, struct str part)
 {
 	int n = base64url_decode((u8 *)t->room, sizeof t->room, part);
 
 	t->claims = (struct str){ t->room, n > 0 ? (size_t)n : 0 };
 	return n > 0 && text_is_utf8(t->room, t->claims.n) &&
-	    json_tokens(t->value, WSP_TOKEN_VALUES, t->claims) > 0 &&
-	    t->value[0].kind == JSON_IS_OBJECT;
+	    json_tokens(t->value, WSP_TOKEN_VALUES, t->claims) > 0;
 }
 
 static int
@@ -5024,7 +5034,7 @@ token_split(struct token_parts *p, struct str text)
 		return false;
 	p->signature = rest;
 	p->text = (struct str){ text.p, p->header.n + 1 + p->claims.n };
-	return rest.n > 0 && !memchr(rest.p, '.', rest.n);
+	return rest.n > 0;
 }
 
 /* Everything that can be said without a signature's cost. */
@@ -5034,14 +5044,13 @@ token_read(struct token *t, enum token_alg *alg, const struct token_parts *p,
 {
 	const char *why;
 
-	if (!token_object(t, p->header))
-		return "its header is no JSON object in base64url";
+	if (!token_json(t, p->header))
+		return "its header is no JSON in base64url";
 	why = token_header(alg, t);
 	if (why)
 		return why;
-	if (!token_object(t, p->claims))
-		return "its claims are no JSON object in base64url, or too "
-		    "many";
+	if (!token_json(t, p->claims))
+		return "its claims are no JSON in base64url, or too many";
 	return token_claims(t, use);
 }
 
@@ -5105,7 +5114,6 @@ token_check(struct token *t, const char **why, struct str text,
 	enum token_alg alg = TOKEN_HS256;
 
 	*why = NULL;
-	t->tags = 0;
 	if (text.n > WSP_MAX_TOKEN)
 		*why = "it is too long";
 	else if (!token_split(&p, text))
@@ -5965,35 +5973,47 @@ cert_split(struct cert *c, const char *path)
 	return c->count > 0 ? 0 : cert_fail(path, "holds no certificate");
 }
 
+/* Decodes the certificates among the objects of a PEM file, one behind the
+ * other; returns their length, also when it is too large for `der`. */
+static ssize_t
+cert_read_pem(u8 *der, size_t cap, const char *path)
+{
+	char *at = certs.file;
+	size_t n = 0;
+	struct pem m;
+	int r, made;
+
+	while ((r = pem_next(&at, &m)) > 0) {
+		if (strcmp(m.label, "CERTIFICATE") != 0)
+			continue;
+		if (m.text.n / 4 * 3 > cap - n)
+			return (ssize_t)cap + 1;
+		made = base64_decode(der + n, cap - n, m.text);
+		if (made <= 0)
+			break;
+		n += (size_t)made;
+	}
+	return r == 0 ? (ssize_t)n
+	    : cert_fail(path, "is damaged or cut short");
+}
+
 static int
 cert_load_chain(struct cert *c, const char *path)
 {
 	ssize_t n = cert_read_file(path);
-	bool der = cert_file_is_der(n), large = n > WSP_TLS_CHAIN && der;
-	char *at = certs.file;
-	struct pem m;
-	int r = 0;
 
-	c->count = c->der_n = 0;
+	c->count = 0;
+	if (n > 0 && !cert_file_is_der(n))
+		n = cert_read_pem(c->der, sizeof c->der, path);
+	else if (n > 0)
+		memcpy(c->der, certs.file, min_size((size_t)n, sizeof c->der));
 	if (n < 0)
 		return -1;
-	if (der && !large)
-		memcpy(c->der, at, c->der_n = (size_t)n);
-	while (!der && !large && (r = pem_next(&at, &m)) > 0) {
-		if (strcmp(m.label, "CERTIFICATE") != 0)
-			continue;
-		large = m.text.n / 4 * 3 > sizeof c->der - c->der_n;
-		n = base64_decode(c->der + c->der_n, sizeof c->der - c->der_n,
-		    m.text);
-		if (n <= 0 && !large)
-			return cert_fail(path, "is damaged or cut short");
-		c->der_n += n > 0 ? (size_t)n : 0;
-	}
-	if (large)
+	if (n > WSP_TLS_CHAIN)
 		return cert_fail(path, "holds certificates of more than %d "
 		    "bytes", WSP_TLS_CHAIN);
-	return r < 0 ? cert_fail(path, "is damaged or cut short")
-	    : cert_split(c, path);
+	c->der_n = (size_t)n;
+	return cert_split(c, path);
 }
 
 /* Finds the key in certs.file, among EC PARAMETERS, certificates and comments.
@@ -6033,11 +6053,10 @@ cert_check_key(struct cert *c, const char *path)
 	if (c->rsa && (c->rsa->n_bitlen < 2048 || c->rsa->n_bitlen > 4096))
 		return cert_fail(path, "holds an RSA key of %u bits; it must "
 		    "have 2048 to 4096", (unsigned)c->rsa->n_bitlen);
-	if (c->rsa || (c->ec && c->ec->curve >= BR_EC_secp256r1 &&
-	    c->ec->curve <= BR_EC_secp521r1))
+	if (c->rsa || c->ec)
 		return 0;
-	return cert_fail(path, c->ec || br_skey_decoder_last_error(
-	    &c->key.decoder) == BR_ERR_X509_UNSUPPORTED
+	return cert_fail(path, br_skey_decoder_last_error(&c->key.decoder) ==
+	    BR_ERR_X509_UNSUPPORTED
 	    ? "holds a key that is neither RSA nor EC on P-256, P-384 or P-521"
 	    : "holds a key that is damaged or of an unknown kind");
 }
@@ -6549,15 +6568,12 @@ static int
 cert_print(const struct cert_paths *paths)
 {
 	struct cert *c = cert_spare();
-	char date[80];
 
 	if (cert_load(c, paths->cert, paths->key) < 0)
 		return -1;
 	wipe(&c->key, sizeof c->key);
-	date_text(date, c->not_after);
-	printf("certificate: %s\nkey:         %s\nexpires:     "
-	    "%.4s-%.2s-%.2s (%d days)\n", paths->cert, paths->key, date,
-	    date + 4, date + 6, date_days_until(c->not_after));
+	printf("certificate: %s\nkey:         %s\nexpires in   %d days\n",
+	    paths->cert, paths->key, date_days_until(c->not_after));
 	return 0;
 }
 
@@ -6657,7 +6673,7 @@ tls_cert_command(int argc, char **argv)
 
 /* The largest piece of a handshake in one record.  With BearSSL's overheads
  * the sizes worth having are few (TLS.md, 1). */
-#define TLS_FRAGMENT 2048
+#define TLS_FRAGMENT 1024
 #define TLS_IN       (TLS_FRAGMENT + 325)
 #define TLS_OUT      (TLS_FRAGMENT + 85)
 
@@ -6738,9 +6754,7 @@ tls_slot_of(const void *part)
 	return &tls.slots[i];
 }
 
-/* Notes the keys of one direction; a GCM key of 16 bytes has an iv of 4.  Our
- * direction is the first one in a resumed handshake, the second in a full
- * one (RFC 5246, 7.3). */
+/* Notes the keys of one direction; a GCM key of 16 bytes has an iv of 4. */
 static void
 tls_note_in(const void *ctx, const void *key, size_t key_n, const void *iv)
 {
@@ -6752,6 +6766,8 @@ tls_note_in(const void *ctx, const void *key, size_t key_n, const void *iv)
 	memcpy(k->in_iv, iv, key_n == 16 ? 4 : 12);
 }
 
+/* We are the first to encrypt when a session is resumed, the second in a full
+ * handshake (RFC 5246, 7.3). */
 static void
 tls_note_out(const void *ctx, const void *key, size_t key_n, const void *iv)
 {
@@ -7062,7 +7078,6 @@ tls_find_error(int error)
 		{ TLS_ERROR_EOF, 0, "the client left during the handshake" },
 		{ TLS_ERROR_SOCKET, 0, "the connection broke" },
 		{ TLS_ERROR_STALE, 80, "the certificate has been replaced" },
-		{ TLS_ERROR_STUCK, 80, NULL },
 		{ BR_ERR_UNSUPPORTED_VERSION, 70, "what came is not TLS" },
 		{ BR_ERR_UNKNOWN_TYPE, 10, "what came is not TLS" },
 		{ BR_ERR_BAD_MAC, 20, "a record was changed on its way" },
@@ -7070,13 +7085,7 @@ tls_find_error(int error)
 		{ BR_ERR_BAD_VERSION, 70, NULL },
 		{ BR_ERR_TOO_LARGE, 22, NULL },
 		{ BR_ERR_UNEXPECTED, 10, NULL },
-		{ BR_ERR_BAD_CCS, 10, NULL },
-		{ BR_ERR_BAD_SECRENEG, 40, NULL },
 		{ BR_ERR_BAD_FINISHED, 51, NULL },
-		{ 256 + 42, 0, "the client refuses the certificate" },
-		{ 256 + 45, 0, "to the client the certificate is expired" },
-		{ 256 + 46, 0, "the client does not accept the certificate" },
-		{ 256 + 48, 0, "the client does not trust the certificate" },
 		{ 512 + 40, 0, "no cipher suite or curve in common" },
 		{ 512 + 70, 0, "the client does not speak TLS 1.2" },
 		{ UINT16_MAX, 50, NULL }
@@ -7097,6 +7106,8 @@ tls_why(int slot)
 
 	if (text)
 		return text;
+	if (error >= 256 + 42 && error <= 256 + 48)
+		return "the client does not trust the certificate";
 	snprintf(tls.why, sizeof tls.why, "%s %d", error >= 512
 	    ? "refused with alert" : error >= 256
 	    ? "the client refused with alert" : "BearSSL's error", error & 255);
@@ -7204,6 +7215,8 @@ tls_step(int slot, int fd, struct record_keys *keys)
 		if (!sending && s->corked) { /* lets go what was held back */
 			sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 			s->corked = false;
+			if (!(state & (BR_SSL_SENDAPP | BR_SSL_CLOSED)))
+				return TLS_WANT_READ; /* a round trip away */
 		}
 		if (state & BR_SSL_CLOSED)
 			return tls_fail(s, fd, br_ssl_engine_last_error(e));
@@ -7230,7 +7243,6 @@ tls_step(int slot, int fd, struct record_keys *keys)
  * reads into the one that is not in use, and a file that is no good changes
  * nothing.
  */
-#define TOKEN_FILE   16384 /* bytes of a key file, comments and all */
 #define TOKEN_OBJECT 4096 /* bytes of a certificate in a key file */
 #define TOKEN_EC_KEY 512  /* of a private key on P-256, which are under 250 */
 
@@ -7238,8 +7250,6 @@ static struct {
 	struct token_key key[2][SETTINGS_TOKEN_KEYS];
 	size_t count[2];
 	int used;
-	char file[TOKEN_FILE + 1]; /* one while it is read */
-	char why[256];             /* the last refusal */
 } token_keys;
 
 /* Seconds since 1970. */
@@ -7247,15 +7257,6 @@ static int64_t
 token_now(void)
 {
 	return sys_clock_ms(CLOCK_REALTIME) / 1000;
-}
-
-/* Notes what is wrong with a file, and returns -1. */
-static int
-token_fail(const char *path, const char *what)
-{
-	snprintf(token_keys.why, sizeof token_keys.why, "%.120s %s", path,
-	    what);
-	return -1;
 }
 
 /* An EC public key on P-256 begins with these 26 bytes (RFC 5480, 2), and the
@@ -7307,45 +7308,21 @@ token_load_private(struct token_key *k, const u8 *der, size_t n)
 	return good;
 }
 
-/* Takes the next object off the terminated PEM at *at: its label and its
- * base64, without line ends.  1, 0 at the end, -1 when it is cut short. */
-static int
-token_pem_next(char **at, const char **label, struct str *text)
-{
-	char *p = strstr(*at, "-----BEGIN "), *end, *to;
-
-	if (!p)
-		return 0;
-	*label = p += strlen("-----BEGIN ");
-	p = strstr(p, "-----");
-	end = p ? strstr(p + 5, "-----END ") : NULL;
-	if (!end)
-		return -1;
-	*p = '\0';
-	text->p = to = p += 5;
-	for (; p < end; p++)
-		if (!strchr(" \t\r\n", *p))
-			*to++ = *p;
-	text->n = (size_t)(to - text->p);
-	*at = end + 5;
-	return 1;
-}
-
 /* Reads one object: 1 it is a key, 0 it is something else, -1 it is a key or
  * certificate of no use. */
 static int
-token_load_object(struct token_key *k, const char *label, struct str text)
+token_load_object(struct token_key *k, const struct pem *m)
 {
 	u8 der[TOKEN_OBJECT];
-	int n = base64_decode(der, sizeof der, text);
+	int n = base64_decode(der, sizeof der, m->text);
 	size_t size = n > 0 ? (size_t)n : 0;
 	bool good;
 
-	if (strstr(label, "PRIVATE KEY"))
+	if (strstr(m->label, "PRIVATE KEY"))
 		good = token_load_private(k, der, size);
-	else if (strcmp(label, "PUBLIC KEY") == 0)
+	else if (strcmp(m->label, "PUBLIC KEY") == 0)
 		good = token_load_public(k, der, size);
-	else if (strcmp(label, "CERTIFICATE") == 0)
+	else if (strcmp(m->label, "CERTIFICATE") == 0)
 		good = token_load_certificate(k, der, size);
 	else
 		return 0;
@@ -7353,35 +7330,34 @@ token_load_object(struct token_key *k, const char *label, struct str text)
 	return good ? 1 : -1;
 }
 
-/* Looks through a PEM file: a private key is what counts, or else the first
- * public one. */
+/* Looks through the PEM in certs.file: a private key is what counts, or else
+ * the first public one. */
 static int
 token_load_pem(struct token_key *k, const char *path)
 {
 	struct token_key found;
-	char *at = token_keys.file;
-	const char *label;
-	struct str text;
+	char *at = certs.file;
+	struct pem m;
 	int r, any = 0;
 
 	*k = (struct token_key){ .mints = false };
-	while (!k->mints && (r = token_pem_next(&at, &label, &text)) != 0) {
+	while (!k->mints && (r = pem_next(&at, &m)) != 0) {
 		if (r < 0)
-			return token_fail(path, "is damaged or cut short");
-		if (strncmp(label, "ENCRYPTED", 9) == 0 ||
-		    str_begins(text, STR("Proc-Type:")))
-			return token_fail(path, "holds an encrypted key; "
+			return cert_fail(path, "is damaged or cut short");
+		if (strncmp(m.label, "ENCRYPTED", 9) == 0 ||
+		    str_begins(m.text, STR("Proc-Type:")))
+			return cert_fail(path, "holds an encrypted key; "
 			    "`openssl pkey -in FILE -out NEW` takes its "
 			    "passphrase off");
-		r = token_load_object(&found, label, text);
+		r = token_load_object(&found, &m);
 		if (r < 0)
-			return token_fail(path, "is damaged, or its key is "
+			return cert_fail(path, "is damaged, or its key is "
 			    "not EC on P-256, which ES256 needs");
 		if (r > 0 && (any == 0 || found.mints))
 			*k = found;
 		any |= r;
 	}
-	return any ? 0 : token_fail(path, "holds no key and no certificate");
+	return any ? 0 : cert_fail(path, "holds no key and no certificate");
 }
 
 /* Is it a key in DER, or in JSON?  A public key that is taken for a secret is
@@ -7400,45 +7376,39 @@ token_is_other_key(const u8 *p, size_t n)
 static int
 token_load_secret(struct token_key *k, const char *path, size_t n)
 {
-	const u8 *p = (const u8 *)token_keys.file;
+	const u8 *p = (const u8 *)certs.file;
 
 	if (token_is_other_key(p, n))
-		return token_fail(path, "is a key in DER or JSON: convert it "
+		return cert_fail(path, "is a key in DER or JSON: convert it "
 		    "to PEM");
-	n -= n > 0 && p[n - 1] == '\n';
-	n -= n > 0 && p[n - 1] == '\r';
+	if (p[n - 1] == '\n')
+		n -= n > 1 && p[n - 2] == '\r' ? 2 : 1;
 	if (n < TOKEN_SECRET)
-		return token_fail(path, "is no PEM, and as a secret for HS256 "
+		return cert_fail(path, "is no PEM, and as a secret for HS256 "
 		    "shorter than 32 bytes");
 	token_key_hs256(k, p, n);
 	return 0;
 }
 
-/* Reads a key file; why not is in token_keys.why. */
+/* Reads a key file; why not is in certs.why. */
 static int
 token_load(struct token_key *k, const char *path)
 {
-	ssize_t n = sys_read_file(path, token_keys.file, TOKEN_FILE);
+	ssize_t n = cert_read_file(path);
 	int r;
 
-	if (n == -EFBIG)
-		return token_fail(path, "is too large for a key");
-	if (n < 0) {
-		snprintf(token_keys.why, sizeof token_keys.why,
-		    "cannot read %.120s: %s", path, strerror((int)-n));
+	if (n < 0)
 		return -1;
-	}
-	token_keys.file[n] = '\0';
-	if (memmem(token_keys.file, (size_t)n, "-----BEGIN", 10))
+	if (memmem(certs.file, (size_t)n, "-----BEGIN", 10))
 		r = token_load_pem(k, path);
 	else
 		r = token_load_secret(k, path, (size_t)n);
-	wipe(token_keys.file, sizeof token_keys.file);
+	wipe(certs.file, (size_t)n);
 	return r;
 }
 
 /* Reads all key files and uses them; if one is no good, says why in
- * token_keys.why, and the keys there were stay in use. */
+ * certs.why, and the keys there were stay in use. */
 static int
 token_keys_load(const char *const *path, u32 count)
 {
@@ -7629,7 +7599,7 @@ token_command(int argc, char **argv)
 	if (wrong)
 		return token_says(TOKEN_USAGE, wrong);
 	if (token_load(k, o.key) < 0)
-		return token_says(TOKEN_FAILED, token_keys.why);
+		return token_says(TOKEN_FAILED, certs.why);
 	if (!date_sane(token_now()))
 		return token_says(TOKEN_FAILED, "this system's clock is "
 		    "before the day wspush was built: set it first");
@@ -7685,7 +7655,8 @@ enum conn_deadline {
 #define DRAIN_MS        1000 /* for the client's FIN after ours */
 #define ACK_INTERVAL_MS 200  /* between two Pings for acknowledgement */
 #define DEAF_MS         60000 /* between two log lines about missing Pongs */
-#define CONTEXT_MS      1000 /* for the client's turn in a TLS handshake, when
+#define LINE_MS         60000 /* in line for a handshake context */
+#define CONTEXT_MS      2000 /* for the client's turn in a TLS handshake, when
                               * others wait in line */
 
 /* The pong timeout begins when the kernel holds nothing before the Ping, which
@@ -8960,18 +8931,13 @@ conn_keep_input(struct conn *c, const u8 *plain, size_t plain_n,
 		b->since = srv.now;
 }
 
-/* The client's record was bad: a fatal alert, and nothing else. */
+/* An alert as our last word; what else is owed is not sent any more. */
 static void
-conn_tls_fail(struct conn *c, u8 number)
+conn_tls_end(struct conn *c, u8 level, u8 number)
 {
-	char peer[64];
-
-	conn_peer(peer, c);
-	log_event(LOG_LEVEL_INFO, "tls-failed", "peer=%s alert=%u", peer,
-	    number);
-	conn_alert(c, 2, number);
+	conn_alert(c, level, number);
 	if (c->state == CONN_DEAD || !c->notified) {
-		conn_kill(c, "a bad TLS record");
+		conn_kill(c, level == 2 ? "a bad TLS record" : "TLS closed");
 		return;
 	}
 	if (c->state == CONN_OPEN)
@@ -8980,17 +8946,28 @@ conn_tls_fail(struct conn *c, u8 number)
 	conn_mark_dirty(c);
 }
 
-/* An alert or a handshake message on an established TLS connection. */
+static void
+conn_tls_fail(struct conn *c, u8 number)
+{
+	char peer[64];
+
+	conn_peer(peer, c);
+	log_event(LOG_LEVEL_INFO, "tls-failed", "peer=%s alert=%u", peer,
+	    number);
+	conn_tls_end(c, 2, number);
+}
+
+/* An alert or a handshake message on an established TLS connection.  A
+ * close_notify is answered with ours (RFC 5246, 7.2.1). */
 static void
 conn_tls_control(struct conn *c, const struct record *r)
 {
-	if (r->type == RECORD_HANDSHAKE) {
+	if (r->type == RECORD_HANDSHAKE)
 		conn_alert(c, 1, 100); /* no_renegotiation (RFC 5246, 7.2) */
-		return;
-	}
-	if (r->n == 2 && r->p[0] == 1 && r->p[1] != 0)
-		return;
-	conn_kill(c, r->n == 2 && r->p[0] == 1 ? "TLS closed" : "TLS alert");
+	else if (r->p[0] != 1)
+		conn_kill(c, "TLS alert");
+	else if (r->p[1] == 0)
+		conn_tls_end(c, 1, 0);
 }
 
 /*
@@ -9085,6 +9062,7 @@ conn_start_handshake(struct conn *c, int context)
 	c->context = (u8)(context + 1);
 	srv.holder[context] = conn_slot(c);
 	c->rx_ms = (u32)srv.now;
+	conn_arm(c, DEADLINE_HANDSHAKE);
 	sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, 1);
 	conn_enter(c, CONN_TLS);
 }
@@ -9238,6 +9216,8 @@ conn_readable(struct conn *c)
 	switch ((enum conn_state)c->state) {
 	case CONN_WAIT:
 		conn_hello(c);
+		if (c->state == CONN_TLS) /* it is all there */
+			conn_handshake(c);
 		break;
 	case CONN_TLS:
 		conn_handshake(c);
@@ -9312,7 +9292,10 @@ conn_deadline(struct conn *c, enum conn_deadline class)
 {
 	switch (class) {
 	case DEADLINE_HANDSHAKE:
-		if (c->state == CONN_HTTP)
+		/* Who waits for us is patient longer than we with others. */
+		if (c->waiting && (u32)srv.now - c->rx_ms < LINE_MS)
+			conn_arm(c, DEADLINE_HANDSHAKE);
+		else if (c->state == CONN_HTTP)
 			conn_refuse(c, 408, "", "the request was not finished "
 			    "in time", false);
 		else
@@ -9416,7 +9399,7 @@ conn_make_way(void)
 	int64_t armed_before = srv.now + conn_deadline_ms(DEADLINE_HANDSHAKE) -
 	    1000;
 
-	while (i != NONE && srv.deadlines.row[i].due < armed_before) {
+	while (i != NONE && deadline_ms(&srv.deadlines, i) < armed_before) {
 		if (!srv.conn[i].waiting) {
 			conn_kill(&srv.conn[i], "others wait to come in");
 			return true;
@@ -9447,6 +9430,7 @@ conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
 		.tls = is_tls, .dirty = c->dirty };
 	srv.live++;
 	srv.queues.total.connections++;
+	c->rx_ms = (u32)srv.now;
 	conn_set_peer(c, from);
 	conn_enter(c, is_tls ? CONN_WAIT : CONN_HTTP);
 	conn_arm(c, DEADLINE_HANDSHAKE);
@@ -9615,6 +9599,7 @@ struct sending {
 	u8 opcode;
 	u32 n;               /* bytes for the wire */
 	u32 message;
+	u32 last_value;      /* the retained one that it replaces, or NONE */
 	u32 open, away, full;
 };
 
@@ -9714,7 +9699,7 @@ service_log_slow(u32 sock)
 	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
 	    "bytes=%u age=%llds", log_quote(&room, (struct str){ name, o.n }),
 	    peer, srv.queues.queue[sock].count, srv.queues.queue[sock].bytes,
-	    (long long)(srv.now - s->since) / 1000);
+	    (long long)(srv.now / 1000 - s->since));
 }
 
 /* A socket that does not take the message: --overflow close cuts it. */
@@ -9807,63 +9792,6 @@ service_drop(u32 message)
 		}
 		left--;
 	}
-}
-
-/* Makes room for n more bytes in the store at those who hold the oldest
- * messages.  False: what is left may not go, and nothing was dropped. */
-static bool
-service_make_store_room(u32 n)
-{
-	struct store *s = &srv.queues.store;
-	u64 freed = 0;
-	u32 victims = 0, i;
-
-	for (i = s->eldest; i != NONE; i = s->row[i].younger) {
-		s->row[i].victim = service_may_drop(i);
-		if (!s->row[i].victim)
-			continue;
-		victims++;
-		freed += store_size(&s->row[i]);
-		if (s->held - freed + n <= s->limit)
-			break;
-	}
-	if (i == NONE || victims == 0)
-		return false;
-	for (u32 next, stop = s->row[i].younger, k = s->eldest; k != stop;
-	    k = next) {
-		next = s->row[k].younger;
-		if (s->row[k].victim)
-			service_drop(k);
-	}
-	return true;
-}
-
-/* Stores the message.  Before anything is dropped everybody who can take
- * bytes takes them. */
-static bool
-sending_store(struct sending *s)
-{
-	struct store *store = &srv.queues.store;
-
-	for (int try = 0; try < 3; try++) {
-		s->message = store_add(store, s->n, s->a.body, s->form,
-		    s->a.key);
-		if (s->message != NONE)
-			break;
-		if (try == 0)
-			conn_flush_dirty(srv.dirties);
-		else if (!service_make_store_room(s->n + (u32)s->a.key.n))
-			return false;
-	}
-	if (s->message == NONE)
-		return false;
-	sending_write(s);
-	if (s->r->ttl_s > 0) {
-		store->row[s->message].expires = srv.now +
-		    s->r->ttl_s * INT64_C(1000);
-		store->mortal++;
-	}
-	return true;
 }
 
 /*
@@ -9978,7 +9906,8 @@ retained_offer(u32 sock, const bool *had)
 	for (u32 i = 0; i < srv.retains; i++) {
 		const struct retained *v = &srv.retained[i];
 		struct message *m = &srv.queues.store.row[v->message];
-		struct sending s = { .message = v->message, .a = {
+		struct sending s = { .message = v->message,
+			.last_value = NONE, .a = {
 			.body = m->body,
 			.key = store_key(&srv.queues.store, m) } };
 
@@ -9986,6 +9915,118 @@ retained_offer(u32 sock, const bool *had)
 		    retained_matches(v, sock) && sending_fits(&s, sock))
 			sending_put(&s, sock, false);
 	}
+}
+
+/*
+ * ---- Room in the store
+ */
+
+/* Notes for every message how many of its holds this one replaces, and
+ * returns the bytes that become free so. */
+static u64
+sending_count_leaving(const struct sending *s, u32 fit)
+{
+	u64 freed = 0;
+
+	if (s->last_value != NONE) {
+		struct message *m =
+		    &srv.queues.store.row[srv.retained[s->last_value].message];
+
+		m->leaving = 1;
+		freed += m->holds == 1 ? store_size(m) : 0;
+	}
+	for (u32 k = 0; k < fit && s->a.key.n > 0; k++)
+		for (u32 i = srv.selected[k], at = 0;
+		    at < srv.queues.queue[i].count; at++) {
+			struct message *m = queue_row(&srv.queues, i, at);
+
+			if (queue_is_replaced(&srv.queues, i, at, s->a.key) &&
+			    ++m->leaving == m->holds)
+				freed += store_size(m);
+		}
+	return freed;
+}
+
+static void
+sending_forget_leaving(const struct sending *s, u32 fit)
+{
+	if (s->last_value != NONE)
+		srv.queues.store.row[srv.retained[s->last_value].message].leaving =
+		    0;
+	for (u32 k = 0; k < fit && s->a.key.n > 0; k++)
+		for (u32 i = srv.selected[k], at = 0;
+		    at < srv.queues.queue[i].count; at++)
+			queue_row(&srv.queues, i, at)->leaving = 0;
+}
+
+static void
+sending_replace(struct sending *s, u32 fit)
+{
+	if (s->last_value != NONE)
+		retained_remove(s->last_value);
+	s->last_value = NONE;
+	for (u32 k = 0; k < fit; k++)
+		queue_replace(&srv.queues, srv.selected[k], s->a.key);
+}
+
+/* Makes room in the store: by what this message replaces, then at those who
+ * hold the oldest messages.  False: what is left may not go, and nothing was
+ * dropped. */
+static bool
+sending_make_store_room(struct sending *s, u32 fit)
+{
+	struct store *t = &srv.queues.store;
+	u64 freed = sending_count_leaving(s, fit);
+	u32 n = s->n + (u32)s->a.key.n, end = t->eldest;
+	bool enough;
+
+	while (!(enough = freed > 0 && t->held + n <= t->limit + freed) &&
+	    end != NONE) {
+		struct message *m = &t->row[end];
+
+		m->victim = m->leaving < m->holds && service_may_drop(end);
+		if (m->victim)
+			freed += store_size(m);
+		end = m->younger;
+	}
+	sending_forget_leaving(s, fit);
+	if (!enough)
+		return false;
+	for (u32 next, k = t->eldest; k != end; k = next) {
+		next = t->row[k].younger;
+		if (t->row[k].victim)
+			service_drop(k);
+	}
+	sending_replace(s, fit);
+	return true;
+}
+
+/* Stores the message.  Before anything is dropped everybody who can take
+ * bytes takes them. */
+static bool
+sending_store(struct sending *s, u32 fit)
+{
+	struct store *store = &srv.queues.store;
+
+	for (int try = 0; try < 3; try++) {
+		s->message = store_add(store, s->n, s->a.body, s->form,
+		    s->a.key);
+		if (s->message != NONE)
+			break;
+		if (try == 0)
+			conn_flush_dirty(srv.dirties);
+		else if (!sending_make_store_room(s, fit))
+			return false;
+	}
+	if (s->message == NONE)
+		return false;
+	sending_write(s);
+	if (s->r->ttl_s > 0) {
+		store->row[s->message].expires = srv.now +
+		    s->r->ttl_s * INT64_C(1000);
+		store->mortal++;
+	}
+	return true;
 }
 
 /*
@@ -10860,13 +10901,14 @@ asking_counts(struct asking *q, const struct sending *s)
 /* Makes a place for the value to be retained; with an empty body that is
  * all.  False, and the answer is there: there is no place. */
 static bool
-asking_retain(struct asking *q, struct out *text)
+asking_retain(struct asking *q, struct sending *s, struct out *text)
 {
 	u32 i;
 
 	target_text(text, &q->target);
 	retained_expire();
 	i = retained_find((struct str){ text->p, text->n }, q->r.key);
+	s->last_value = i < srv.retains ? i : NONE;
 	if (i < srv.retains || srv.retains < settings.retained ||
 	    q->r.body.n == 0)
 		return true;
@@ -10890,13 +10932,13 @@ asking_take_value(struct asking *q, const struct sending *s, struct str target)
 static void
 asking_send(struct asking *q)
 {
-	struct sending s = { .r = &q->r };
+	struct sending s = { .r = &q->r, .last_value = NONE };
 	struct waiter *waiter = NULL;
 	char text[WSP_MAX_REQUEST_LINE];
 	struct out target = out_to(text, sizeof text);
 	u32 count, fit;
 
-	if (q->r.retain && !asking_retain(q, &target))
+	if (q->r.retain && !asking_retain(q, &s, &target))
 		return;
 	if (q->r.retain && q->r.body.n == 0) {
 		asking_take_value(q, &s, (struct str){ text, target.n });
@@ -10925,7 +10967,7 @@ asking_send(struct asking *q)
 		    "the queues of all selected sockets are full");
 		return;
 	}
-	if ((fit > 0 || q->r.retain) && !sending_store(&s)) {
+	if ((fit > 0 || q->r.retain) && !sending_store(&s, fit)) {
 		asking_refuse(q, REFUSED_NO_ROOM,
 		    "the store is full of messages that may not be dropped");
 		return;
@@ -10965,7 +11007,7 @@ list_text(struct out *o, u32 sock)
 	out_char(o, '\t');
 	out_u64(o, queue->bytes);
 	out_char(o, '\t');
-	out_u64(o, (u64)(srv.now - s->since) / 1000);
+	out_u64(o, (u64)(srv.now / 1000 - s->since));
 	out_char(o, '\t');
 	if (s->conn != NONE)
 		conn_peer(peer, &srv.conn[s->conn]);
@@ -11001,7 +11043,7 @@ list_json(struct out *o, u32 sock)
 	out_text(o, ",\"bytes\":");
 	out_u64(o, queue->bytes);
 	out_text(o, ",\"age\":");
-	out_u64(o, (u64)(srv.now - s->since) / 1000);
+	out_u64(o, (u64)(srv.now / 1000 - s->since));
 	out_text(o, ",\"peer\":");
 	if (s->conn != NONE) {
 		conn_peer(peer, &srv.conn[s->conn]);
@@ -12558,7 +12600,7 @@ serve_set_listener(int fd, const struct sockaddr *to, socklen_t to_n)
 		sys_setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT,
 		    (int)min_size(INT_MAX, (settings.ping_interval +
 		    (size_t)settings.pong_timeout) * 1000));
-	if (bind(fd, to, to_n) < 0 || listen(fd, SOMAXCONN) < 0)
+	if ((to && bind(fd, to, to_n) < 0) || listen(fd, SOMAXCONN) < 0)
 		return -errno;
 	return 0;
 }
@@ -12591,6 +12633,156 @@ serve_listen(struct listener *l)
 	l->fd = fd;
 	return 0;
 }
+
+/*
+ * ---- The service manager
+ *
+ * systemd, or who does as it does.  Sockets that it opened for us, by the
+ * names wss, ws and push (LISTEN_FDS), stand in for the listeners and the push
+ * path that the options name; they stay its own, and so does the path.  What
+ * it wants to hear of us (NOTIFY_SOCKET) is one datagram each time.
+ */
+static struct {
+	struct listener listen[SETTINGS_LISTENERS];
+	u32 listeners;
+	int push;                  /* -1: none */
+	char push_path[108];
+	int notify;                /* the socket to notify through, or -1 */
+	struct sockaddr_un notify_to;
+	socklen_t notify_n;
+} manager = { .push = -1, .notify = -1 };
+
+/* Is the descriptor what its name says? */
+static bool
+manager_socket_fits(int fd, bool is_push, struct sockaddr_storage *a)
+{
+	int type = 0, listens = 0;
+	socklen_t n = sizeof type, listens_n = sizeof listens, a_n = sizeof *a;
+
+	*a = (struct sockaddr_storage){ .ss_family = AF_UNSPEC };
+	if (getsockname(fd, (struct sockaddr *)a, &a_n) < 0)
+		return false;
+	getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &n);
+	getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &listens_n);
+	if (is_push)
+		return a->ss_family == AF_UNIX && type == SOCK_DGRAM;
+	return a->ss_family != AF_UNIX && type == SOCK_STREAM && listens;
+}
+
+static int
+manager_take_socket(int fd, struct str name)
+{
+	bool is_push = str_is(name, "push"), is_tls = str_is(name, "wss");
+	struct sockaddr_storage a;
+	const struct sockaddr_un *path = (const struct sockaddr_un *)&a;
+
+	if (!is_push && !is_tls && !str_is(name, "ws"))
+		return serve_cannot("a socket was passed with the name %.*s; "
+		    "the names are wss, ws and push", (int)min_size(name.n,
+		    40), name.n > 0 ? name.p : "");
+	if (!manager_socket_fits(fd, is_push, &a))
+		return serve_cannot("what was passed as %.*s is not %s",
+		    (int)name.n, name.p, is_push ? "a UNIX datagram socket" :
+		    "a listening TCP socket");
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+	if (is_push) {
+		manager.push = fd;
+		memcpy(manager.push_path, path->sun_path,
+		    sizeof path->sun_path);
+		return 0;
+	}
+	if (manager.listeners == SETTINGS_LISTENERS)
+		return serve_cannot("too many sockets were passed");
+	manager.listen[manager.listeners++] = (struct listener){
+		.text = "a socket that was passed", .tls = is_tls, .fd = fd };
+	return serve_set_listener(fd, NULL, 0) == 0 ? 0 :
+	    serve_cannot("what was passed as %.*s cannot be listened on",
+	    (int)name.n, name.p);
+}
+
+/* From descriptor 3 on, if they are meant for this process. */
+static int
+manager_take_sockets(void)
+{
+	enum { FIRST = 3, MOST = SETTINGS_LISTENERS + 1 };
+	const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
+	const char *names = getenv("LISTEN_FDNAMES");
+	struct str rest = text_of(names ? names : ""), name;
+	u64 v;
+
+	if (!pid || !count || !text_u64(&v, text_of(pid), INT_MAX) ||
+	    v != (u64)getpid())
+		return 0;
+	if (!text_u64(&v, text_of(count), MOST))
+		return serve_cannot("LISTEN_FDS is %s, which is not 0 to %d",
+		    count, MOST);
+	for (int i = 0; i < (int)v; i++) {
+		(void)split_next(&rest, ':', &name);
+		if (manager_take_socket(FIRST + i, name) != 0)
+			return 1;
+	}
+	/* They are not meant for a child. */
+	unsetenv("LISTEN_PID");
+	unsetenv("LISTEN_FDS");
+	unsetenv("LISTEN_FDNAMES");
+	return 0;
+}
+
+/* What was passed stands in for what the options say, at each reading. */
+static void
+manager_stand_in(void)
+{
+	if (manager.listeners > 0) {
+		memcpy(settings.listen, manager.listen,
+		    sizeof settings.listen);
+		settings.listeners = manager.listeners;
+	}
+	if (manager.push >= 0)
+		settings.push_path = manager.push_path;
+}
+
+/* Makes ready to notify, while we still may open what we like. */
+static void
+manager_open(void)
+{
+	const char *path = getenv("NOTIFY_SOCKET");
+	struct sockaddr_un *a = &manager.notify_to;
+	size_t n = path ? strlen(path) : 0;
+
+	if (n < 2 || n >= sizeof a->sun_path || !strchr("/@", path[0]))
+		return;
+	a->sun_family = AF_UNIX;
+	memcpy(a->sun_path, path, n);
+	if (path[0] == '@')
+		a->sun_path[0] = '\0'; /* a name that is in no directory */
+	manager.notify_n = (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
+	    n);
+	manager.notify = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	unsetenv("NOTIFY_SOCKET");
+}
+
+static void
+manager_notify(const char *what)
+{
+	if (manager.notify >= 0)
+		(void)sys_sendto(manager.notify, what, strlen(what),
+		    &manager.notify_to, manager.notify_n);
+}
+
+static void
+manager_notify_reload(void)
+{
+	char text[64];
+
+	snprintf(text, sizeof text, "RELOADING=1\nMONOTONIC_USEC=%lld",
+	    (long long)sys_clock_ms(CLOCK_MONOTONIC) * 1000);
+	manager_notify(text);
+}
+
+/*
+ * ---- The push socket
+ */
 
 /* Is somebody at the other end of this path? */
 static bool
@@ -12662,14 +12854,19 @@ serve_bind_push(void)
 
 	if (srv.push >= 0)
 		return 0;
+	if (srv.events <= 0)
+		srv.events = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK |
+		    SOCK_CLOEXEC, 0);
+	if (manager.push >= 0) {
+		srv.push = manager.push;
+		sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
+		return 0;
+	}
 	memcpy(a.sun_path, settings.push_path, strlen(settings.push_path) + 1);
 	if (serve_clear_path(&a) != 0)
 		return 1;
 	srv.push = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
 	    0);
-	if (srv.events <= 0)
-		srv.events = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK |
-		    SOCK_CLOEXEC, 0);
 	sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
 	mask = umask(0777 & ~settings.push_mode);
 	r = bind(srv.push, (struct sockaddr *)&a, sizeof a);
@@ -12689,7 +12886,7 @@ serve_bind_push(void)
 	return 1;
 }
 
-/* Removes the push socket's path, if what is there is still ours. */
+/* Removes the push socket's path, if we bound it and it is still ours. */
 static void
 serve_unlink_push(void)
 {
@@ -12723,7 +12920,7 @@ static int
 serve_token_keys(void)
 {
 	if (token_keys_load(settings.token_key, settings.token_keys) < 0)
-		return serve_cannot("%s", token_keys.why);
+		return serve_cannot("%s", certs.why);
 	return 0;
 }
 
@@ -12743,8 +12940,9 @@ serve_raise_limits(void)
 		    (unsigned long long)l.rlim_max);
 	l.rlim_cur = l.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &l);
-	serve.pending = (u32)min_size(WSP_PENDING,
-	    l.rlim_max - settings.max_sockets - OTHERS);
+	l.rlim_max -= settings.max_sockets + OTHERS;
+	serve.pending = l.rlim_max < WSP_PENDING ? (u32)l.rlim_max :
+	    WSP_PENDING;
 	return 0;
 }
 
@@ -12899,6 +13097,7 @@ serve_stop(void)
 	if (srv.stopping)
 		return;
 	log_event(LOG_LEVEL_INFO, "stopping", "connections=%u", srv.live);
+	manager_notify("STOPPING=1");
 	srv.stopping = true;
 	srv.stop_at = srv.now + 1000;
 	for (u32 i = 0; i < settings.listeners; i++)
@@ -13019,6 +13218,7 @@ serve_reload(void)
 	enum log_level level = log_to.level;
 	static struct settings new;
 
+	manager_notify_reload();
 	old = settings;
 	if (serve_read_settings(serve.argc, serve.argv) != 0) {
 		log_event(LOG_LEVEL_ERROR, "reload",
@@ -13026,6 +13226,7 @@ serve_reload(void)
 		settings = old;
 		log_to.level = level;
 	} else {
+		manager_stand_in();
 		new = settings;
 		settings = old;
 		serve_compare_lists(&new);
@@ -13039,6 +13240,7 @@ serve_reload(void)
 	else
 		log_event(LOG_LEVEL_INFO, "reloaded", "cert_days=%d",
 		    serve_has_tls() ? tls_cert_days() : 0);
+	manager_notify("READY=1");
 }
 
 static void
@@ -13054,6 +13256,7 @@ static int
 serve_run(void)
 {
 	serve_say_ready();
+	manager_notify("READY=1");
 	while (!srv.stopping)
 		loop_turn();
 	serve_finish();
@@ -13075,6 +13278,10 @@ serve_only_check(void)
 static int
 serve_start(void)
 {
+	if (manager_take_sockets() != 0)
+		return 1;
+	manager_stand_in();
+	manager_open();
 	if (serve_raise_limits() != 0 || serve_watch_signals() != 0)
 		return 1;
 	if (serve_take_memory() != 0)

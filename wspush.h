@@ -33,9 +33,9 @@
 #endif
 
 /* TLS handshakes under way at once.  One more costs a BearSSL context and its
- * two buffers, 8.6 KB, once it is first used.  Ceiling: 255. */
+ * two buffers, 6.6 KB, once it is first used.  Ceiling: 64. */
 #ifndef WSP_HANDSHAKES
-#define WSP_HANDSHAKES 16
+#define WSP_HANDSHAKES 8
 #endif
 
 /* Buffers for what is half received or half answered.  One more costs

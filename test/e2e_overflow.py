@@ -3,11 +3,12 @@
 retained (INTERFACE 5 to 7): who yields, what is counted, what is said."""
 import json
 import re
+import threading
 import time
 
 import pytest
 
-from delivery import (S, Waiting, Watcher, beat, moved, pong, settled, sid,
+from delivery import (S, Reader, Waiting, Watcher, beat, moved, pong, settled, sid,
                       texts, until_ping)
 import wsp
 from wsp import MAIN
@@ -56,7 +57,7 @@ def test_drop_oldest_by_count_keeps_the_newest(serve):
     assert len(lines) == 1, "one line names the slow client"
     assert f"{S}1" in lines[0] and "messages=" in lines[0]
     assert "age=" in lines[0]
-    assert server.fence(server.open("1")) == [["5", "6"]]
+    assert texts(server.open("1"), 3)[0] == ["4", "5", "6"]
 
 
 def test_drop_oldest_by_bytes_drops_as_many_as_it_takes(serve):
@@ -90,15 +91,9 @@ def test_under_refuse_what_is_written_does_not_yield_either(serve):
     raw = server.open("1")
     assert taken(server) == 3
     assert server.stats()["unconfirmed"] == 0
-    got, pings = [], []
-    while not pings or len(got) < 3:
-        more, ping = until_ping(raw)
-        got += more
-        pings.append(ping)
-        if len(got) < 3:
-            pong(raw, ping)
-    pong(raw, pings[-1])
+    reader = Reader(raw)
     settled(server, f"{S}1")
+    assert reader.texts() == ["0", "1", "2"]
     assert server.ok("send *", "x").count == 1
 
 
@@ -113,7 +108,7 @@ def test_otherwise_what_is_written_yields_first_and_is_no_drop(serve):
     assert server.row(f"{S}1")["drops"] == 0
     raw.close_socket()
     server.wait_state(f"{S}1", "away")
-    assert server.fence(server.open("1")) == [["8", "9"]]
+    assert texts(server.open("1"), 3)[0] == ["7", "8", "9"]
 
 
 def test_close_cuts_the_slow_client_and_keeps_its_queue(serve):
@@ -152,11 +147,11 @@ def test_close_cuts_the_slow_client_and_keeps_its_queue(serve):
 
 def test_who_is_cut_counts_as_full_beside_others(serve):
     server = serve("--overflow", "close", "--queue-messages", 8)
-    raw, _ = stall(server)
-    while True:
-        reply = server.push(f"send {S}1", "y" * 8000)
-        if reply.code or server.row(f"{S}1")["messages"] == 8:
-            break
+    raw, sent = stall(server)
+    while sent - server.stats()["delivered"] < 8:
+        server.ok(f"send {S}1", "y" * 8000)
+        time.sleep(0.01)  # a turn, that takes what the kernel has room for
+        sent += 1
     other = server.open("2")
     reply = server.ok("send *", "x")
     assert (reply.count, reply.number("full")) == (1, 1)
@@ -211,23 +206,10 @@ def test_if_only_a_half_written_frame_is_there_the_new_one_is_refused(serve):
 @pytest.mark.parametrize("id", ["1", None])
 def test_a_burst_of_200_in_one_turn_to_a_client_that_reads_loses_nothing(
         server, tls, id):
-    """More than the queue of 64 holds, more than 64 KiB."""
+    """More than the queue of 64 holds.  The kernel's queue holds some ten;
+    who is blocked behind them refills it in the course of the turn."""
     raw = server.open(id, tls=tls)
     before = server.stats()
-    with wsp.Push(server.path, None) as sender:
-        for start in range(0, 200, 10):
-            with server.pause():
-                for number in range(start, start + 10):
-                    sender.send("send *", f"{number}")
-    assert server.fence(raw) == [[str(n) for n in range(200)]]
-    assert moved(before, server.stats(), "dropped") == (0,)
-
-
-def test_two_hundred_at_once_from_as_many_senders_lose_nothing(server):
-    """max_dgram_qlen is 10 and more: what blocks is sent when the turn goes
-    on, in the same turn."""
-    raw = server.open("1")
-    import threading
     senders = [wsp.Push(server.path, None) for _ in range(20)]
 
     def ten(sender, number):
@@ -245,6 +227,7 @@ def test_two_hundred_at_once_from_as_many_senders_lose_nothing(server):
     for number in range(20):
         mine = [each for each in got if each.startswith(f"{number} ")]
         assert mine == [f"{number} {n}" for n in range(10)]
+    assert moved(before, server.stats(), "dropped") == (0,)
     for sender in senders:
         sender.close()
 
@@ -255,7 +238,7 @@ def test_two_hundred_at_once_from_as_many_senders_lose_nothing(server):
     ("text", "", 0), ("text", "привет", 12), ("binary", "x" * 1000, 1000),
     ("json", '{"a":1}', 7), ("json", '  {"a": 1}\n', 8), ("json", "[1]", 3),
     ("json", " [1,\n2] ", 6), ("json", "", 2), ("json", "hello", 7),
-    ("json", 'say "x"\n', 14), ("json", " a ", 5), ("json", "привет", 14),
+    ("json", 'say "x"\n', 13), ("json", " a ", 5), ("json", "привет", 14),
     ("json", "12", 2), ("json", " null ", 4), ("json", '"s"', 3)])
 def test_a_queues_bytes_count_bodies_in_their_form(server, kind, body, size):
     server.away("1")
@@ -312,8 +295,8 @@ def test_when_the_store_is_full_the_oldest_messages_make_room(serve):
 
 
 def test_who_refuses_keeps_its_messages_and_the_next_oldest_go(serve):
-    server = serve(*STORE, "--service", MAIN, "--service",
-                   "r,overflow=refuse")
+    server = serve(*STORE, "--queue-bytes", 262144, "--service", MAIN,
+                   "--service", "r,overflow=refuse")
     server.away("1", "r")
     server.away("1")
     for number in range(4):
@@ -355,11 +338,11 @@ def test_what_is_written_yields_before_anything_is_dropped(serve):
         server.ok("send *", store_body(number))
     assert len(texts(raw, 10)[0]) == 10
     server.away("2")
-    for number in range(10, 16):
+    for number in range(10, 22):
         server.ok(f"send {S}2", store_body(number))
     stats = server.stats()
-    assert stats["unconfirmed"] > 0 and stats["dropped"] == 0
-    assert server.row(f"{S}2")["messages"] == 6
+    assert stats["unconfirmed"] >= 6 and stats["dropped"] == 0
+    assert server.row(f"{S}2")["messages"] == 12
 
 
 def test_a_store_at_its_limit_serves_who_reads(serve):
@@ -509,7 +492,7 @@ def test_what_will_be_replaced_makes_its_room_before_overflow_is_asked(serve):
     server.refused("queue-full", "send *", "x")
     assert server.ok("send key=t *", "t2").count == 1
     server.refused("queue-full", "send key=u *", "x")
-    assert server.fence(server.open("1"))[0][:2] == ["other", "t2"]
+    assert texts(server.open("1"), 2)[0] == ["other", "t2"]
 
 
 def test_of_drop_oldest_nothing_is_dropped_when_replacing_is_enough(serve):
@@ -641,10 +624,7 @@ def test_an_empty_body_forgets_and_sends_nothing(server):
     reply = server.ok("send retain=1 *", "")
     assert (reply.count, reply.number("open")) == (0, 0)
     assert server.ok("send retain=1 *", "").count == 0, "nothing to forget"
-    assert server.fence(raw, server.open("2")) == [["fence"], []] or True
-    third = server.open("3")
-    assert server.fence(third) == [[]]
-    assert server.stats()["store_bytes"] <= 200
+    assert server.fence(raw, server.open("2")) == [[], []]
 
 
 def test_tags_that_change_so_bring_the_value(server):
@@ -714,9 +694,10 @@ def test_beyond_retained_there_is_no_room_and_nothing_is_sent(serve):
     raw = server.open("1")
     server.ok("send retain=1 key=a *", "a")
     server.ok("send retain=1 key=b *", "b")
+    assert server.fence(raw) == [["a", "b"]]
     server.refused("no-room", "send retain=1 key=c *", "c")
     server.ok("send retain=1 key=a *", "a again")
-    assert server.fence(raw) == [["a", "b", "a again"]]
+    assert server.fence(raw) == [["a again"]]
     server.ok("send retain=1 key=c *", "")
     server.ok("send retain=1 key=b *", "")
     server.ok("send retain=1 key=c *", "c")
@@ -803,8 +784,11 @@ def test_what_is_retained_may_fill_the_store_and_then_there_is_no_room(serve):
     assert number >= 14
     server.away("1")
     server.refused("no-room", f"send {S}1", store_body(0))
-    server.ok("send retain=1 key=0 *", "")
-    settled(server, f"{S}1", server.row(f"{S}1")["messages"])
+    server.ok("send retain=1 key=0 $nobody", "")
+    server.refused("no-room", f"send {S}1", store_body(0))
+    server.ok("close *")
+    assert server.ok("send retain=1 key=1 *", store_body(1)).count == 0
+    server.refused("no-room", "send retain=1 key=new *", store_body(1))
 
 
 def test_send_r_exits_0_also_when_none_matched(server):

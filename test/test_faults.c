@@ -1188,7 +1188,7 @@ check_deadlines(struct deadlines *d, u32 rows)
 			CHECK(d->row[i].class == class + 1);
 			CHECK(d->row[i].prev == before);
 			CHECK(before == NONE ||
-			    d->row[before].due <= d->row[i].due);
+			    deadline_ms(d, before) <= deadline_ms(d, i));
 			before = i;
 			CHECK(++linked <= rows);
 		}

@@ -339,6 +339,17 @@ a_file_cut_anywhere_is_refused(void **state)
 }
 
 static void
+an_object_must_end_with_the_name_it_began_with(void **state)
+{
+	char *text = get_file("ec.crt", NULL);
+
+	(void)state;
+	memcpy(strstr(text, "END CERTIFICATE") + 4, "certificate", 11);
+	assert_refused(put_file("end", text, strlen(text)), "ec.key",
+	    "damaged or cut short");
+}
+
+static void
 a_reload_that_fails_keeps_what_is_in_use(void **state)
 {
 	size_t n;
@@ -1263,6 +1274,8 @@ main(void)
 		cmocka_unit_test(
 		    a_file_of_the_largest_size_is_read_and_no_larger),
 		cmocka_unit_test(a_file_cut_anywhere_is_refused),
+		cmocka_unit_test(
+		    an_object_must_end_with_the_name_it_began_with),
 		cmocka_unit_test(a_reload_that_fails_keeps_what_is_in_use),
 		cmocka_unit_test(dates_are_those_of_the_c_library),
 		cmocka_unit_test(certificate_dates_change_their_form_in_2050),

@@ -37,8 +37,9 @@
 #include <unistd.h>
 
 #define MESSAGE_MAX 65536           /* bytes of a pushed message, of a frame */
+#define REQUEST_MAX 1500           /* bytes of what -H says */
 #define READ_MAX    (256 * 1024)    /* bytes taken from a client at once */
-#define EVENTS_MAX  512
+#define EVENTS_MAX  4096
 #define FAMILY_MAX  64              /* processes of a server */
 #define SAMPLES_MAX (1 << 20)       /* latencies kept; beyond, every second */
 #define STAMP_LEN   16              /* hex digits of the time in a message */
@@ -63,8 +64,8 @@ static struct {
 	bool tls, resume, ask;
 	pid_t server;
 } opt = { .label = "", .test = "", .path = "/", .head = "", .topic = "bench",
-	.clients = 100, .window = 64, .size = 64, .burst = 1,
-	.messages = 1000000000, .timeout = 30 };
+	.clients = 100, .window = 64, .size = 64, .burst = 1, .expect = -1,
+	.timeout = 30 };
 
 static const char usage[] =
     "usage: wsbench -p PORT -S PID [options]\n"
@@ -79,7 +80,7 @@ static const char usage[] =
     "  -M PORT           push by MQTT, and the clients subscribe\n"
     "  -a                each datagram is HEAD alone and awaits its reply;\n"
     "                    next= in the reply is followed\n"
-    "  -m N, -d S        messages at most, seconds at most\n"
+    "  -m N, -d S        push so many messages, or so many seconds\n"
     "  -s N              bytes of a message\n"
     "  -R N, -B N        messages a second (0: flat out), so many at once\n"
     "  -k N              messages that the clients may lie behind (0: any)\n"
@@ -118,6 +119,7 @@ static struct shared {
 	_Atomic u64 replied;   /* bytes of replies */
 	_Atomic u64 received;  /* messages at all clients */
 	_Atomic u64 t_first;   /* when the first message left */
+	_Atomic u64 t_last;    /* when the last was answered, or sent */
 	_Atomic bool done;
 } *shared;
 
@@ -420,7 +422,7 @@ push_ask(int fd, const char *request)
 	int verb = (int)strcspn(request, " \n");
 	ssize_t n;
 
-	snprintf(line, sizeof(line), "%s", request);
+	snprintf(line, sizeof(line), "%.*s", REQUEST_MAX, request);
 	for (;;) {
 		push_bytes(fd, line, strlen(line));
 		n = recv(fd, reply, sizeof(reply) - 1, 0);
@@ -496,7 +498,7 @@ push_all(int go)
 		message[head] = '\0';
 	shared->t_first = t0 = now_ns();
 	end = t0 + (u64)(opt.seconds * 1e9);
-	for (i = 0; i < (u64)opt.messages; i++) {
+	for (i = 0; opt.messages == 0 || i < (u64)opt.messages; i++) {
 		push_wait(t0, i);
 		if (opt.seconds > 0 && now_ns() >= end)
 			break;
@@ -504,6 +506,7 @@ push_all(int go)
 		shared->sent = i + 1;
 	}
 	push_answers(fd, open, 0);
+	shared->t_last = now_ns();
 	shared->done = true;
 	if (read(go, &c, 1) < 0) /* the connection stays until the parent ends */
 		_exit(1);
@@ -547,6 +550,7 @@ client_close(int i)
 		SSL_free(c->ssl);
 	}
 	c->ssl = NULL;
+	ERR_clear_error(); /* or the next client is blamed for it */
 	close(c->fd);
 	c->state = CLOSED;
 	c->nrest = 0;
@@ -838,7 +842,7 @@ client_event(int i)
 static void
 clients_turn(int wait_ms)
 {
-	struct epoll_event events[EVENTS_MAX];
+	static struct epoll_event events[EVENTS_MAX];
 	int n = epoll_wait(epoll_fd, events, EVENTS_MAX, wait_ms);
 
 	for (int i = 0; i < n; i++)
@@ -966,14 +970,15 @@ print_result(void)
 static void
 run_pushing(int go)
 {
-	u64 cpu = server_cpu();
+	u64 cpu = server_cpu(), end;
 
 	received = 0;
 	if (write(go, "g", 1) != 1)
 		die("go", strerror(errno));
 	clients_receive();
 	result.pushing = server_cpu() - cpu;
-	result.seconds = (double)(t_read - shared->t_first) / 1e9;
+	end = received == 0 || opt.ask ? shared->t_last : t_read;
+	result.seconds = (double)(end - shared->t_first) / 1e9;
 }
 
 static void
@@ -1067,13 +1072,15 @@ options(int argc, char **argv)
 		default: fputs(usage, stderr); exit(2);
 		}
 	}
-	if (opt.expect == 0)
+	if (opt.expect < 0)
 		opt.expect = opt.clients;
 	if (optind != argc || opt.port <= 0 || opt.server <= 0 ||
 	    opt.clients < 1 || opt.size < 1 || opt.burst < 1 ||
-	    opt.size > MESSAGE_MAX || opt.expect < 1 ||
-	    strlen(opt.head) > 1500 || (opt.ask && !opt.push) ||
-	    (opt.resume && !opt.tls)) {
+	    opt.size > MESSAGE_MAX || (opt.ahead > 0 && opt.expect == 0) ||
+	    strlen(opt.head) > REQUEST_MAX || (opt.ask && !opt.push) ||
+	    (opt.resume && !opt.tls) ||
+	    ((opt.messages > 0 || opt.seconds > 0) && !opt.push &&
+	    opt.http_port == 0 && opt.mqtt_port == 0)) {
 		fputs(usage, stderr);
 		exit(2);
 	}
@@ -1087,7 +1094,7 @@ main(int argc, char **argv)
 
 	options(argc, argv);
 	set_up();
-	if (opt.push || opt.http_port || (opt.mqtt_port && opt.seconds > 0)) {
+	if (opt.messages > 0 || opt.seconds > 0) {
 		if (pipe(go) < 0)
 			die("pipe", strerror(errno));
 		child = fork();

@@ -1,0 +1,1 @@
+include $(BR2_EXTERNAL_WSPUSH_PATH)/wspush.mk
