@@ -8397,7 +8397,7 @@ conn_ping_if_due(struct conn *c)
 		return;
 	if ((u32)srv.now - c->ping_ms >= ACK_INTERVAL_MS ||
 	    conn_ping_is_urgent(c)) {
-		if (c->blocked)
+		if (c->blocked || c->out != 0 || !conn_at_boundary(c))
 			conn_ping(c);
 		else
 			conn_send_ping(c);
@@ -9216,8 +9216,6 @@ conn_readable(struct conn *c)
 	switch ((enum conn_state)c->state) {
 	case CONN_WAIT:
 		conn_hello(c);
-		if (c->state == CONN_TLS) /* it is all there */
-			conn_handshake(c);
 		break;
 	case CONN_TLS:
 		conn_handshake(c);
@@ -9774,8 +9772,32 @@ service_may_drop(u32 message)
 	return true;
 }
 
+/* Drops of one socket that were not yet told: one event says how many. */
+struct drops {
+	u32 sock, n;
+};
+
 static void
-service_drop(u32 message)
+drops_tell(struct drops *d)
+{
+	if (d->n == 0)
+		return;
+	service_log_slow(d->sock);
+	service_event("drop", d->sock, d->n, true);
+	d->n = 0;
+}
+
+static void
+drops_add(struct drops *d, u32 sock)
+{
+	if (d->sock != sock)
+		drops_tell(d);
+	d->sock = sock;
+	d->n++;
+}
+
+static void
+service_drop(u32 message, struct drops *drops)
 {
 	u32 left = srv.queues.store.row[message].holds;
 	u32 i = service_first_holder(message), at = 0;
@@ -9786,10 +9808,8 @@ service_drop(u32 message)
 
 		queue_take(&srv.queues, i, at,
 		    sent ? LEAVE_UNCONFIRMED : LEAVE_DROPPED);
-		if (!sent) {
-			service_log_slow(i);
-			service_event("drop", i, 1, true);
-		}
+		if (!sent)
+			drops_add(drops, i);
 		left--;
 	}
 }
@@ -9978,6 +9998,7 @@ sending_make_store_room(struct sending *s, u32 fit)
 	struct store *t = &srv.queues.store;
 	u64 freed = sending_count_leaving(s, fit);
 	u32 n = s->n + (u32)s->a.key.n, end = t->eldest;
+	struct drops drops = { .n = 0 };
 	bool enough;
 
 	while (!(enough = freed > 0 && t->held + n <= t->limit + freed) &&
@@ -9995,8 +10016,9 @@ sending_make_store_room(struct sending *s, u32 fit)
 	for (u32 next, k = t->eldest; k != end; k = next) {
 		next = t->row[k].younger;
 		if (t->row[k].victim)
-			service_drop(k);
+			service_drop(k, &drops);
 	}
+	drops_tell(&drops);
 	sending_replace(s, fit);
 	return true;
 }
@@ -10366,6 +10388,7 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 	assert(!o.full);
 	sock_bind(&srv.sockets, sock, conn_slot(c), c->gen);
 	a->service->open++;
+	srv.sockets.row[sock].slow = false;
 	c->sock = sock;
 	c->expires = arrival_expires(a);
 	if (c->expires != 0 && c->expires < srv.token_end)

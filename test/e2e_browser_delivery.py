@@ -41,9 +41,9 @@ def browser():
 
 
 @pytest.fixture
-def page(server, browser):
-    host, port = server.address(tls=True)
-    browser.get(f"https://{host}:{port}/")
+def page(server, browser, tls):
+    host, port = server.address(tls)
+    browser.get(f"http{'s' * tls}://{host}:{port}/")
     yield browser
     browser.get("about:blank")
 
@@ -97,9 +97,9 @@ def test_a_page_whose_connection_is_cut_a_hundred_times_counts_on(
     assert duplicates <= number
 
 
-def test_acked_means_that_the_browser_has_it(server, page):
+def test_acked_means_that_the_browser_has_it(server, page, tls):
     """Also while the page's script is busy: the Pong is the browser's."""
-    page.execute_script(PAGE, server.url(True, MAIN, "page"))
+    page.execute_script(PAGE, server.url(tls, MAIN, "page"))
     wsp.until(lambda: is_open(server), "the page", SLOW)
     with Waiting(server.path) as waiting:
         waiting.ok("send ack=30 *", "1")

@@ -294,6 +294,24 @@ def test_when_the_store_is_full_the_oldest_messages_make_room(serve):
     assert sorted(kept) == list(range(40 - left, 40)), "the oldest went"
 
 
+def test_what_one_message_drops_at_a_socket_is_one_event(serve):
+    server = serve(*STORE, "--queue-messages", 300)
+    server.away("1")
+    server.away("2")
+    sent = 0
+    while server.stats()["dropped"] == 0:
+        server.ok(f"send {S}1", "x".ljust(300))
+        sent += 1
+    before = server.row(f"{S}1")["drops"]
+    with Watcher(server.path) as watcher:
+        server.ok(f"send {S}2", "y" * 8000)
+        after = server.row(f"{S}1")["drops"]
+        assert after > before + 20
+        assert watcher.event() == ("drop", f"{S}1", after - before)
+        assert watcher.silent()
+    assert server.row(f"{S}1")["messages"] == sent - after
+
+
 def test_who_refuses_keeps_its_messages_and_the_next_oldest_go(serve):
     server = serve(*STORE, "--queue-bytes", 262144, "--service", MAIN,
                    "--service", "r,overflow=refuse")

@@ -178,6 +178,11 @@ def test_the_openwrt_package_builds_and_installs(tmp_path):
         "usr/bin/wspush", "etc/init.d/wspush", "etc/config/wspush",
         "etc/capabilities/wspush.json"}
     assert os.access(tmp_path / "root/etc/init.d/wspush", os.X_OK)
+    # Without -s the client finds the socket that the init script names.
+    text = run(tmp_path / "root/usr/bin/wspush", "help", "send")
+    assert "/var/run/wspush/push.sock" in text
+    assert "RUN=/var/run/wspush\n" in (
+        tmp_path / "root/etc/init.d/wspush").read_text()
 
 
 def test_the_openwrt_capabilities_are_one():
@@ -198,7 +203,7 @@ done
 config_load() { note config_load "$@"; }
 config_list_foreach() {
 	local item call=$3 of
-	eval "of=\$LIST_$2"
+	eval "of=\${LIST_$2:-}"
 	shift 3
 	for item in $of; do $call "$item" "$@"; done
 }
@@ -395,6 +400,57 @@ def test_the_buildroot_menu_selects_what_the_recipe_needs():
     menu = (TOOLS / "buildroot/Config.in").read_text()
     assert menu.startswith("config BR2_PACKAGE_WSPUSH\n\tbool \"wspush\"\n")
     assert "\tselect BR2_PACKAGE_BEARSSL\n" in menu
+
+
+def test_the_buildroot_script_starts_reloads_and_stops_the_server(tmp_path):
+    needs("busybox")
+    applets = tmp_path / "bin"
+    applets.mkdir()
+    for name in ("start-stop-daemon", "cat", "rm", "sleep"):
+        (applets / name).symlink_to(shutil.which("busybox"))
+    (applets / "sysctl").write_text("#!/bin/sh\n")
+    (applets / "sysctl").chmod(0o755)
+    pidfile, sock = tmp_path / "pid", tmp_path / "push.sock"
+    program = os.environ.get("WSPUSH_RELEASE", wsp.BINARY)
+    (tmp_path / "default").write_text(
+        f"WSPUSH_ARGS='--listen-plain 127.0.0.1:0 --push {sock}'\n")
+    text = (TOOLS / "buildroot/S50wspush").read_text()
+    for name, place in (("PIDFILE", pidfile), ("PROGRAM", program)):
+        text, n = re.subn(rf"^{name}=.*$", f"{name}={place}", text, flags=re.M)
+        assert n == 1
+    text = text.replace('"/etc/default/$DAEMON"', f"{tmp_path}/default")
+    (tmp_path / "S50wspush").write_text(text)
+
+    def script(action, status=0):
+        done = subprocess.run(
+            ["busybox", "ash", tmp_path / "S50wspush", action],
+            env={"PATH": f"{applets}:/bin:/usr/bin"}, text=True,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
+            check=False)
+        assert done.returncode == status, done
+        return done.stdout
+
+    def ping():
+        return wsp.wspush("ping", "-s", str(sock)).returncode == 0
+
+    try:
+        assert script("start") == "Starting wspush: OK\n"
+        wsp.until(ping, "the server")
+        first = int(pidfile.read_text())
+        assert script("reload") == "Reloading wspush: OK\n"
+        assert ping() and int(pidfile.read_text()) == first
+        assert script("restart") == (
+            "Stopping wspush: OK\nStarting wspush: OK\n")
+        wsp.until(ping, "the second server")
+        second = int(pidfile.read_text())
+        assert second != first and not os.path.exists(f"/proc/{first}")
+        assert script("stop") == "Stopping wspush: OK\n"
+        assert not sock.exists() and not pidfile.exists()
+        assert "FAIL" in script("stop", status=1)
+        assert "Usage" in script("what", status=1)
+    finally:
+        if pidfile.exists():
+            os.kill(int(pidfile.read_text()), 9)
 
 
 # ----- Yocto

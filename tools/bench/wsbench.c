@@ -56,7 +56,7 @@ typedef uint64_t u64;
 /* ----- Options and clock ------------------------------------------------- */
 
 static struct {
-	const char *label, *test, *path, *push, *head, *topic;
+	const char *label, *test, *path, *push, *head, *topic, *command;
 	int port, http_port, mqtt_port, clients, window;
 	int size, rate, burst, ahead, expect, nap_us;
 	long messages;
@@ -74,6 +74,7 @@ static const char usage[] =
     "                    and %w how many digits that has\n"
     "  -t, -r            wss; close all and open again with their sessions\n"
     "  -n N, -w N        clients; handshakes at a time\n"
+    "  -c COMMAND        run it by the shell when all are open\n"
     "  -i S              measure S seconds of idleness\n"
     "  -u PATH -H HEAD   push datagrams: HEAD (\\n is a line feed), payload\n"
     "  -W PORT           push by POST to /pub on this port\n"
@@ -994,6 +995,8 @@ run(int go)
 	result.opened = nopen;
 	clients_turn_for(0.5);
 	result.pss1 = server_pss();
+	if (opt.command && system(opt.command) != 0)
+		die(opt.command, "the command fails");
 	if (opt.idle > 0) {
 		cpu = server_cpu();
 		clients_turn_for(opt.idle);
@@ -1040,7 +1043,7 @@ static void
 options(int argc, char **argv)
 {
 	static const char letters[] =
-	    "l:T:p:g:trn:w:i:u:H:W:M:am:d:s:R:B:k:e:N:x:S:";
+	    "l:T:p:g:trn:w:c:i:u:H:W:M:am:d:s:R:B:k:e:N:x:S:";
 	int c;
 
 	while ((c = getopt(argc, argv, letters)) != -1) {
@@ -1053,6 +1056,7 @@ options(int argc, char **argv)
 		case 'r': opt.resume = true; break;
 		case 'n': opt.clients = atoi(optarg); break;
 		case 'w': opt.window = atoi(optarg); break;
+		case 'c': opt.command = optarg; break;
 		case 'i': opt.idle = atof(optarg); break;
 		case 'u': opt.push = optarg; break;
 		case 'H': opt.head = optarg; break;
