@@ -183,7 +183,8 @@ lint: ## what clang-tidy and shellcheck think
 	@tools/packages lint
 	clang-tidy --quiet --config-file=tools/clang-tidy wspush.c -- \
 	    $(WSP_CPPFLAGS) $(WSP_CFLAGS)
-	shellcheck tools/packages tools/run tools/cross .ci/run
+	shellcheck tools/packages tools/run tools/cross tools/buildroot/S50wspush \
+	    tools/openwrt/wspush/files/wspush.init .ci/run
 
 rooms: ## the rooms of wspush.c: lines, functions, calls upward
 	@tools/packages lint
