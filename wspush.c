@@ -7694,6 +7694,7 @@ struct conn {
 	bool tls : 1;
 	bool blocked : 1; /* the kernel takes no more for now */
 	bool dirty : 1;   /* on the list of those who have something to say */
+	bool urgent : 1;  /* on the short list of those who say it first */
 	bool pinged : 1;  /* a Ping is unanswered, or has yet to leave */
 	bool ping_due : 1; /* it goes at the next boundary */
 	bool waiting : 1; /* in line for a handshake context */
@@ -7740,6 +7741,9 @@ static struct {
 	u8 *scratch_out;         /* records on their way out */
 	u32 *dirty;              /* slots, a ring: first come, first served */
 	u32 first_dirty, dirties;
+	u32 *urgent;             /* slots: a broadcast to all must not hold up
+	                          * what goes to a few */
+	u32 urgents;
 	u32 *dead;
 	u32 deads;
 	u32 *selected;           /* rows that the target at hand selects */
@@ -8042,7 +8046,8 @@ conn_free_dead(void)
 			tls_wipe(&srv.keys[slot]);
 		/* It may still be on the list of dirty ones. */
 		*c = (struct conn){ .fd = -1, .gen = c->gen + 1,
-			.sock = srv.free, .dirty = c->dirty };
+			.sock = srv.free, .dirty = c->dirty,
+			.urgent = c->urgent };
 		srv.free = slot;
 		srv.live--;
 	}
@@ -8056,6 +8061,15 @@ conn_mark_dirty(struct conn *c)
 	c->dirty = true;
 	srv.dirty[(srv.first_dirty + srv.dirties++) % srv.conns] =
 	    conn_slot(c);
+}
+
+static void
+conn_mark_urgent(struct conn *c)
+{
+	if (c->urgent)
+		return;
+	c->urgent = true;
+	srv.urgent[srv.urgents++] = conn_slot(c);
 }
 
 /*
@@ -9216,6 +9230,8 @@ conn_readable(struct conn *c)
 	switch ((enum conn_state)c->state) {
 	case CONN_WAIT:
 		conn_hello(c);
+		if (c->state == CONN_TLS) /* it is all there */
+			conn_handshake(c);
 		break;
 	case CONN_TLS:
 		conn_handshake(c);
@@ -9265,6 +9281,20 @@ conn_event(u64 id, u32 events)
 			conn_kill(c, "connection reset");
 	} else if (events & EPOLLOUT && c->state == CONN_TLS) {
 		conn_readable(c);
+	}
+}
+
+static void
+conn_flush_urgent(void)
+{
+	while (srv.urgents > 0) {
+		struct conn *c = &srv.conn[srv.urgent[--srv.urgents]];
+
+		c->urgent = false;
+		if (c->state == CONN_OPEN) {
+			conn_flush(c);
+			conn_resume(c);
+		}
 	}
 }
 
@@ -9425,7 +9455,7 @@ conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
 		slot = srv.fresh++;
 	c = &srv.conn[slot];
 	*c = (struct conn){ .fd = fd, .gen = c->gen, .sock = NONE,
-		.tls = is_tls, .dirty = c->dirty };
+		.tls = is_tls, .dirty = c->dirty, .urgent = c->urgent };
 	srv.live++;
 	srv.queues.total.connections++;
 	c->rx_ms = (u32)srv.now;
@@ -9587,6 +9617,9 @@ service_sessions(void)
  * ---- send
  */
 
+/* A message for at most so many sockets does not wait behind a broadcast. */
+#define SENDING_FEW 16
+
 /* A message on its way into queues. */
 struct sending {
 	const struct request *r;
@@ -9599,6 +9632,7 @@ struct sending {
 	u32 message;
 	u32 last_value;      /* the retained one that it replaces, or NONE */
 	u32 open, away, full;
+	bool few;            /* it goes to so few that it goes at once */
 };
 
 /* Works out the message's wire form.  False: its escaped form is too big. */
@@ -9733,7 +9767,10 @@ sending_put(struct sending *s, u32 sock, bool counted)
 	queue_put(&srv.queues, sock, s->message, counted);
 	if (c) {
 		s->open++;
-		conn_mark_dirty(c);
+		if (s->few)
+			conn_mark_urgent(c);
+		else
+			conn_mark_dirty(c);
 	} else {
 		s->away++;
 	}
@@ -10997,6 +11034,7 @@ asking_send(struct asking *q)
 	}
 	if (waiter)
 		asking_wait(q, waiter, s.message);
+	s.few = fit <= SENDING_FEW;
 	for (u32 k = 0; k < fit; k++)
 		if (sock_is_used(&srv.sockets, srv.selected[k]))
 			sending_put(&s, srv.selected[k], waiter != NULL);
@@ -11651,7 +11689,7 @@ loop_timeout(void)
 {
 	int64_t next = srv.now + 60000;
 
-	if (srv.dirties > 0)
+	if (srv.dirties > 0 || srv.urgents > 0)
 		return 0;
 	next = deadline_next(&srv.deadlines, next);
 	next = deadline_next(&srv.away, next);
@@ -11705,6 +11743,7 @@ loop_flush(void)
 {
 	u32 left = srv.dirties;
 
+	conn_flush_urgent();
 	while (left > 0) {
 		u32 slice = left < LOOP_SLICE ? left : LOOP_SLICE;
 
@@ -11712,6 +11751,7 @@ loop_flush(void)
 		left -= slice;
 		if (left > 0)
 			(void)push_drain();
+		conn_flush_urgent();
 	}
 }
 
@@ -12482,7 +12522,7 @@ serve_memory_rows(struct memory_row *m)
 	ROW("connections", sizeof(struct conn), conns, &srv.conn);
 	ROW("their deadlines", sizeof(struct deadline), conns,
 	    &srv.deadline_rows);
-	ROW("their lists", sizeof(u32) * 3, conns, &srv.dirty);
+	ROW("their lists", sizeof(u32) * 4, conns, &srv.dirty);
 	if (serve_has_tls()) {
 		ROW("TLS keys", sizeof(struct record_keys), conns, &srv.keys);
 		ROW("TLS handshakes, sessions",
@@ -12567,6 +12607,7 @@ serve_place(void)
 	srv.free = srv.replacing = NONE;
 	srv.dead = srv.dirty + conns;
 	srv.next_waiting = srv.dead + conns;
+	srv.urgent = srv.next_waiting + conns;
 	srv.first_waiting = NONE;
 	srv.buffer_size = serve_buffer_size();
 	for (u32 i = 0; i < WSP_BUFFERS; i++)
