@@ -18,7 +18,8 @@ FUZZ_SECONDS ?= 20
 WARNINGS = -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes \
 	-Wpointer-arith -Wcast-qual -Wwrite-strings -Wconversion \
 	-Wno-sign-conversion -Wformat=2 -Wundef $(if $(CI),-Werror)
-WSP_CFLAGS = -std=c11 $(WARNINGS)
+# 32-bit glibc's clocks end in 2038 unless they are asked for.
+WSP_CFLAGS = -std=c11 -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 $(WARNINGS)
 SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-fno-omit-frame-pointer
 

@@ -7748,6 +7748,7 @@ static struct {
 	u32 deads;
 	u32 *selected;           /* rows that the target at hand selects */
 	u32 handshakes_left;     /* steps of the budget of this turn */
+	int64_t hogged_until;    /* contexts were held by the silent lately */
 	struct awaiting {        /* beside each waiter of the queues */
 		struct sockaddr_un to;
 		socklen_t to_n;
@@ -9099,6 +9100,7 @@ conn_free_context(void)
 	    sys_available(slowest->fd) > 0)
 		return false;
 	conn_kill(slowest, "others wait for a handshake");
+	srv.hogged_until = srv.now + 2 * conn_deadline_ms(DEADLINE_HANDSHAKE);
 	return true;
 }
 
@@ -9316,18 +9318,29 @@ conn_flush_dirty(u32 slice)
 }
 
 static void
+conn_no_handshake(struct conn *c)
+{
+	if (c->state == CONN_TLS)
+		srv.hogged_until = srv.now +
+		    2 * conn_deadline_ms(DEADLINE_HANDSHAKE);
+	conn_kill(c, "no handshake in time");
+}
+
+static void
 conn_deadline(struct conn *c, enum conn_deadline class)
 {
 	switch (class) {
 	case DEADLINE_HANDSHAKE:
-		/* Who waits for us is patient longer than we with others. */
-		if (c->waiting && (u32)srv.now - c->rx_ms < LINE_MS)
+		/* Who waits for us may wait longer, unless the contexts are
+		 * held by clients who do not go on: then so may the rest. */
+		if (c->waiting && (u32)srv.now - c->rx_ms < LINE_MS &&
+		    srv.now >= srv.hogged_until)
 			conn_arm(c, DEADLINE_HANDSHAKE);
 		else if (c->state == CONN_HTTP)
 			conn_refuse(c, 408, "", "the request was not finished "
 			    "in time", false);
 		else
-			conn_kill(c, "no handshake in time");
+			conn_no_handshake(c);
 		break;
 	case DEADLINE_PING:
 	case DEADLINE_ACK:

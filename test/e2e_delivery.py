@@ -757,7 +757,7 @@ def test_a_queue_half_full_is_pinged_for_at_once(serve):
         got, ping = until_ping(raw)
         assert got == ["x"] * 4
         pong(raw, ping)
-    assert time.monotonic() - began < 30 * 0.2
+    assert time.monotonic() - began < 30 * 0.2 / 2
 
 
 def test_a_waiting_sender_is_not_kept_waiting_for_the_200_ms(
@@ -768,7 +768,7 @@ def test_a_waiting_sender_is_not_kept_waiting_for_the_200_ms(
         waiting.ok("send ack=30 *", "x")
         assert waiting.acked() == (1, 1, None)
         assert client.receive() == "x"
-    assert time.monotonic() - began < 40 * 0.2
+    assert time.monotonic() - began < 40 * 0.2 / 2
 
 
 def test_a_client_that_is_always_behind_is_pinged_all_the_same(serve):

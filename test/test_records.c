@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 12, Records: known records byte for byte, every cut, every bit changed,
+ * Room Records: known records byte for byte, every cut, every bit changed,
  * and records out of their order.
  */
 #include "../wspush.c"

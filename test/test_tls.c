@@ -1,8 +1,9 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Rooms Certificates and TLS: certificates and keys in every state that people bring them in,
- * certificates of our own, and whole handshakes with BearSSL as the client.
+ * Rooms Certificates and TLS: certificates and keys in every state that people
+ * bring them in, certificates of our own, and whole handshakes with BearSSL as
+ * the client.
  */
 #define main wspush_main
 #include "../wspush.c"

@@ -37,7 +37,7 @@
 #include <unistd.h>
 
 #define MESSAGE_MAX 65536           /* bytes of a pushed message, of a frame */
-#define REQUEST_MAX 1500           /* bytes of what -H says */
+#define REQUEST_MAX 1500            /* bytes of what -H says */
 #define READ_MAX    (256 * 1024)    /* bytes taken from a client at once */
 #define EVENTS_MAX  4096
 #define FAMILY_MAX  64              /* processes of a server */
@@ -115,12 +115,12 @@ sleep_ns(u64 ns)
 
 /* What the publishing child and its parent tell each other. */
 static struct shared {
-	_Atomic u64 sent;      /* messages, or requests answered */
-	_Atomic u64 refused;   /* answers that were no success */
-	_Atomic u64 replied;   /* bytes of replies */
-	_Atomic u64 received;  /* messages at all clients */
-	_Atomic u64 t_first;   /* when the first message left */
-	_Atomic u64 t_last;    /* when the last was answered, or sent */
+	_Atomic u64 sent;     /* messages, or requests answered */
+	_Atomic u64 refused;  /* answers that were no success */
+	_Atomic u64 replied;  /* bytes of replies */
+	_Atomic u64 received; /* messages at all clients */
+	_Atomic u64 t_first;  /* when the first message left */
+	_Atomic u64 t_last;   /* when the last was answered, or sent */
 	_Atomic bool done;
 } *shared;
 
@@ -240,7 +240,8 @@ server_pss(void)
 
 	family_find();
 	for (int i = 0; i < nfamily; i++) {
-		snprintf(line, sizeof(line), "/proc/%d/smaps_rollup", family[i]);
+		snprintf(line, sizeof(line), "/proc/%d/smaps_rollup",
+		    family[i]);
 		f = fopen(line, "r");
 		if (!f)
 			continue;
@@ -312,7 +313,7 @@ tcp_open(int port, int flags)
 	struct sockaddr_in a = { .sin_family = AF_INET,
 		.sin_port = htons((uint16_t)port),
 		.sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	/* Close with a reset: thousands of TIME_WAITs would use up the ports. */
+	/* Close with a reset: TIME_WAITs would use up the ports. */
 	struct linger reset = { .l_onoff = 1 };
 	int one = 1, fd = socket(AF_INET, SOCK_STREAM | flags, 0);
 
@@ -509,9 +510,8 @@ push_all(int go)
 	push_answers(fd, open, 0);
 	shared->t_last = now_ns();
 	shared->done = true;
-	if (read(go, &c, 1) < 0) /* the connection stays until the parent ends */
-		_exit(1);
-	_exit(0);
+	/* The connection stays until the parent ends. */
+	_exit(read(go, &c, 1) < 0);
 }
 
 /* ----- The clients ------------------------------------------------------- */
