@@ -9,21 +9,27 @@
  * clock, a global variable or a log.  The lower half meets the kernel.
  *
  *   PART ONE: PURE                        PART TWO: KERNEL
- *    1 Basics     types, load and store    14 System calls  nobody else's
- *    2 Text       numbers, UTF-8, base64   15 Clock and log
- *    3 JSON       validate, read, escape   16 Settings      what options say
- *    4 HTTP       request in, answer out   17 Certificates  load, check, make
- *    5 Frames     RFC 6455, section 5      18 TLS           handshakes
- *    6 Requests   the push protocol        19 Connections   state machine
- *    7 Targets    the selection language   20 Services      who may do what
- *    8 Store      messages, each once      21 Push socket   datagrams in
- *    9 Queues     what waits for whom      22 Loop          one turn's order
- *   10 Sockets    ids and rows             23 Serve         options, start
- *   11 Tags       who has which tag        24 Client        send, list, ...
- *   12 Deadlines  one FIFO per timeout     25 Main
- *   13 Records    TLS records from keys
+ *    1 Basics     types, load and store    15 System calls  nobody else's
+ *    2 Text       numbers, UTF-8, base64   16 Clock and log
+ *    3 JSON       validate, read, escape   17 Settings      what options say
+ *    4 HTTP       request in, answer out   18 Certificates  load, check, make
+ *    5 Frames     RFC 6455, section 5      19 TLS           handshakes
+ *    6 Requests   the push protocol        20 Token keys
+ *    7 Targets    the selection language   21 Connections   rows, states
+ *    8 Store      messages, each once      22 Output        queue to kernel
+ *    9 Queues     what waits for whom      23 Input         kernel to message
+ *   10 Sockets    ids and rows             24 Events        epoll, newcomers
+ *   11 Tags       who has which tag        25 Services      sockets, watchers
+ *   12 Deadlines  one FIFO per timeout     26 Delivery      who gets what
+ *   13 Records    TLS records from keys    27 Admission     who may come in
+ *   14 Tokens     who may be whom          28 Commands      what pages say
+ *                                          29 Verbs         what scripts say
+ *   then, on both sides of the loop:       30 Push socket   datagrams in
+ *   32 Options  33 Memory  34 Start        31 Loop          one turn's order
+ *   35 Serve    the running server         36 Client        send, list, ...
+ *                                          37 Main
  *
- * A room uses the rooms above it.  Four calls go down instead, each for a
+ * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
  * service_ended() in Connections, serve_signal() in Loop.
  *
@@ -6660,7 +6666,7 @@ tls_cert_command(int argc, char **argv)
  *
  * Owns the handshake pool and the session cache.  A client borrows one of a
  * few BearSSL contexts for its handshake and leaves with 112 bytes of keys
- * for room 13; the context goes to the next one.  TLS 1.2 with four suites
+ * for Records; the context goes to the next one.  TLS 1.2 with four suites
  * and nothing else; no renegotiation.  Nothing is allocated: pool and cache
  * lie in memory that the caller places.
  *
@@ -7181,7 +7187,7 @@ tls_send(struct tls_slot *s, int fd)
 }
 
 /* Receives no more than BearSSL asks for, a header or the rest of a record:
- * what follows the client's Finished is room 13's. */
+ * what follows the client's Finished is for Records. */
 static ssize_t
 tls_receive(struct tls_slot *s, int fd)
 {
@@ -8073,8 +8079,14 @@ conn_mark_urgent(struct conn *c)
 	srv.urgent[srv.urgents++] = conn_slot(c);
 }
 
-/*
- * ---- Out
+/* ----- 22. Output --------------------------------------------------------
+ *
+ * What leaves a connection, in the order it must: bytes the kernel did not
+ * take before, the rest of a unit that is half out, aside bytes, a Ping that
+ * is due, then the stream of the socket's queue. In plain the stream goes
+ * from the store with no copy; over TLS as records that are sealed again from
+ * the same bytes when the kernel takes only half. And how a connection ends:
+ * with a Close at a boundary, or cut.
  */
 
 static bool
@@ -8719,8 +8731,12 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	conn_reply(c, &o);
 }
 
-/*
- * ---- In
+/* ----- 23. Input ---------------------------------------------------------
+ *
+ * What a client sends, from TLS records to frames, messages and HTTP heads.
+ * What is whole in the bytes at hand is handled where it lies; only what is
+ * not waits in a buffer. While an answer cannot be written the client is not
+ * heard.
  */
 
 /* The client's Close: echoed if we did not begin, and the end either way. */
@@ -9067,8 +9083,12 @@ conn_resume(struct conn *c)
 	conn_input(c, buffer_at(c->in), b->n, b->raw);
 }
 
-/*
- * ---- TLS handshakes
+/* ----- 24. Events --------------------------------------------------------
+ *
+ * What makes a connection move: handshake contexts and the line for them,
+ * what epoll reports, deadlines, and newcomers. Contexts are few, so half a
+ * ClientHello gets none and a silent client does not keep one while others
+ * wait.
  */
 
 static void
@@ -9485,38 +9505,11 @@ conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
 	}
 }
 
-/* ----- 22. Services ------------------------------------------------------
+/* ----- 25. Services ------------------------------------------------------
  *
- * What requests mean: who may come in and as which socket, what a client's
- * message does, and what the verbs of the push socket do to queues.  The
- * kernel is met through rooms 14 and 18; the rules are in the pure half.
- */
-
-/* The test page: tools/page.html as `make` turns it into numbers, or one
- * line when the compiler was called by hand. */
-static const u8 page[] =
-#ifdef WSP_PAGE
-{
-#include WSP_PAGE
-};
-#define PAGE_N sizeof page
-#else
-    "<!doctype html><title>wspush</title><p>wspush runs. This build has no "
-    "test page: build it with make.\n";
-#define PAGE_N (sizeof page - 1)
-#endif
-
-#define PAGE_HEADERS                                                          \
-	"Content-Security-Policy: default-src 'none'; "                       \
-	"style-src 'unsafe-inline'; script-src 'unsafe-inline'; "             \
-	"img-src data:; connect-src ws: wss:; base-uri 'none'; "              \
-	"form-action 'none'; frame-ancestors 'none'\r\n"                      \
-	"Cache-Control: no-cache\r\n"
-
-_Static_assert(PAGE_N + 1024 < RECORD_MAX, "the page fits one buffer");
-
-/*
- * ---- Sockets and their ends
+ * Sockets as users see them: where their connections, events and ends meet. A
+ * socket that goes away keeps its queue for --session-ttl; whoever watches is
+ * told.
  */
 
 static struct str
@@ -9626,8 +9619,11 @@ service_sessions(void)
 		service_forget(sock, LEAVE_FORGOTTEN);
 }
 
-/*
- * ---- send
+/* ----- 26. Delivery ------------------------------------------------------
+ *
+ * A message on its way into queues: its wire form, who takes it, room made by
+ * the rules of INTERFACE 7, the store; and the values that are retained for
+ * those who begin to match later. A refused message changes nothing.
  */
 
 /* A message for at most so many sockets does not wait behind a broadcast. */
@@ -10101,9 +10097,35 @@ sending_store(struct sending *s, u32 fit)
 	return true;
 }
 
-/*
- * ---- Coming in
+/* ----- 27. Admission -----------------------------------------------------
+ *
+ * Who may come in, and as which socket: the order of checks of INTERFACE 11
+ * from 404 to 503, tokens, the test page. A request is refused with one
+ * sentence or becomes a connection bound to a socket.
  */
+
+/* The test page: tools/page.html as `make` turns it into numbers, or one
+ * line when the compiler was called by hand. */
+static const u8 page[] =
+#ifdef WSP_PAGE
+{
+#include WSP_PAGE
+};
+#define PAGE_N sizeof page
+#else
+    "<!doctype html><title>wspush</title><p>wspush runs. This build has no "
+    "test page: build it with make.\n";
+#define PAGE_N (sizeof page - 1)
+#endif
+
+#define PAGE_HEADERS                                                          \
+	"Content-Security-Policy: default-src 'none'; "                       \
+	"style-src 'unsafe-inline'; script-src 'unsafe-inline'; "             \
+	"img-src data:; connect-src ws: wss:; base-uri 'none'; "              \
+	"form-action 'none'; frame-ancestors 'none'\r\n"                      \
+	"Cache-Control: no-cache\r\n"
+
+_Static_assert(PAGE_N + 1024 < RECORD_MAX, "the page fits one buffer");
 
 /* A request on its way to 101, and the sentence when it is refused. */
 struct arrival {
@@ -10542,8 +10564,11 @@ service_request(struct conn *c, const struct http_request *r)
 		service_open(c, &a, sock);
 }
 
-/*
- * ---- What a client says
+/* ----- 28. Commands ------------------------------------------------------
+ *
+ * What a client's message does on the handlers that need no process of their
+ * own: heartbeats, echo, and the commands by which a page names itself.
+ * Answers go aside: they are no queued messages.
  */
 
 /* An answer: a text frame aside, no queued message. */
@@ -10838,8 +10863,11 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		srv.queues.total.inbound_dropped++;
 }
 
-/*
- * ---- The push socket's verbs
+/* ----- 29. Verbs ---------------------------------------------------------
+ *
+ * What the requests of the push socket do: one function a verb, each of which
+ * leaves one answer. Checks come in the order of INTERFACE 5, and a refused
+ * request changes nothing at all.
  */
 
 /* A request at work: where its answer goes. */
@@ -11515,7 +11543,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 23. Push socket ---------------------------------------------------
+/* ----- 30. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -11633,7 +11661,7 @@ push_next_waiter(int64_t latest)
 	return latest;
 }
 
-/* ----- 24. Loop ----------------------------------------------------------
+/* ----- 31. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients; the push socket
  * again, for its senders were waiting to refill it; then everybody who is
@@ -11799,19 +11827,11 @@ loop_turn(void)
 	}
 }
 
-/* ----- 25. Serve ---------------------------------------------------------
+/* ----- 32. Options -------------------------------------------------------
  *
- * `wspush serve`: reads the options, takes all its memory and descriptors,
- * says that it is ready, runs the loop, and leaves in good order.  After
- * `ready` nothing is allocated.
- */
-
-/*
- * ---- Options
- *
- * One table for the command line and the settings file.  A setting that can
- * be given several times collects; the command line's list replaces the
- * file's.
+ * `wspush serve`'s options: one table for the command line and the settings
+ * file. A setting that can be given several times collects; the command
+ * line's list replaces the file's.
  */
 
 enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_CALL };
@@ -12459,8 +12479,11 @@ serve_read_settings(int argc, char **argv)
 	return why ? 2 : 0;
 }
 
-/*
- * ---- Memory
+/* ----- 33. Memory --------------------------------------------------------
+ *
+ * The arena: every table and buffer is a row of one list, from which --memory
+ * prints and the start maps. After `ready` nothing is allocated, and pages
+ * that are never used are never touched.
  */
 
 /* One row of the arena: what it is, bytes, and where its place is written. */
@@ -12645,11 +12668,11 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/*
- * ---- Start
+/* ----- 34. Start ---------------------------------------------------------
  *
- * Each step returns 0, or 1 when its sentence is in serve_why; with --wait
- * what is not to be had is tried again.
+ * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
+ * its sentence is in serve_why; with --wait what is not to be had is tried
+ * again.
  */
 
 static int serve_cannot(const char *format, ...)
@@ -13164,8 +13187,10 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/*
- * ---- Run
+/* ----- 35. Serve ---------------------------------------------------------
+ *
+ * The running server: ready, the loop, a reload on SIGHUP, and an end in good
+ * order on SIGTERM.
  */
 
 static void
@@ -13412,7 +13437,7 @@ serve_command(int argc, char **argv)
 	return serve_run();
 }
 
-/* ----- 26. Client --------------------------------------------------------
+/* ----- 36. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -13482,7 +13507,9 @@ client_say(int status, const char *format, ...)
 
 #define client_wrong(...) client_say(CLIENT_USAGE, __VA_ARGS__)
 
-/* ----- the command line */
+/*
+ * ---- The command line
+ */
 
 /*
  * Options end at the first argument that is none, so that a message may begin
@@ -13621,7 +13648,9 @@ client_start(struct client *c, const char *known, int argc, char **argv,
 	return client_target(c);
 }
 
-/* ----- a request is sent, a reply received */
+/*
+ * ---- A request is sent, a reply received
+ */
 
 static int
 client_unreachable(const struct client *c, ssize_t err)
@@ -13800,7 +13829,9 @@ client_selected(struct client *c, const char *did)
 	return status ? status : client_print_count(did, &c->reply);
 }
 
-/* ----- send */
+/*
+ * ---- send
+ */
 
 /* Standard input, whole. */
 static int
@@ -13874,7 +13905,9 @@ client_send_verb(int argc, char **argv)
 	return c.opt['r'] ? CLIENT_DONE : status;
 }
 
-/* ----- tag, close, abort */
+/*
+ * ---- tag, close, abort
+ */
 
 static int
 client_tag_verb(int argc, char **argv)
@@ -13920,7 +13953,9 @@ client_abort_verb(int argc, char **argv)
 	return status ? status : client_selected(&c, "cut");
 }
 
-/* ----- list, stats, ping */
+/*
+ * ---- list, stats, ping
+ */
 
 /* Of a json list the inside of the array: all replies make one. */
 static void
@@ -13989,7 +14024,8 @@ client_ping_verb(int argc, char **argv)
 	return status;
 }
 
-/* ----- watch
+/*
+ * ---- watch
  *
  * The request is made again every 5 s, which does nothing while the server
  * remembers it and finds the next server after a restart.
@@ -14111,7 +14147,8 @@ client_watch_verb(int argc, char **argv)
 	return status;
 }
 
-/* ----- top
+/*
+ * ---- top
  *
  * A live view for a terminal, drawn anew every second: the counters that
  * matter, then as many sockets as one reply and the screen hold.
@@ -14274,7 +14311,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 27. Main ----------------------------------------------------------
+/* ----- 37. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.

@@ -131,12 +131,15 @@ def test_there_are_8_watchers_at_most(server, watch):
 
 def test_a_watcher_that_does_not_read_loses_its_watch_and_is_counted(
         server, watch):
+    depth = int(open("/proc/sys/net/unix/max_dgram_qlen").read())
+    if depth > 1000:
+        pytest.skip(f"max_dgram_qlen is {depth} here: that takes too long")
     deaf, hears = watch(), watch()
     before = server.stats()["events_lost"]
-    depth = int(open("/proc/sys/net/unix/max_dgram_qlen").read())
-    for number in range(depth + 20):
-        server.open(f"{number}")
-        assert hears.event() == ("open", f"{S}{number}")
+    for _ in range(depth // 2 + 10):
+        server.away("1")
+        assert hears.events(2) == [("open", f"{S}1"),
+                                   ("close", f"{S}1", 1000)]
     lost = server.stats()["events_lost"] - before
     assert lost == 2, "after two in a row nothing more is tried"
     seen = 0
@@ -146,7 +149,7 @@ def test_a_watcher_that_does_not_read_loses_its_watch_and_is_counted(
     server.open("new")
     assert hears.event() == ("open", f"{S}new")
     assert deaf.silent()
-    assert deaf.ok("watch").count > depth, "it may ask again"
+    assert deaf.ok("watch").count == 2, "it may ask again"
     server.open("newer")
     assert deaf.event() == ("open", f"{S}newer")
 
