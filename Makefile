@@ -184,7 +184,8 @@ lint: ## what clang-tidy and shellcheck think
 	@tools/packages lint
 	clang-tidy --quiet --config-file=tools/clang-tidy wspush.c -- \
 	    $(WSP_CPPFLAGS) $(WSP_CFLAGS)
-	shellcheck tools/packages tools/run tools/cross tools/buildroot/S50wspush \
+	shellcheck -x tools/packages tools/run tools/cross tools/bench/run \
+	    tools/bench/costs tools/buildroot/S50wspush \
 	    tools/openwrt/wspush/files/wspush.init .ci/run
 
 rooms: ## the rooms of wspush.c: lines, functions, calls upward
@@ -194,6 +195,18 @@ rooms: ## the rooms of wspush.c: lines, functions, calls upward
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 12
 
+# ----- figures: never a test
+
+bench: ## wspush and Debian's packaged peers, as a table and a chart
+	@tools/packages build bench
+	@$(MAKE) --no-print-directory all
+	@tools/bench/run
+
+costs: ## how the costs of wspush grow
+	@tools/packages build bench
+	@$(MAKE) --no-print-directory all
+	@tools/bench/costs
+
 .PHONY: all run install uninstall clean cross test fuzz test-arm \
-	silent-checks fmt lint rooms help
+	silent-checks fmt lint rooms bench costs help
 .DELETE_ON_ERROR:

@@ -39,6 +39,10 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#ifndef _TIME_BITS /* a 32-bit board lives past 2038 */
+#define _FILE_OFFSET_BITS 64
+#define _TIME_BITS 64
+#endif
 #include <assert.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -5345,7 +5349,7 @@ sys_send(int fd, const void *p, size_t n, int flags)
 
 /* writev() for sockets: the flags spare us SIGPIPE. */
 static ssize_t
-sys_sendv(int fd, struct iovec *iov, size_t count)
+sys_sendv(int fd, struct iovec *iov, u32 count)
 {
 	struct msghdr m = { .msg_iov = iov, .msg_iovlen = count };
 	ssize_t r;
@@ -8266,7 +8270,7 @@ conn_stream_plain(struct conn *c)
 	if (g.spans == 1)
 		n = sys_send(c->fd, g.span[0].iov_base, g.span[0].iov_len, 0);
 	else
-		n = sys_sendv(c->fd, g.span, g.spans);
+		n = sys_sendv(c->fd, g.span, (u32)g.spans);
 	n = conn_wrote(c, n);
 	if (n < 0)
 		return false;
