@@ -26,7 +26,7 @@
 
 static ssize_t sys_recv(int fd, void *p, size_t n, int flags);
 static ssize_t sys_send(int fd, const void *p, size_t n, int flags);
-static ssize_t sys_sendv(int fd, struct iovec *iov, u32 count);
+static ssize_t sys_sendv(int fd, struct iovec *iov, unsigned count);
 static ssize_t sys_recvfrom(int fd, void *p, size_t n,
     struct sockaddr_un *from, socklen_t *from_n, struct ucred *who);
 static ssize_t sys_sendto(int fd, const void *p, size_t n,
@@ -195,7 +195,7 @@ sys_recv(int fd, void *p, size_t n, int flags)
 }
 
 static ssize_t
-sys_sendv(int fd, struct iovec *iov, u32 count)
+sys_sendv(int fd, struct iovec *iov, unsigned count)
 {
 	struct fake *f = fake_of(fd);
 	size_t most = f->out_cap - f->out.n, sent = 0;
