@@ -19,7 +19,7 @@ WARNINGS = -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes \
 	-Wpointer-arith -Wcast-qual -Wwrite-strings -Wconversion \
 	-Wno-sign-conversion -Wformat=2 -Wundef $(if $(CI),-Werror)
 # 32-bit glibc's clocks end in 2038 unless they are asked for.
-WSP_CFLAGS = -std=c11 -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 $(WARNINGS)
+WSP_CFLAGS = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 $(WARNINGS)
 SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-fno-omit-frame-pointer
 

@@ -266,7 +266,6 @@ def test_the_bound_by_bytes_counts_the_same_way(serve):
 
 STORE = ["--store-bytes", 65536, "--max-message", 8192, "--queue-bytes",
          65536]
-BODY = "{:06}".format
 
 
 def store_body(number):

@@ -184,9 +184,6 @@ class Command:
             [wsp.BINARY, "watch", "-s", path, *args], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def line(self):
-        return self.process.stdout.readline().decode().rstrip("\n")
-
     def __enter__(self):
         return self
 
