@@ -12947,6 +12947,20 @@ serve_set_group(const char *path)
 	return 0;
 }
 
+/* What waits unread at any receiver counts against the sender's buffer, and
+ * with a deep net.unix.max_dgram_qlen one that does not read would use up the
+ * usual 208 KiB: then nobody gets an answer any more.  Only root may go
+ * beyond net.core.wmem_max. */
+#define SERVE_DATAGRAMS (2 << 20)
+
+static void
+serve_set_datagrams(int fd)
+{
+	if (sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, SERVE_DATAGRAMS) <
+	    0)
+		sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, SERVE_DATAGRAMS);
+}
+
 /* Binds the push socket; its mode is right from the first moment on. */
 static int
 serve_bind_push(void)
@@ -12958,11 +12972,14 @@ serve_bind_push(void)
 
 	if (srv.push >= 0)
 		return 0;
-	if (srv.events <= 0)
+	if (srv.events <= 0) {
 		srv.events = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK |
 		    SOCK_CLOEXEC, 0);
+		serve_set_datagrams(srv.events);
+	}
 	if (manager.push >= 0) {
 		srv.push = manager.push;
+		serve_set_datagrams(srv.push);
 		sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
 		return 0;
 	}
@@ -12971,6 +12988,7 @@ serve_bind_push(void)
 		return 1;
 	srv.push = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
 	    0);
+	serve_set_datagrams(srv.push);
 	sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
 	mask = umask(0777 & ~settings.push_mode);
 	r = bind(srv.push, (struct sockaddr *)&a, sizeof a);

@@ -53,6 +53,7 @@ def test_drop_oldest_by_count_keeps_the_newest(serve):
         assert watcher.events(4) == [("drop", f"{S}1", 1)] * 4
     stats = server.stats()
     assert [stats[name] for name in OUTCOMES] == [4, 0, 0, 0, 0]
+    server.wait_log(" slow ")
     lines = [line for line in server.log if line and " slow " in line]
     assert len(lines) == 1, "one line names the slow client"
     assert f"{S}1" in lines[0] and "messages=" in lines[0]
@@ -847,6 +848,8 @@ def test_a_slow_line_is_said_once_for_each_client(serve):
         server.away(id)
     for number in range(10):
         server.ok("send *", f"{number}")
+    for id in "ab":
+        server.wait_log(f" slow .*{S}{id}")
     lines = [line for line in server.log if line and " slow " in line]
     assert len(lines) == 2
     assert all(re.search(r'messages=\d+ bytes=\d+ age=\d+s', line)
