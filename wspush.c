@@ -5284,7 +5284,7 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
+#include <grp.h> /* setgroups() */
 #include <ifaddrs.h>
 #include <limits.h>
 #include <net/if.h>
@@ -5292,7 +5292,6 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -5504,11 +5503,16 @@ sys_random(void *p, size_t n)
 	}
 }
 
+/* Writes what can be written without waiting: a log that nobody reads must
+ * not stop the server. */
 static ssize_t
 sys_write(int fd, const void *p, size_t n)
 {
+	struct pollfd ready = { .fd = fd, .events = POLLOUT };
 	ssize_t r;
 
+	if (poll(&ready, 1, 0) != 1)
+		return -EAGAIN;
 	do
 		r = write(fd, p, n);
 	while (r < 0 && errno == EINTR);
@@ -5581,6 +5585,7 @@ enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO,
 static struct {
 	enum log_level level;
 	bool to_syslog;
+	unsigned lost; /* lines that could not be written */
 } log_to = { .level = LOG_LEVEL_INFO };
 
 /* Writes one event.  `format` makes the key=value part. */
@@ -5611,8 +5616,13 @@ log_event(enum log_level level, const char *event, const char *format, ...)
 		syslog(priority[level], "%s", line + strlen("wspush: "));
 		return;
 	}
+	if (log_to.lost > 0 && (size_t)n < sizeof line - 24)
+		n += snprintf(line + n, 24, " lost=%u", log_to.lost);
 	line[n++] = '\n';
-	(void)!sys_write(STDERR_FILENO, line, (size_t)n);
+	if (sys_write(STDERR_FILENO, line, (size_t)n) < 0)
+		log_to.lost++;
+	else
+		log_to.lost = 0;
 }
 
 /* A peer's bytes as they may stand in a log line: quoted, everything but
@@ -5662,6 +5672,7 @@ log_quote(struct log_room *room, struct str s)
 enum handler { HANDLER_MAIN, HANDLER_ECHO, HANDLER_NONE };
 
 struct service {
+	const char *text;  /* the option as it was written */
 	struct str name;
 	enum handler handler;
 	struct str protocol[SERVICE_PROTOCOLS];
@@ -7631,8 +7642,8 @@ token_command(int argc, char **argv)
  *                             +--------------------------+--> DRAIN --> DEAD
  *                                 (an answer, an error)    (our FIN out)
  *
- * Any state may go to DEAD.  conn_enter() alone writes the state, conn_free()
- * alone frees the row, at the end of the turn.  The row holds only what an
+ * Any state may go to DEAD.  conn_enter() alone writes the state, and
+ * conn_free_dead() alone frees rows, at the end of the turn.  The row holds only what an
  * idle client needs; what is half received or half answered lies in buffers
  * of a small pool, and when that is empty, who has held one longest gives way.
  *
@@ -7729,6 +7740,8 @@ struct buffer {
 	bool in_frame;
 };
 
+_Static_assert(WSP_BUFFERS >= 4, "one connection may hold three buffers");
+
 static struct {
 	int64_t now;             /* ms, read once a turn */
 	int epoll;
@@ -7786,6 +7799,9 @@ static struct {
 	u8 *scratch_push;        /* the datagram at hand */
 	char *scratch_reply, *scratch_list;
 	u8 *scratch_answer;      /* a frame aside, or a page */
+	u64 written;             /* bytes, to all connections */
+	int64_t refusals_until;  /* when the second that counts them is over */
+	u32 refusals;            /* requests refused in it */
 	int64_t started;
 	int64_t listen_again;    /* when the listeners rest, 0: they do not */
 	int64_t expire_at;       /* when expired messages are looked for */
@@ -8106,6 +8122,7 @@ conn_wrote(struct conn *c, ssize_t n)
 {
 	if (n >= 0) {
 		c->since_ping += (u32)n;
+		srv.written += (u64)n;
 		return n;
 	}
 	if (n == -EAGAIN || n == -ENOBUFS || n == -ENOMEM)
@@ -8503,14 +8520,14 @@ conn_flushed(struct conn *c)
 static void
 conn_flush(struct conn *c)
 {
-	u32 before = c->since_ping;
+	u64 until = srv.written + CONN_TURN_BYTES;
 
-	while (!c->blocked && c->since_ping - before < CONN_TURN_BYTES)
+	while (!c->blocked && srv.written < until)
 		if (!conn_write_some(c))
 			break;
 	if (c->state == CONN_DEAD)
 		return;
-	if (!c->blocked && c->since_ping - before >= CONN_TURN_BYTES)
+	if (!c->blocked && srv.written >= until)
 		conn_mark_dirty(c);
 	else if (!c->blocked && c->out == 0 && conn_at_boundary(c))
 		conn_flushed(c);
@@ -8605,6 +8622,15 @@ conn_pong_step(struct conn *c)
 		conn_pong_missed(c);
 	else
 		conn_arm(c, DEADLINE_PONG);
+}
+
+/* Writes what can be written now, whatever the last try was told: since
+ * then the client may have read. */
+static void
+conn_offer(struct conn *c)
+{
+	c->blocked = false;
+	conn_flush(c);
 }
 
 /*
@@ -8713,7 +8739,6 @@ conn_fail(struct conn *c, u16 code, const char *why)
 static void
 conn_reply(struct conn *c, struct out *o)
 {
-	srv.queues.total.http_refused++;
 	conn_enter(c, CONN_DRAIN);
 	conn_aside(c, (u8 *)o->p, o->n);
 	if (c->state != CONN_DEAD)
@@ -8728,6 +8753,7 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	struct out o = out_to(text, sizeof text);
 	int n = snprintf(body, sizeof body, "%s\n", why);
 
+	srv.queues.total.http_refused++;
 	http_response(&o, status, headers, NULL,
 	    (struct str){ body, min_size((size_t)n, sizeof body - 1) },
 	    head_only);
@@ -9394,7 +9420,7 @@ conn_input_deadlines(void)
 		if (b->conn == NONE || srv.now - b->since < limit)
 			continue;
 		c = &srv.conn[b->conn];
-		if (c->state == CONN_OPEN && c->out != i + 1)
+		if (c->state == CONN_OPEN && c->out == 0)
 			conn_fail(c, 1008, "a message not finished in time");
 	}
 }
@@ -9718,7 +9744,7 @@ sending_fits(struct sending *s, u32 sock)
 		return true;
 	c = service_conn(sock);
 	if (c)
-		conn_flush(c);
+		conn_offer(c);
 	if (!sock_is_used(&srv.sockets, sock))
 		return false;
 	s->a.policy = service_overflow(sock);
@@ -9964,6 +9990,7 @@ service_expire(void)
 static void
 retained_mark(u32 sock, bool *had)
 {
+	retained_expire();
 	for (u32 i = 0; i < srv.retains; i++)
 		had[i] = retained_matches(&srv.retained[i], sock);
 }
@@ -9972,7 +9999,8 @@ retained_mark(u32 sock, bool *had)
 static void
 retained_offer(u32 sock, const bool *had)
 {
-	retained_expire();
+	if (!had) /* with it the rows are those that were marked */
+		retained_expire();
 	for (u32 i = 0; i < srv.retains; i++) {
 		const struct retained *v = &srv.retained[i];
 		struct message *m = &srv.queues.store.row[v->message];
@@ -10073,6 +10101,31 @@ sending_make_store_room(struct sending *s, u32 fit)
 	return true;
 }
 
+/* Under --overflow close a volatile client that holds up the store is cut:
+ * the one with the eldest message.  False: there is none. */
+static bool
+service_cut_holder(void)
+{
+	struct store *t = &srv.queues.store;
+
+	for (u32 m = t->eldest; m != NONE; m = t->row[m].younger) {
+		u32 i = 0, at = 0;
+
+		for (; queue_find_hold(&srv.queues, srv.sockets.fresh, m, &i,
+		    &at); i++, at = 0) {
+			struct conn *c = service_conn(i);
+
+			if (!c || srv.sockets.row[i].stateful ||
+			    service_overflow(i) != OVERFLOW_CLOSE)
+				continue;
+			service_log_slow(i);
+			conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
+			return true;
+		}
+	}
+	return false;
+}
+
 /* Stores the message.  Before anything is dropped everybody who can take
  * bytes takes them. */
 static bool
@@ -10080,18 +10133,19 @@ sending_store(struct sending *s, u32 fit)
 {
 	struct store *store = &srv.queues.store;
 
-	for (int try = 0; try < 3; try++) {
+	for (bool flushed = false;; flushed = true) {
 		s->message = store_add(store, s->n, s->a.body, s->form,
 		    s->a.key);
 		if (s->message != NONE)
 			break;
-		if (try == 0)
+		if (!flushed) {
+			conn_flush_urgent();
 			conn_flush_dirty(srv.dirties);
-		else if (!sending_make_store_room(s, fit))
+		} else if (!sending_make_store_room(s, fit) &&
+		    !service_cut_holder()) {
 			return false;
+		}
 	}
-	if (s->message == NONE)
-		return false;
 	sending_write(s);
 	if (s->r->ttl_s > 0) {
 		store->row[s->message].expires = srv.now +
@@ -10829,8 +10883,10 @@ command_message(struct conn *c, struct str text)
 	else if (t.token[0].kind == JSON_IS_OBJECT)
 		command_do(&t, 0, c->sock);
 	else
-		for (u32 i = 1; i < t.token[0].next && !t.answer.full;
-		    i = t.token[i].next)
+		/* A command may queue a retained value, and its write find
+		 * that the client is gone. */
+		for (u32 i = 1; i < t.token[0].next && !t.answer.full &&
+		    c->state == CONN_OPEN; i = t.token[i].next)
 			command_do(&t, (int)i, c->sock);
 	out_char(&t.answer, ']');
 	if (t.answer.full) {
@@ -10918,8 +10974,8 @@ asking_select(struct asking *q, u32 *count)
 	return false;
 }
 
-/* How many of the selected sockets will take the message; the others are
- * marked in `selected` by NONE. */
+/* How many of the selected sockets will take the message: they come to the
+ * front of `selected`. */
 static u32
 sending_admit(struct sending *s, u32 count)
 {
@@ -11043,20 +11099,26 @@ asking_send(struct asking *q)
 	struct out target = out_to(text, sizeof text);
 	u32 count, fit;
 
-	if (q->r.retain && !asking_retain(q, &s, &target))
-		return;
-	if (q->r.retain && q->r.body.n == 0) {
-		asking_take_value(q, &s, (struct str){ text, target.n });
-		asking_counts(q, &s);
-		return;
-	}
-
 	if (!sending_shape(&s)) {
 		asking_refuse(q, REFUSED_TOO_BIG, "the message is longer than "
 		    "--max-message once it is a JSON string");
 		return;
 	}
+	if (q->r.retain && q->r.body.n == 0) {
+		(void)asking_retain(q, &s, &target);
+		asking_take_value(q, &s, (struct str){ text, target.n });
+		asking_counts(q, &s);
+		return;
+	}
 	if (!asking_select(q, &count))
+		return;
+	fit = sending_admit(&s, count);
+	if (count > 0 && fit == 0) {
+		asking_refuse(q, REFUSED_QUEUE_FULL,
+		    "the queues of all selected sockets are full");
+		return;
+	}
+	if (q->r.retain && !asking_retain(q, &s, &target))
 		return;
 	if (count > 0 && q->r.ack_s > 0 && q->from_n > 0) {
 		waiter = service_free_waiter();
@@ -11065,12 +11127,6 @@ asking_send(struct asking *q)
 			    "too many senders wait for acknowledgement");
 			return;
 		}
-	}
-	fit = sending_admit(&s, count);
-	if (count > 0 && fit == 0) {
-		asking_refuse(q, REFUSED_QUEUE_FULL,
-		    "the queues of all selected sockets are full");
-		return;
 	}
 	if ((fit > 0 || q->r.retain) && !sending_store(&s, fit)) {
 		asking_refuse(q, REFUSED_NO_ROOM,
@@ -11223,7 +11279,7 @@ asking_close(struct asking *q)
 		if (!sock_is_used(&srv.sockets, sock))
 			continue;
 		if (c)
-			conn_flush(c);
+			conn_offer(c);
 		if (c && c->state == CONN_OPEN)
 			conn_close(c, q->r.code, q->r.body);
 		if (sock_is_used(&srv.sockets, sock))
@@ -11528,16 +11584,14 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 	if (bad == REFUSED_NOT && q->r.target.n > 0) {
 		if (target_parse(&q->target, q->r.target, &why) < 0)
 			bad = REFUSED_BAD_TARGET;
-		else if (!asking_knows_services(q)) {
+		else if (q->r.retain && q->target.socket.n > 0) {
+			bad = REFUSED_BAD_OPTION;
+			why = "retain= is for groups, not for one socketId";
+		} else if (!asking_knows_services(q)) {
 			bad = REFUSED_BAD_TARGET;
 			why = "the target names a service that is not "
 			    "configured; see --service";
 		}
-	}
-	if (bad != REFUSED_BAD_TARGET && q->r.retain &&
-	    q->target.socket.n > 0) {
-		bad = REFUSED_BAD_OPTION;
-		why = "retain= is for groups, not for one socketId";
 	}
 	if (bad == REFUSED_NOT)
 		bad = request_body(&q->r, settings.max_message);
@@ -11560,6 +11614,9 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 #define PUSH_BUDGET       64
 #define PUSH_BUDGET_BYTES 65536
 
+/* Lines a second about refused requests; the rest is a number. */
+#define PUSH_LOG_LINES 20
+
 static void
 push_reply(int fd, const struct sockaddr_un *to, socklen_t to_n, const char *p,
     size_t n)
@@ -11574,6 +11631,15 @@ push_log_refusal(const struct asking *q, const struct ucred *who)
 {
 	struct log_room room;
 
+	if (srv.now >= srv.refusals_until) {
+		if (srv.refusals > PUSH_LOG_LINES)
+			log_event(LOG_LEVEL_WARN, "refused", "more=%u",
+			    srv.refusals - PUSH_LOG_LINES);
+		srv.refusals_until = srv.now + 1000;
+		srv.refusals = 0;
+	}
+	if (srv.refusals++ >= PUSH_LOG_LINES)
+		return;
 	log_event(LOG_LEVEL_WARN, "refused", "pid=%d uid=%d reply=%s",
 	    (int)who->pid, (int)who->uid, log_quote(&room,
 	    (struct str){ q->reply.p, min_size(q->reply.n, 120) }));
@@ -12015,25 +12081,61 @@ opt_token_key(const char *value)
 	return NULL;
 }
 
+/* /etc/passwd and /etc/group as they were read last.  Read by hand: libc's
+ * way allocates, and a static program does not have it. */
+static char accounts[2][65536];
+
+/* Finds the line of a user (in passwd) or a group and cuts it into fields. */
+static bool
+account_find(bool group, struct str name, struct str field[4])
+{
+	char *text = accounts[group];
+	ssize_t n = sys_read_file(group ? "/etc/group" : "/etc/passwd", text,
+	    sizeof accounts[0]);
+	struct str rest = { text, n < 0 ? 0 : (size_t)n }, line;
+
+	while (split_next(&rest, '\n', &line)) {
+		int k = 0;
+
+		while (k < 4 && split_next(&line, ':', &field[k]))
+			k++;
+		if (k == 4 && str_eq(field[0], name))
+			return true;
+	}
+	return false;
+}
+
+static bool
+account_number(u32 *id, struct str s)
+{
+	u64 v;
+
+	if (!text_u64(&v, s, UINT32_MAX))
+		return false;
+	*id = (u32)v;
+	return true;
+}
+
 /* A group: who has it as the primary one, and its members by name. */
 static const char *
-opt_allow_group(const char *name)
+opt_allow_group(struct str name)
 {
-	const struct group *g = getgrnam(name);
+	struct str group[4], user[4], member;
+	u32 id;
 
-	if (!g)
-		return "there is no such group";
+	if (!account_find(true, name, group) ||
+	    !account_number(&id, group[2]))
+		return "there is no such group in /etc/group";
 	if (settings.allow_gids == SETTINGS_ALLOWED)
 		return "there are too many groups";
-	settings.allow_gid[settings.allow_gids++] = g->gr_gid;
-	for (char **member = g->gr_mem; *member; member++) {
-		const struct passwd *user = getpwnam(*member);
-
-		if (user && settings.allow_uids == SETTINGS_ALLOWED)
+	settings.allow_gid[settings.allow_gids++] = id;
+	while (group[3].n > 0 && split_next(&group[3], ',', &member)) {
+		if (!account_find(false, member, user) ||
+		    !account_number(&id, user[2]))
+			continue;
+		if (settings.allow_uids == SETTINGS_ALLOWED)
 			return "the group has too many members";
-		if (user)
-			settings.allow_uid[settings.allow_uids++] =
-			    user->pw_uid;
+		settings.allow_uid[settings.allow_uids++] = id;
 	}
 	return NULL;
 }
@@ -12047,7 +12149,7 @@ opt_push_allow(const char *value)
 	if (settings.allows++ == 0)
 		settings.allow_uids = settings.allow_gids = 0;
 	if (value[0] == '@')
-		return opt_allow_group(value + 1);
+		return opt_allow_group(text_of(value + 1));
 	if (!text_u64(&uid, text_of(value), UINT32_MAX))
 		return "it takes a user's number, or @ and a group's name";
 	if (settings.allow_uids == SETTINGS_ALLOWED)
@@ -12131,7 +12233,7 @@ opt_service(const char *value)
 	if (settings.services == SETTINGS_SERVICES)
 		return "there are too many services";
 	(void)split_next(&rest, ',', &piece);
-	*s = (struct service){ .name = piece };
+	*s = (struct service){ .text = value, .name = piece };
 	(void)split_next(&piece, '=', &s->name);
 	if (!service_name_valid(s->name))
 		return "a service's name is 1 to 64 of A-Z a-z 0-9 _ .";
@@ -12698,6 +12800,8 @@ static int
 serve_set_listener(int fd, const struct sockaddr *to, socklen_t to_n)
 {
 	sys_setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+	if (to && to->sa_family == AF_INET6)
+		sys_setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0);
 	sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, (int)settings.send_buffer);
 	sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 	if (settings.ping_interval > 0)
@@ -12933,15 +13037,16 @@ serve_clear_path(const struct sockaddr_un *a)
 static int
 serve_set_group(const char *path)
 {
-	const struct group *g;
+	struct str group[4];
+	u32 id;
 
 	if (!settings.push_group)
 		return 0;
-	g = getgrnam(settings.push_group);
-	if (!g)
-		return serve_cannot("there is no group %s",
+	if (!account_find(true, text_of(settings.push_group), group) ||
+	    !account_number(&id, group[2]))
+		return serve_cannot("there is no group %s in /etc/group",
 		    settings.push_group);
-	if (chown(path, (uid_t)-1, g->gr_gid) < 0)
+	if (chown(path, (uid_t)-1, id) < 0)
 		return serve_cannot("cannot give %s to group %s: %s", path,
 		    settings.push_group, strerror(errno));
 	return 0;
@@ -13021,7 +13126,7 @@ serve_unlink_push(void)
 
 /* The certificate: the user's, or one made in --state. */
 static int
-serve_certificate(void)
+serve_load_certificate(void)
 {
 	char cert[PATH_MAX], key[PATH_MAX];
 
@@ -13030,12 +13135,18 @@ serve_certificate(void)
 	if (settings.cert)
 		return tls_load(settings.cert, settings.key, serve_why,
 		    sizeof serve_why) < 0;
-	if (tls_state_certificate(settings.state, serve_why,
-	    sizeof serve_why) < 0)
-		return 1;
 	snprintf(cert, sizeof cert, "%s/cert.pem", settings.state);
 	snprintf(key, sizeof key, "%s/key.pem", settings.state);
 	return tls_load(cert, key, serve_why, sizeof serve_why) < 0;
+}
+
+static int
+serve_certificate(void)
+{
+	if (serve_has_tls() && !settings.cert && tls_state_certificate(
+	    settings.state, serve_why, sizeof serve_why) < 0)
+		return 1;
+	return serve_load_certificate();
 }
 
 static int
@@ -13087,40 +13198,38 @@ serve_watch_signals(void)
 }
 
 static void
-serve_warn_unreadable(const char *path, const char *user)
+serve_warn_unreadable(const char *path)
 {
 	if (path && access(path, R_OK) < 0)
 		log_event(LOG_LEVEL_WARN, "key", "path=%s why=\"user %s "
-		    "cannot read it, a reload will fail\"", path, user);
+		    "cannot read it, a reload will fail\"", path, serve.user);
 }
 
 static int
 serve_drop_root(void)
 {
-	struct str rest = text_of(serve.user ? serve.user : ""), first;
-	char name[64];
-	const struct passwd *user;
-	const struct group *group = NULL;
-	gid_t gid;
+	struct str rest = text_of(serve.user ? serve.user : ""), name;
+	struct str user[4], group[4];
+	u32 uid, gid;
 
 	if (!serve.user)
 		return 0;
-	(void)split_next(&rest, ':', &first);
-	snprintf(name, sizeof name, "%.*s", (int)min_size(first.n,
-	    sizeof name - 1), first.p);
-	user = getpwnam(name);
-	if (!user)
-		return serve_cannot("there is no user %s", name);
-	if (rest.p && !(group = getgrnam(rest.p)))
-		return serve_cannot("there is no group %s", rest.p);
-	gid = group ? group->gr_gid : user->pw_gid;
+	(void)split_next(&rest, ':', &name);
+	if (!account_find(false, name, user) ||
+	    !account_number(&uid, user[2]) || !account_number(&gid, user[3]))
+		return serve_cannot("there is no user %.*s in /etc/passwd",
+		    (int)name.n, name.p);
+	if (rest.p && (!account_find(true, rest, group) ||
+	    !account_number(&gid, group[2])))
+		return serve_cannot("there is no group %s in /etc/group",
+		    rest.p);
 	if (setgroups(0, NULL) < 0 || setgid(gid) < 0 ||
-	    setuid(user->pw_uid) < 0)
+	    setuid(uid) < 0)
 		return serve_cannot("cannot become %s: %s", serve.user,
 		    strerror(errno));
-	serve_warn_unreadable(settings.key, name);
+	serve_warn_unreadable(settings.key);
 	for (u32 i = 0; i < settings.token_keys; i++)
-		serve_warn_unreadable(settings.token_key[i], name);
+		serve_warn_unreadable(settings.token_key[i]);
 	return 0;
 }
 
@@ -13271,16 +13380,26 @@ serve_finish(void)
 	srv.stop_at = srv.now + 1500;
 	while (srv.live > 0 && srv.now < srv.stop_at)
 		loop_turn();
+	/* Who still waits for acknowledgement hears how it stands. */
+	for (u32 i = 0; i < WSP_WAITERS; i++)
+		srv.awaiting[i].due = srv.now;
+	push_answer_waiters();
 }
 
 /* What a reload may change is taken over; what it may not is named. */
+static void
+serve_name_restart(const char *option)
+{
+	log_event(LOG_LEVEL_WARN, "reload", "option=--%s "
+	    "why=\"it needs a restart\"", option);
+}
+
 static void
 serve_take_over(const struct settings *new)
 {
 	for (u32 i = 0; i < COUNT(serve_options); i++) {
 		const struct serve_option *o = &serve_options[i];
-		size_t at = (size_t)((const char *)o->to -
-		    (const char *)&settings);
+		uintptr_t at = (uintptr_t)o->to - (uintptr_t)&settings;
 		const char *was, *is;
 		bool differs = false;
 
@@ -13298,9 +13417,14 @@ serve_take_over(const struct settings *new)
 			differs = !was != !is || (was && strcmp(was, is) != 0);
 		}
 		if (differs)
-			log_event(LOG_LEVEL_WARN, "reload", "option=--%s "
-			    "why=\"it needs a restart\"", o->name);
+			serve_name_restart(o->name);
 	}
+	if (new->duplicate_reject != settings.duplicate_reject)
+		serve_name_restart("duplicate");
+	if (new->ack_sent != settings.ack_sent)
+		serve_name_restart("ack");
+	if (new->push_mode != settings.push_mode)
+		serve_name_restart("push-mode");
 	memcpy(settings.origin, new->origin, sizeof settings.origin);
 	settings.origins = new->origins;
 	memcpy(settings.allow_uid, new->allow_uid, sizeof settings.allow_uid);
@@ -13324,15 +13448,24 @@ serve_compare_lists(const struct settings *new)
 		same = strcmp(new->listen[i].text, settings.listen[i].text)
 		    == 0 && new->listen[i].tls == settings.listen[i].tls;
 	if (!same)
-		log_event(LOG_LEVEL_WARN, "reload", "option=--listen "
-		    "why=\"it needs a restart\"");
+		serve_name_restart("listen");
 	same = new->services == settings.services;
 	for (u32 i = 0; same && i < settings.services; i++)
-		same = str_eq(new->service[i].name, settings.service[i].name)
-		    && new->service[i].handler == settings.service[i].handler;
+		same = strcmp(new->service[i].text, settings.service[i].text)
+		    == 0;
 	if (!same)
-		log_event(LOG_LEVEL_WARN, "reload", "option=--service "
-		    "why=\"it needs a restart\"");
+		serve_name_restart("service");
+}
+
+/* The certificate again, perhaps from other files than before. */
+static int
+serve_reload_certificate(const struct settings *new)
+{
+	if (!serve_has_tls())
+		return 0;
+	if (!new->cert)
+		return tls_reload(serve_why, sizeof serve_why);
+	return tls_load(new->cert, new->key, serve_why, sizeof serve_why);
 }
 
 static void
@@ -13343,7 +13476,7 @@ serve_reload(void)
 	static struct settings new;
 
 	manager_notify_reload();
-	old = settings;
+	old = new = settings;
 	if (serve_read_settings(serve.argc, serve.argv) != 0) {
 		log_event(LOG_LEVEL_ERROR, "reload",
 		    "why=\"bad settings, the old ones stay\"");
@@ -13359,7 +13492,7 @@ serve_reload(void)
 	}
 	if (serve_token_keys() != 0)
 		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", serve_why);
-	if (serve_has_tls() && tls_reload(serve_why, sizeof serve_why) < 0)
+	if (serve_reload_certificate(&new) < 0)
 		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", serve_why);
 	else
 		log_event(LOG_LEVEL_INFO, "reloaded", "cert_days=%d",
@@ -13392,7 +13525,12 @@ serve_run(void)
 static int
 serve_only_check(void)
 {
-	if (serve_certificate() != 0 || serve_token_keys() != 0) {
+	char path[PATH_MAX];
+
+	/* A certificate that would be made at the start is not made now. */
+	snprintf(path, sizeof path, "%s/cert.pem", settings.state);
+	if (((settings.cert || access(path, F_OK) == 0) &&
+	    serve_load_certificate() != 0) || serve_token_keys() != 0) {
 		fprintf(stderr, "wspush: %s\n", serve_why);
 		return 2;
 	}
