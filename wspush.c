@@ -3182,7 +3182,7 @@ struct queues {
 	struct counters total;
 };
 
-static struct entry *
+static inline struct entry *
 queue_entry(const struct queues *t, u32 i, u32 at)
 {
 	const struct queue *q = &t->queue[i];
@@ -3194,13 +3194,13 @@ queue_entry(const struct queues *t, u32 i, u32 at)
 	return &t->ring[(size_t)i * t->cap + place];
 }
 
-static u32
+static inline u32
 queue_message(const struct queues *t, u32 i, u32 at)
 {
 	return queue_entry(t, i, at)->message & ~ENTRY_COUNTED;
 }
 
-static struct message *
+static inline struct message *
 queue_row(const struct queues *t, u32 i, u32 at)
 {
 	return &t->store.row[queue_message(t, i, at)];
@@ -3588,13 +3588,17 @@ queue_gather(struct gather *g, const struct queues *t, u32 i, u32 limit,
 	g->skip = done;
 	g->room = room;
 	for (u32 at = 0; at < limit && g->room > 0;) {
+		const struct message *m = queue_row(t, i,
+		    t->queue[i].sent + at);
 		size_t payload;
-		u32 n = queue_unit(t, i, at, limit, &payload);
+		u32 n = 1;
 
-		if (payload > 0)
+		if (m->form == FORM_FRAME) {
+			gather_add(g, t->store.bytes + m->place, m->n);
+		} else {
+			n = queue_unit(t, i, at, limit, &payload);
 			gather_batch(g, t, i, at, n, payload);
-		else
-			gather_message(g, t, i, at, 0);
+		}
 		at += n;
 	}
 }
@@ -3611,7 +3615,8 @@ static void
 queue_mark_written(struct queues *t, u32 i, enum keep keep)
 {
 	struct queue *q = &t->queue[i];
-	bool awaited = (queue_entry(t, i, q->sent)->message & ENTRY_COUNTED) &&
+	u32 message = queue_entry(t, i, q->sent)->message;
+	bool awaited = message & ENTRY_COUNTED &&
 	    queue_row(t, i, q->sent)->waiter != 0;
 
 	t->total.delivered++;
@@ -3624,6 +3629,41 @@ queue_mark_written(struct queues *t, u32 i, enum keep keep)
 		queue_take(t, i, q->sent - 1u, LEAVE_WRITTEN);
 }
 
+/* Takes the finished frames that `done` bytes cover from the front of a queue
+ * in which nothing is kept, and returns what is left of `done`.  Most messages
+ * of a broadcast end here, so they have a way of their own. */
+static size_t
+queue_pop_written(struct queues *t, u32 i, u32 limit, size_t done, u64 *last)
+{
+	struct queue *q = &t->queue[i];
+	const struct entry *ring = &t->ring[(size_t)i * t->cap];
+	u32 place = q->first, popped = 0, number = 0;
+
+	while (popped < limit) {
+		struct message *m = &t->store.row[ring[place].message &
+		    ~ENTRY_COUNTED];
+
+		if (ring[place].message & ENTRY_COUNTED ||
+		    m->form != FORM_FRAME || done < m->n)
+			break;
+		done -= m->n;
+		q->bytes -= m->body;
+		number = ring[place].number;
+		if (--m->holds == 0)
+			store_release(&t->store, ring[place].message);
+		place = place + 1 == t->cap ? 0 : place + 1;
+		popped++;
+	}
+	if (popped == 0)
+		return done;
+	*last = q->next_number - (u32)((u32)q->next_number - number);
+	t->total.delivered += popped;
+	q->count = (u16)(q->count - popped);
+	q->frozen = (u16)(q->frozen > popped ? q->frozen - popped : 0);
+	q->first = (u16)(q->count > 0 ? place : 0);
+	return done;
+}
+
 /* `done` bytes of the stream are out: marks the units that are, and returns
  * what is out of the next one.  *last becomes the number of the last entry
  * that is out, if any is. */
@@ -3631,11 +3671,21 @@ static size_t
 queue_advance(struct queues *t, u32 i, u32 limit, size_t done,
     enum keep keep, u64 *last)
 {
-	while (limit > 0 && done > 0) {
-		size_t payload;
-		u32 n = queue_unit(t, i, 0, limit, &payload);
-		size_t size = queue_unit_size(t, i, 0, payload);
+	if (keep == KEEP_AWAITED && t->queue[i].sent == 0) {
+		u32 before = t->queue[i].count;
 
+		done = queue_pop_written(t, i, limit, done, last);
+		limit -= before - t->queue[i].count;
+	}
+	while (limit > 0 && done > 0) {
+		const struct message *m = queue_row(t, i, t->queue[i].sent);
+		size_t payload, size = m->n;
+		u32 n = 1;
+
+		if (m->form != FORM_FRAME) {
+			n = queue_unit(t, i, 0, limit, &payload);
+			size = queue_unit_size(t, i, 0, payload);
+		}
 		if (done < size)
 			break;
 		done -= size;
@@ -4269,7 +4319,8 @@ tags_select(const struct tags *t, const struct target *target, u32 *rows)
 	if (term)
 		return tags_select_list(t, target, term, rows);
 	for (u32 i = 0; i < t->sockets->fresh; i++)
-		if (sock_is_used(t->sockets, i) && tags_match(t, i, target))
+		if (sock_is_used(t->sockets, i) &&
+		    (target->n == 0 || tags_match(t, i, target)))
 			rows[count++] = i;
 	return count;
 }
@@ -9739,7 +9790,8 @@ sending_fits(struct sending *s, u32 sock)
 	/* What was written for others may have ended it. */
 	if (!sock_is_used(&srv.sockets, sock))
 		return false;
-	queue_expire(&srv.queues, sock, srv.now);
+	if (srv.queues.store.mortal > 0)
+		queue_expire(&srv.queues, sock, srv.now);
 	if (queue_has_room(&srv.queues, sock, s->a.body))
 		return true;
 	c = service_conn(sock);
@@ -9785,23 +9837,33 @@ sending_full(struct sending *s, u32 sock)
 		conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
 }
 
+/* Makes room in a queue that has none, or where a key replaces.  False:
+ * making room in the store has changed this queue, and it takes no more. */
+static bool
+sending_make_room(struct sending *s, u32 sock)
+{
+	u32 drops = srv.queues.drops[sock];
+
+	s->a.policy = service_overflow(sock);
+	if (!queue_admits(&srv.queues, sock, &s->a))
+		return false;
+	queue_make_room(&srv.queues, sock, &s->a);
+	if (srv.queues.drops[sock] == drops)
+		return true;
+	service_log_slow(sock);
+	service_event("drop", sock, srv.queues.drops[sock] - drops, true);
+	return true;
+}
+
 static void
 sending_put(struct sending *s, u32 sock, bool counted)
 {
 	struct conn *c = service_conn(sock);
-	u32 drops = srv.queues.drops[sock];
 
-	/* Making room in the store may have changed this queue. */
-	s->a.policy = service_overflow(sock);
-	if (!queue_admits(&srv.queues, sock, &s->a)) {
+	if ((s->a.key.n > 0 || !queue_has_room(&srv.queues, sock,
+	    s->a.body)) && !sending_make_room(s, sock)) {
 		s->full++;
 		return;
-	}
-	queue_make_room(&srv.queues, sock, &s->a);
-	if (srv.queues.drops[sock] != drops) {
-		service_log_slow(sock);
-		service_event("drop", sock, srv.queues.drops[sock] - drops,
-		    true);
 	}
 	queue_put(&srv.queues, sock, s->message, counted);
 	if (c) {
