@@ -6,6 +6,7 @@ last words, a value that expires between two looks, a queue that is full
 though its reader has read everything, a reload that changes what a reload
 cannot change.
 """
+import contextlib
 import fcntl
 import json
 import os
@@ -146,34 +147,42 @@ def test_a_flood_of_refused_requests_is_a_few_lines_a_second_and_a_count(
 
 # ----- written in the same moment -----------------------------------------
 
+def when_a_ping_is_due(servers, *requests):
+    """Replies of each server to requests that meet it when a Ping became
+    due.  Which of the two it sees first is chance: hence several servers."""
+    for server in servers:
+        client = server.open()
+        server.ok("send *", "x" * 2000)
+        assert client.read_text() == "x" * 2000
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server.pause())
+            for header, body in requests:
+                server.sender.send(header, body)
+        time.sleep(1.5)
+    return [[server.sender.receive() for _ in requests] for server in servers]
+
+
 def test_close_writes_what_is_queued_also_when_a_ping_is_due(serve):
-    server = serve("--ping-interval", "1")
-    client = server.open()
-    server.ok("send *", "first")
-    assert client.read_text() == "first"
-    with server.pause():
-        server.sender.send("send *", "last words")
-        server.sender.send("close *")
-        time.sleep(1.5)  # the Ping is due
-    assert [server.sender.receive().count for _ in range(2)] == [1, 1]
-    assert client.read_text() == "last words"
-    assert client.closed()[0] == 1000
+    servers = [serve("--ping-interval", "1") for _ in range(6)]
+    replies = when_a_ping_is_due(servers, ("send *", "last words"),
+                                 ("close *", None))
+    for server, got in zip(servers, replies):
+        assert [reply.count for reply in got] == [1, 1]
+        (client,) = server.opened
+        assert client.read_text() == "last words"
+        assert client.closed()[0] == 1000
 
 
-@pytest.mark.parametrize("policy", ["drop-oldest", "refuse", "close"])
-def test_a_full_queue_is_flushed_first_also_when_a_ping_is_due(serve, policy):
-    server = serve("--queue-messages", "4", "--overflow", policy,
-                   "--ping-interval", "1")
-    client = server.open()
-    server.ok("send *", "first")
-    assert client.read_text() == "first"
-    words = [f"word {k}" for k in range(7)]
-    with server.pause():
-        for word in words:
-            server.sender.send("send *", word)
-        time.sleep(1.5)  # the Ping is due
-    assert not refusals([server.sender.receive() for _ in words])
-    assert server.fence(client) == [words]
+def test_a_full_queue_is_flushed_first_also_when_a_ping_is_due(serve):
+    servers = [serve("--queue-messages", "4", "--overflow", policy,
+                     "--ping-interval", "1")
+               for policy in 2 * ("drop-oldest", "refuse", "close")]
+    words = [f"word {k}" for k in range(5)]
+    replies = when_a_ping_is_due(servers, *[("send *", w) for w in words])
+    for server, got in zip(servers, replies):
+        assert not refusals(got), refusals(got)[0]
+        assert server.fence(*server.opened) == [words]
 
 
 # A stateful socket under `refuse` keeps what is written until the Pong.
