@@ -7694,9 +7694,10 @@ token_command(int argc, char **argv)
  *                                 (an answer, an error)    (our FIN out)
  *
  * Any state may go to DEAD.  conn_enter() alone writes the state, and
- * conn_free_dead() alone frees rows, at the end of the turn.  The row holds only what an
- * idle client needs; what is half received or half answered lies in buffers
- * of a small pool, and when that is empty, who has held one longest gives way.
+ * conn_free_dead() alone frees rows, at the end of the turn.  The row holds
+ * only what an idle client needs; what is half received or half answered
+ * lies in buffers of a small pool, and when that is empty, who has held one
+ * longest gives way, whoever is still on the way in before all others.
  *
  * Two kinds of bytes leave through a connection: the stream of its socket's
  * queue (see Queues), and what we call aside: answers, control frames, HTTP.
@@ -11795,10 +11796,11 @@ push_next_waiter(int64_t latest)
 
 /* ----- 31. Loop ----------------------------------------------------------
  *
- * The order of one turn: wait; the push socket; clients; the push socket
- * again, for its senders were waiting to refill it; then everybody who is
- * owed something is written to once, in slices, between which the push
- * socket is looked at; deadlines; newcomers; and the dead are freed.
+ * The order of one turn: wait; the push socket; clients and newcomers; the
+ * push socket again, for its senders were waiting to refill it; then who is
+ * owed something is written to, those few first whose message goes to few,
+ * the others in slices, between which the push socket is looked at; then
+ * deadlines; and the dead are freed.
  */
 #define LOOP_EVENTS     256
 #define LOOP_SLICE      64 /* connections written to between two looks */
