@@ -24,14 +24,16 @@
  *   13 Records    TLS records from keys    27 Admission     who may come in
  *   14 Tokens     who may be whom          28 Commands      what pages say
  *                                          29 Verbs         what scripts say
- *   then, on both sides of the loop:       30 Push socket   datagrams in
- *   32 Options  33 Memory  34 Start        31 Loop          one turn's order
- *   35 Serve    the running server         36 Client        send, list, ...
- *                                          37 Main
+ *   then, on both sides of the loop:       30 Handlers      your programs
+ *   34 Options  35 Memory  36 Start        31 Helper        starts children
+ *   37 Serve    the running server         32 Push socket   datagrams in
+ *   38 Client   send, list, ...            33 Loop          one turn's order
+ *                                          39 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
- * service_ended() in Connections, serve_signal() in Loop.
+ * service_ended() in Connections, handler_opened(), handler_closed(),
+ * handler_message() and handler_auth() in Services, serve_signal() in Loop.
  *
  * Define WSP_PURE_ONLY to compile the upper half alone, WSP_FAKE_SYS to
  * supply System calls from a test.
@@ -1017,7 +1019,8 @@ json_unescape(u32 *code, const char *p, const char *end)
 /*
  * What a string token stands for, as UTF-8: the length, -1 when it holds half
  * of a surrogate pair, which UTF-8 cannot say, -2 when it is longer than cap.
- * The result can hold any character, NUL too.
+ * The result can hold any character, NUL too, and may take the place of the
+ * token, which is never shorter.
  */
 static int
 json_decode(char *to, size_t cap, struct str quoted)
@@ -1042,7 +1045,7 @@ json_decode(char *to, size_t cap, struct str quoted)
 		}
 		if (piece.n > cap - made)
 			return -2;
-		memcpy(to + made, piece.p, piece.n);
+		memmove(to + made, piece.p, piece.n);
 		made += piece.n;
 	}
 	return (int)made;
@@ -3160,6 +3163,7 @@ _Static_assert(WSP_WAITERS <= 254, "a message names its waiter in a byte");
 	X(events_lost)                                                        \
 	X(inbound_messages)                                                   \
 	X(inbound_dropped)                                                    \
+	X(handler_dropped)                                                    \
 	X(http_refused)                                                       \
 	X(turned_away)
 
@@ -5357,6 +5361,7 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <syslog.h>
 #include <time.h>
 #include <unistd.h>
@@ -5720,12 +5725,15 @@ log_quote(struct log_room *room, struct str s)
 #define SETTINGS_TOKEN_KEYS 8
 #define SERVICE_PROTOCOLS  4
 
-enum handler { HANDLER_MAIN, HANDLER_ECHO, HANDLER_NONE };
+enum handler { HANDLER_MAIN, HANDLER_ECHO, HANDLER_NONE, HANDLER_UNIX,
+	HANDLER_EXEC };
 
 struct service {
 	const char *text;  /* the option as it was written */
 	struct str name;
 	enum handler handler;
+	struct str program; /* of unix: its path, of exec: its command */
+	bool auth;       /* the program says who may come in */
 	struct str protocol[SERVICE_PROTOCOLS];
 	u32 protocols;
 	struct str origin[SERVICE_PROTOCOLS];
@@ -7693,6 +7701,9 @@ token_command(int argc, char **argv)
  *                             +--------------------------+--> DRAIN --> DEAD
  *                                 (an answer, an error)    (our FIN out)
  *
+ * With auth=1 a connection stays in HTTP, `judged`, with its request in its
+ * buffer, until the service's program has answered.
+ *
  * Any state may go to DEAD.  conn_enter() alone writes the state, and
  * conn_free_dead() alone frees rows, at the end of the turn.  The row holds
  * only what an idle client needs; what is half received or half answered
@@ -7773,6 +7784,7 @@ struct conn {
 	bool waiting : 1; /* in line for a handshake context */
 	bool notified : 1; /* our last TLS alert is out */
 	bool shut : 1;    /* our FIN is out */
+	bool judged : 1;  /* a program is asked whether it may come in */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
 	u32 expires;      /* its token, s of the monotonic clock; 0: never */
@@ -8018,9 +8030,9 @@ conn_arm(struct conn *c, enum conn_deadline class)
 static u16
 conn_interest(const struct conn *c)
 {
-	u16 events = c->state == CONN_WAIT ? EPOLLRDHUP : 0;
+	u16 events = c->state == CONN_WAIT || c->judged ? EPOLLRDHUP : 0;
 
-	if (!c->waiting && c->out == 0)
+	if (!c->waiting && !c->judged && c->out == 0)
 		events |= EPOLLIN;
 	if (c->blocked)
 		events |= EPOLLOUT;
@@ -8064,6 +8076,7 @@ static void
 conn_enter(struct conn *c, enum conn_state state)
 {
 	c->state = (u8)state;
+	c->judged = false;
 	switch (state) {
 	case CONN_WAIT:
 	case CONN_TLS:
@@ -8994,7 +9007,7 @@ static size_t
 conn_http(struct conn *c, u8 *p, size_t n)
 {
 	struct http_request r;
-	int used = http_parse(&r, p, n);
+	int used = c->judged ? 0 : http_parse(&r, p, n);
 
 	if (used == 0)
 		return 0;
@@ -9003,7 +9016,7 @@ conn_http(struct conn *c, u8 *p, size_t n)
 		return n;
 	}
 	service_request(c, &r);
-	return (size_t)used;
+	return c->judged ? 0 : (size_t)used;
 }
 
 /* The client's bytes in plain; returns how many were used. */
@@ -9361,6 +9374,10 @@ conn_event(u64 id, u32 events)
 
 	if (c->gen != id >> 32 || c->state == CONN_DEAD)
 		return;
+	if (c->judged && events & EPOLLRDHUP) {
+		conn_kill(c, "closed by the client");
+		return;
+	}
 	if (c->state == CONN_WAIT && events & EPOLLRDHUP) {
 		/* What came before the end may be plain HTTP; a ClientHello
 		 * with nothing to follow is of no use. */
@@ -9428,6 +9445,15 @@ conn_no_handshake(struct conn *c)
 	conn_kill(c, "no handshake in time");
 }
 
+/* The program that is asked about it has not answered. */
+static void
+conn_unjudged(struct conn *c)
+{
+	c->judged = false;
+	conn_refuse(c, 503, "Retry-After: 5\r\n", "the service did not say in "
+	    "time whether you may come in", false);
+}
+
 static void
 conn_deadline(struct conn *c, enum conn_deadline class)
 {
@@ -9438,6 +9464,8 @@ conn_deadline(struct conn *c, enum conn_deadline class)
 		if (c->waiting && (u32)srv.now - c->rx_ms < LINE_MS &&
 		    srv.now >= srv.hogged_until)
 			conn_arm(c, DEADLINE_HANDSHAKE);
+		else if (c->judged)
+			conn_unjudged(c);
 		else if (c->state == CONN_HTTP)
 			conn_refuse(c, 408, "", "the request was not finished "
 			    "in time", false);
@@ -9594,6 +9622,14 @@ conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
  * told.
  */
 
+/* The calls down from here into Handlers, which tells the services' programs:
+ * Handlers itself does what those programs ask, and so is below Verbs. */
+static void handler_opened(u32 sock);
+static void handler_closed(u32 sock, u16 code);
+static void handler_message(u32 sock, u8 opcode, const u8 *p, size_t n);
+static bool handler_auth(u32 service, u64 ticket, struct str id,
+    bool stateful, struct str body);
+
 static struct str
 service_name(u32 sock)
 {
@@ -9681,6 +9717,7 @@ service_ended(struct conn *c, u16 code)
 
 	assert(s->conn == conn_slot(c) && s->conn_gen == c->gen);
 	service_event("close", sock, code, true);
+	handler_closed(sock, code);
 	c->sock = NONE;
 	c->done = 0;
 	c->rec_n = c->rec_sent = 0;
@@ -10248,6 +10285,13 @@ static const u8 page[] =
 
 _Static_assert(PAGE_N + 1024 < RECORD_MAX, "the page fits one buffer");
 
+/* What a program says of an arrival that may come in. */
+struct verdict {
+	const char *guid;    /* of a volatile socket */
+	struct tag_line tag[WSP_MAX_TAGS];
+	u32 tags;
+};
+
 /* A request on its way to 101, and the sentence when it is refused. */
 struct arrival {
 	const struct conn *c;
@@ -10259,6 +10303,7 @@ struct arrival {
 	size_t id_n;
 	struct str protocol; /* agreed, or empty */
 	const struct token *token; /* null: none was asked for */
+	const struct verdict *verdict; /* null: no program has said yes */
 	int status;
 	const char *headers;
 	const char *why;
@@ -10351,6 +10396,34 @@ arrival_tags_fit(const struct arrival *a, const struct token *t)
 	return count <= WSP_MAX_TAGS;
 }
 
+/* Does `allow` set the tag? */
+static bool
+verdict_sets(const struct verdict *v, struct str name)
+{
+	for (u32 k = 0; k < v->tags; k++)
+		if (str_eq(v->tag[k].name, name))
+			return true;
+	return false;
+}
+
+/* The same with the tags of `allow`. */
+static bool
+arrival_verdict_fits(const struct arrival *a)
+{
+	struct str rest = { a->id, a->stateful ? a->id_n : 0 }, name, value;
+	const struct token *t = a->token;
+	size_t count = a->verdict->tags;
+
+	for (size_t k = 0; t && k < t->tags; k++)
+		count += !verdict_sets(a->verdict, (struct str){
+		    t->tag[k].name, t->tag[k].name_n });
+	while (id_tag_next(&rest, &name, &value))
+		count += !id_tag_follows(rest, name) &&
+		    !verdict_sets(a->verdict, name) &&
+		    !(t && token_sets(t, name));
+	return count <= WSP_MAX_TAGS;
+}
+
 /* The client learns the status, the log the reason, nobody the token. */
 static bool
 arrival_deny(struct arrival *a, int status, const char *why)
@@ -10403,29 +10476,41 @@ arrival_token(struct arrival *a)
 	return status == 0 || arrival_deny(a, status, why);
 }
 
-/* Gives the socket its token's tags, in place of those of an earlier token.
- * Where there is no room for them the weakest others give way. */
+/* A tag as strong as a token's.  Where there is no room for it the weakest
+ * other gives way. */
+static void
+arrival_tag(u32 sock, struct str name, struct str value)
+{
+	struct sock *s = &srv.sockets.row[sock];
+
+	if (s->tag_count == WSP_MAX_TAGS &&
+	    tag_find(&srv.tags, sock, name) == NONE)
+		tag_remove(&srv.tags, s, tag_weakest(&srv.tags, s));
+	tag_set(&srv.tags, s, sock, TAG_TOKEN, name, value, 0);
+}
+
+/* Gives the socket the tags of its token, then those of `allow`, in place of
+ * those of an earlier time. */
 static void
 arrival_tags(const struct arrival *a, u32 sock)
 {
 	struct sock *s = &srv.sockets.row[sock];
 	const struct token *t = a->token;
+	const struct verdict *v = a->verdict;
 
 	for (u32 i = s->tags, next; i != NONE; i = next) {
 		next = srv.tags.row[i].next;
 		if (srv.tags.row[i].origin == TAG_TOKEN)
 			tag_remove(&srv.tags, s, i);
 	}
-	for (size_t k = 0; k < t->tags; k++) {
+	for (size_t k = 0; t && k < t->tags; k++) {
 		const struct token_tag *g = &t->tag[k];
-		struct str name = { g->name, g->name_n };
 
-		if (s->tag_count == WSP_MAX_TAGS &&
-		    tag_find(&srv.tags, sock, name) == NONE)
-			tag_remove(&srv.tags, s, tag_weakest(&srv.tags, s));
-		tag_set(&srv.tags, s, sock, TAG_TOKEN, name,
-		    (struct str){ g->value, g->value_n }, 0);
+		arrival_tag(sock, (struct str){ g->name, g->name_n },
+		    (struct str){ g->value, g->value_n });
 	}
+	for (u32 k = 0; v && k < v->tags; k++)
+		arrival_tag(sock, v->tag[k].name, v->tag[k].value);
 }
 
 /* When the token ends, for the connection that it let in. */
@@ -10470,9 +10555,14 @@ arrival_guid(struct arrival *a)
 {
 	u8 random[16];
 
+	a->id_n = UUID_TEXT;
+	if (a->verdict) {
+		/* The program was told of this one. */
+		memcpy(a->id, a->verdict->guid, UUID_TEXT);
+		return;
+	}
 	sys_random(random, sizeof random);
 	uuid_text(a->id, random);
-	a->id_n = UUID_TEXT;
 }
 
 /* Everything that can be said before a row is looked for. */
@@ -10509,32 +10599,38 @@ service_make_row(void)
 	return true;
 }
 
+/* The row that the arrival's id has from before, or NONE.  False: refused. */
+static bool
+arrival_find(struct arrival *a, u32 *sock)
+{
+	*sock = NONE;
+	if (a->stateful)
+		*sock = sock_find(&srv.sockets, a->number, true,
+		    (struct str){ a->id, a->id_n });
+	if (*sock != NONE && settings.duplicate_reject &&
+	    !sock_is_away(&srv.sockets, *sock))
+		return arrival_refuse(a, 409, "",
+		    "this id is connected already");
+	if (a->service->max > 0 && a->service->open >= a->service->max &&
+	    (*sock == NONE || sock_is_away(&srv.sockets, *sock)))
+		return arrival_refuse(a, 503, "Retry-After: 5\r\n",
+		    "this service has all the connections it may have");
+	return true;
+}
+
 /* The row for an arrival: its own from before, or a new one. */
 static u32
 arrival_row(struct arrival *a)
 {
 	struct str id = { a->id, a->id_n };
-	u32 sock = NONE;
-	const char *retry = "Retry-After: 5\r\n";
+	u32 sock;
 
-	if (a->stateful)
-		sock = sock_find(&srv.sockets, a->number, true, id);
-	if (sock != NONE && settings.duplicate_reject &&
-	    !sock_is_away(&srv.sockets, sock)) {
-		(void)arrival_refuse(a, 409, "",
-		    "this id is connected already");
+	if (!arrival_find(a, &sock))
 		return NONE;
-	}
-	if (a->service->max > 0 && a->service->open >= a->service->max &&
-	    (sock == NONE || sock_is_away(&srv.sockets, sock))) {
-		(void)arrival_refuse(a, 503, retry,
-		    "this service has all the connections it may have");
-		return NONE;
-	}
 	if (sock != NONE)
 		return sock;
 	if (!service_make_row()) {
-		(void)arrival_refuse(a, 503, retry,
+		(void)arrival_refuse(a, 503, "Retry-After: 5\r\n",
 		    "the socket table is full");
 		return NONE;
 	}
@@ -10586,7 +10682,7 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 	c->expires = arrival_expires(a);
 	if (c->expires != 0 && c->expires < srv.token_end)
 		srv.token_end = c->expires;
-	if (a->token) {
+	if (a->token || a->verdict) {
 		retained_mark(sock, had);
 		arrival_tags(a, sock);
 	}
@@ -10594,8 +10690,10 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
 	service_event("open", sock, 0, false);
+	handler_opened(sock);
 	conn_aside(c, (u8 *)text, o.n);
-	if ((is_new || a->token) && sock_is_used(&srv.sockets, sock))
+	if ((is_new || a->token || a->verdict) &&
+	    sock_is_used(&srv.sockets, sock))
 		retained_offer(sock, is_new ? NULL : had);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
 		conn_mark_dirty(c);
@@ -10622,6 +10720,136 @@ service_tokens(void)
 			next = c->expires;
 	}
 	srv.token_end = next;
+}
+
+/*
+ * ---- Programs that say who may come in (auth=1)
+ *
+ * The request stays in the connection's buffer.  When the program allows it,
+ * it is read and checked once more, this time with the verdict at hand.
+ */
+
+/* For a conn that is `judged`: the number that the program was told. */
+static struct judging {
+	u32 conn, gen;
+	u64 ticket;          /* 0: a free row */
+	char guid[UUID_TEXT]; /* its id, if it is volatile */
+} judgings[WSP_BUFFERS];
+
+static u64 judging_ticket;
+
+static struct verdict verdict_now;
+static u32 verdict_for = NONE; /* the slot it is about, while it is used */
+
+/* The connection that waits for this verdict, or NULL. */
+static struct conn *
+judging_conn(const struct judging *j)
+{
+	struct conn *c = &srv.conn[j->conn];
+
+	return j->ticket != 0 && c->gen == j->gen && c->judged ? c : NULL;
+}
+
+static struct judging *
+judging_find(u64 ticket)
+{
+	for (u32 i = 0; i < WSP_BUFFERS; i++)
+		if (judgings[i].ticket == ticket && judging_conn(&judgings[i]))
+			return &judgings[i];
+	return NULL;
+}
+
+/* A row for a new one; numbers begin somewhere, so that an answer to a server
+ * before this one is no answer. */
+static struct judging *
+judging_new(const struct conn *c)
+{
+	u32 start;
+
+	for (u32 i = 0; i < WSP_BUFFERS; i++) {
+		struct judging *j = &judgings[i];
+
+		if (judging_conn(j))
+			continue;
+		if (judging_ticket == 0) {
+			sys_random(&start, sizeof start);
+			judging_ticket = start;
+		}
+		*j = (struct judging){ .conn = conn_slot(c), .gen = c->gen,
+			.ticket = ++judging_ticket };
+		return j;
+	}
+	return NULL;
+}
+
+static void
+judging_text(struct out *o, const char *name, bool there, struct str value)
+{
+	out_text(o, name);
+	if (there && text_is_utf8(value.p, value.n))
+		json_string(o, value);
+	else
+		out_text(o, "null");
+}
+
+/* What the program is told of an arrival. */
+static void
+judging_body(struct out *o, const struct arrival *a)
+{
+	const struct http_request *r = a->r;
+	struct str cookie = STR("");
+	size_t cursor = 0;
+	char peer[64];
+
+	conn_peer(peer, a->c);
+	judging_text(o, "{\"path\":", true, (struct str){ r->path.p,
+	    r->query.n > 0 ? (size_t)(text_end(r->query) - r->path.p) :
+	    r->path.n });
+	judging_text(o, ",\"id\":", a->stateful,
+	    (struct str){ a->id, a->id_n });
+	judging_text(o, ",\"peer\":", true, text_of(peer));
+	judging_text(o, ",\"origin\":", r->has_origin, r->origin);
+	(void)http_header_next(r, "Cookie", &cursor, &cookie);
+	judging_text(o, ",\"cookie\":", cursor > 0 && cookie.n > 0, cookie);
+	out_text(o, ",\"claims\":");
+	out_str(o, a->token ? a->token->claims : STR("null"));
+	out_char(o, '}');
+}
+
+/* Asks the service's program.  False, with c->judged: it is asked; else the
+ * arrival is refused.  True: it has said yes before. */
+static bool
+arrival_judge(struct arrival *a)
+{
+	struct conn *c = &srv.conn[conn_slot(a->c)];
+	struct out o = out_to(srv.scratch_answer, srv.buffer_size -
+	    WSP_MAX_SOCKET_ID - 64);
+	struct str id = { a->id, a->id_n };
+	struct judging *j;
+	u8 random[16];
+	u32 sock;
+
+	if (verdict_for == conn_slot(c)) {
+		a->verdict = &verdict_now;
+		return arrival_verdict_fits(a) || arrival_refuse(a, 403, "",
+		    "the id and the service set more than 16 tags");
+	}
+	if (!arrival_find(a, &sock))
+		return false;
+	j = judging_new(c);
+	if (j) {
+		sys_random(random, sizeof random);
+		uuid_text(j->guid, random);
+		if (!a->stateful)
+			id = (struct str){ j->guid, UUID_TEXT };
+		judging_body(&o, a);
+	}
+	if (!j || o.full || !handler_auth(a->number, j->ticket, id,
+	    a->stateful, (struct str){ o.p, o.n }))
+		return arrival_refuse(a, 503, "Retry-After: 5\r\n",
+		    "the service cannot say now whether you may come in");
+	c->judged = true;
+	return false;
 }
 
 static void
@@ -10678,6 +10906,11 @@ service_request(struct conn *c, const struct http_request *r)
 		return;
 	}
 	arrival_protocol(&a);
+	if (a.service->auth && !arrival_judge(&a)) {
+		if (!c->judged)
+			conn_refuse(c, a.status, a.headers, a.why, false);
+		return;
+	}
 	sock = arrival_row(&a);
 	if (sock == NONE)
 		conn_refuse(c, a.status, a.headers, a.why, false);
@@ -10972,6 +11205,10 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 
 	if (handler == HANDLER_ECHO) {
 		service_answer(c, opcode, p, n);
+		return;
+	}
+	if (handler == HANDLER_UNIX || handler == HANDLER_EXEC) {
+		handler_message(c->sock, opcode, p, n);
 		return;
 	}
 	if (opcode == FRAME_TEXT && str_is(text, "$hbt")) {
@@ -11584,6 +11821,90 @@ asking_ping(struct asking *q)
 	asking_end(q);
 }
 
+/*
+ * ---- allow and deny
+ */
+
+/* Takes the connection that waits for this number.  NULL: there is none, and
+ * the answer says so. */
+static struct conn *
+asking_judged(struct asking *q)
+{
+	struct judging *j = judging_find(q->r.ticket);
+	struct conn *c = j ? judging_conn(j) : NULL;
+
+	if (!c) {
+		asking_refuse(q, REFUSED_UNKNOWN_SOCKET,
+		    "nobody waits who has this number");
+		return NULL;
+	}
+	verdict_now.guid = j->guid;
+	c->judged = false;
+	return c;
+}
+
+/* Reads the tags behind `allow N`; the last of a name counts. */
+static bool
+asking_allow_tags(struct asking *q)
+{
+	struct verdict *v = &verdict_now;
+	struct str rest = q->r.target, word;
+	struct tag_line line;
+	u32 k;
+
+	v->tags = 0;
+	while (token_next(&rest, &word)) {
+		if (tag_parse(&line, word) < 0 || line.remove) {
+			asking_refuse(q, REFUSED_BAD_TAG, line.why ? line.why :
+			    "allow only sets tags");
+			return false;
+		}
+		for (k = 0; k < v->tags && !str_eq(v->tag[k].name, line.name);)
+			k++;
+		if (k == WSP_MAX_TAGS) {
+			asking_refuse(q, REFUSED_BAD_TAG, "more than 16 tags");
+			return false;
+		}
+		v->tag[k] = line;
+		v->tags += k == v->tags;
+	}
+	return true;
+}
+
+static void
+asking_allow(struct asking *q)
+{
+	struct conn *c;
+
+	if (!asking_allow_tags(q))
+		return;
+	c = asking_judged(q);
+	if (!c)
+		return;
+	verdict_for = conn_slot(c);
+	conn_resume(c);
+	verdict_for = NONE;
+	asking_ok(q, 1);
+	asking_end(q);
+}
+
+static void
+asking_deny(struct asking *q)
+{
+	const char *headers = q->r.code == 503 || q->r.code == 429 ?
+	    "Retry-After: 5\r\n" : "";
+	struct conn *c = asking_judged(q);
+
+	if (!c)
+		return;
+	if (q->r.code == 401)
+		headers = "WWW-Authenticate: Bearer\r\n";
+	conn_refuse(c, q->r.code, headers, "the service does not let you in",
+	    false);
+	asking_ok(q, 1);
+	asking_end(q);
+}
+
 /* A target that names a service which is not configured is an error: a typo
  * must not look like an empty group. */
 static bool
@@ -11628,9 +11949,10 @@ asking_do(struct asking *q)
 		asking_watch(q);
 		break;
 	case VERB_ALLOW:
+		asking_allow(q);
+		break;
 	case VERB_DENY:
-		asking_refuse(q, REFUSED_UNKNOWN_VERB,
-		    "this verb is not in this version");
+		asking_deny(q);
 		break;
 	}
 }
@@ -11644,7 +11966,8 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 	const char *why = NULL;
 	enum refusal bad = request_parse(&q->r, p, n, full_n, allowed);
 
-	if (bad == REFUSED_NOT && q->r.target.n > 0) {
+	if (bad == REFUSED_NOT && q->r.target.n > 0 &&
+	    q->r.verb != VERB_ALLOW) {
 		if (target_parse(&q->target, q->r.target, &why) < 0)
 			bad = REFUSED_BAD_TARGET;
 		else if (q->r.retain && q->target.socket.n > 0) {
@@ -11664,7 +11987,768 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 30. Push socket ---------------------------------------------------
+/* ----- 30. Handlers ------------------------------------------------------
+ *
+ * Services that are programs of somebody else's: `unix:PATH`, a datagram
+ * socket, and `exec:COMMAND`, a child that reads events and writes requests,
+ * one a line.  Nobody here waits for them: what a program does not take at
+ * once is dropped and counted, and of a line it gets all or nothing.
+ */
+
+/* A line to a child or from it, its end included. */
+#define HANDLER_LINE 65536
+
+/* What a child has room for before it must read; beyond: dropped. */
+#define HANDLER_PIPE (4 * HANDLER_LINE)
+
+#define HANDLER_WORDS 32  /* of a command, and its length in bytes */
+#define HANDLER_TEXT  1024
+#define HANDLER_SAYS  20  /* lines logged of one child in a second */
+#define HANDLER_HEAD  (64 + WSP_MAX_SOCKET_ID)
+
+/* Our ends of a child's pipes. */
+enum pipe_end { PIPE_IN, PIPE_OUT, PIPE_ERR, PIPES };
+
+static struct handler_row {
+	struct sockaddr_un to;  /* of unix: */
+	int fd;                 /* of unix:, the socket its events leave by */
+	int pipe[PIPES];        /* of exec:, -1 when it has none */
+	char *line;             /* a line half out, HANDLER_LINE */
+	size_t line_n, line_at;
+	char *got;              /* a line half in, HANDLER_LINE */
+	size_t got_n;
+	bool skip;              /* it is too long */
+	char said[200];         /* of standard error */
+	size_t said_n;
+	int64_t says_until;     /* when the next second begins */
+	u32 says, unsaid;       /* lines logged in this one, and not logged */
+} handlers[SETTINGS_SERVICES];
+
+static char *handler_lines; /* in the arena, two for each child */
+
+/* What epoll carries for a service's pipe. */
+#define LOOP_HANDLER (UINT64_MAX - 128) /* + its number */
+
+_Static_assert(SETTINGS_SERVICES * PIPES < 120, "they end below the others");
+
+static bool
+handler_is_exec(u32 service)
+{
+	return settings.service[service].handler == HANDLER_EXEC;
+}
+
+static bool
+handler_is_program(u32 service)
+{
+	return settings.service[service].handler == HANDLER_UNIX ||
+	    handler_is_exec(service);
+}
+
+static u32
+handler_children(void)
+{
+	u32 n = 0;
+
+	for (u32 i = 0; i < settings.services; i++)
+		n += handler_is_exec(i);
+	return n;
+}
+
+/* A flood is one line and a count. */
+static void
+handler_log(u32 service, const char *event, struct str text)
+{
+	struct handler_row *h = &handlers[service];
+	struct str name = settings.service[service].name;
+	struct log_room room;
+
+	if (srv.now >= h->says_until) {
+		if (h->unsaid > 0)
+			log_event(LOG_LEVEL_WARN, "handler", "service=%.*s "
+			    "lines_not_logged=%u", (int)name.n, name.p,
+			    h->unsaid);
+		h->says = h->unsaid = 0;
+		h->says_until = srv.now + 1000;
+	}
+	if (++h->says > HANDLER_SAYS) {
+		h->unsaid++;
+		return;
+	}
+	log_event(LOG_LEVEL_WARN, event, "service=%.*s text=%s", (int)name.n,
+	    name.p, log_quote(&room, text));
+}
+
+/*
+ * ---- Events
+ */
+
+/* `head`, a line feed, the body.  `body` may lie where the datagram is put
+ * together, behind its head or not. */
+static bool
+handler_datagram(struct handler_row *h, struct str head, const u8 *body,
+    size_t n)
+{
+	u8 *p = srv.scratch_answer;
+	char plain[HANDLER_HEAD + 1];
+
+	/* An event without a body may come while others use the scratch. */
+	if (n == 0)
+		p = (u8 *)plain;
+	else
+		memmove(p + head.n + 1, body, n);
+	memcpy(p, head.p, head.n);
+	p[head.n] = '\n';
+	return sys_sendto(h->fd, p, head.n + 1 + n, &h->to, sizeof h->to) >= 0;
+}
+
+static void
+handler_close_pipe(struct handler_row *h, enum pipe_end which)
+{
+	if (h->pipe[which] < 0)
+		return;
+	sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, h->pipe[which], 0, 0);
+	sys_close(h->pipe[which]);
+	h->pipe[which] = -1;
+	if (which == PIPE_IN)
+		h->line_n = h->line_at = 0;
+}
+
+/* Writes what is left of the line.  Returns what was written, or below 0. */
+static ssize_t
+handler_flush(u32 service)
+{
+	struct handler_row *h = &handlers[service];
+	bool waited = h->line_at > 0;
+	ssize_t r;
+
+	if (h->pipe[PIPE_IN] < 0 || h->line_n == 0)
+		return 0;
+	r = sys_write(h->pipe[PIPE_IN], h->line + h->line_at,
+	    h->line_n - h->line_at);
+	if (r < 0 && r != -EAGAIN) {
+		handler_close_pipe(h, PIPE_IN);
+		return r;
+	}
+	if (r > 0)
+		h->line_at += (size_t)r;
+	if (h->line_at == h->line_n || (h->line_at == 0 && r < 0))
+		h->line_n = h->line_at = 0;
+	if (waited != (h->line_at > 0))
+		sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD, h->pipe[PIPE_IN],
+		    h->line_at > 0 ? EPOLLOUT : 0,
+		    LOOP_HANDLER + service * PIPES + PIPE_IN);
+	return r;
+}
+
+/* `head`, and the body as a JSON string. */
+static bool
+handler_line(u32 service, struct str head, const u8 *body, size_t n,
+    bool binary)
+{
+	struct handler_row *h = &handlers[service];
+	struct out o = out_to(h->line, HANDLER_LINE);
+
+	if (h->pipe[PIPE_IN] < 0 || h->line_n > 0)
+		return false;
+	out_str(&o, head);
+	if (binary && n < HANDLER_LINE / 2) {
+		out_text(&o, " \"");
+		o.n += base64_encode(o.p + o.n, body, n);
+		out_char(&o, '"');
+	} else if (binary) {
+		return false;
+	} else if (body) {
+		out_char(&o, ' ');
+		json_string(&o, (struct str){ (const char *)body, n });
+	}
+	out_char(&o, '\n');
+	if (o.full)
+		return false;
+	h->line_n = o.n;
+	return handler_flush(service) > 0; /* of half a line the rest follows */
+}
+
+_Static_assert(HANDLER_HEAD + 4 + (HANDLER_LINE / 2 + 2) / 3 * 4 <
+    HANDLER_LINE, "base64 has its room");
+
+/* Gives an event to a service's program.  `body` NULL: it has none.  False:
+ * it was dropped. */
+static bool
+handler_event(u32 service, struct str head, const u8 *body, size_t n,
+    bool binary)
+{
+	struct handler_row *h = &handlers[service];
+	bool taken;
+
+	if (!handler_is_program(service))
+		return true;
+	taken = handler_is_exec(service) ?
+	    handler_line(service, head, body, n, binary) :
+	    handler_datagram(h, head, body, n);
+	srv.queues.total.handler_dropped += !taken;
+	return taken;
+}
+
+/* `WORD SOCKETID`, the way the events of a socket begin. */
+static struct out
+handler_head(char text[HANDLER_HEAD], const char *word, u32 sock)
+{
+	struct out o = out_to(text, HANDLER_HEAD);
+
+	out_text(&o, word);
+	out_char(&o, ' ');
+	sock_name(&o, &srv.sockets, sock, service_name(sock));
+	return o;
+}
+
+static void
+handler_opened(u32 sock)
+{
+	char text[HANDLER_HEAD];
+	struct out o = handler_head(text, "open", sock);
+
+	(void)handler_event(srv.sockets.row[sock].service,
+	    (struct str){ text, o.n }, NULL, 0, false);
+}
+
+static void
+handler_closed(u32 sock, u16 code)
+{
+	char text[HANDLER_HEAD];
+	struct out o = handler_head(text, "close", sock);
+
+	out_char(&o, ' ');
+	out_u64(&o, code);
+	(void)handler_event(srv.sockets.row[sock].service,
+	    (struct str){ text, o.n }, NULL, 0, false);
+}
+
+static void
+handler_message(u32 sock, u8 opcode, const u8 *p, size_t n)
+{
+	char text[HANDLER_HEAD];
+	struct out o = handler_head(text, "message", sock);
+	bool binary = opcode == FRAME_BINARY;
+
+	out_text(&o, binary ? " binary" : " text");
+	(void)handler_event(srv.sockets.row[sock].service,
+	    (struct str){ text, o.n }, p, n, binary);
+}
+
+/* Asks whether somebody may come in; `body` may lie in the scratch for
+ * answers.  False: nobody was asked. */
+static bool
+handler_auth(u32 service, u64 ticket, struct str id, bool stateful,
+    struct str body)
+{
+	char text[HANDLER_HEAD];
+	struct out o = out_to(text, sizeof text);
+
+	out_text(&o, "auth ");
+	out_u64(&o, ticket);
+	out_text(&o, " /services/");
+	out_str(&o, settings.service[service].name);
+	out_text(&o, stateful ? "-s-" : "-v-");
+	out_str(&o, id);
+	assert(!o.full);
+	return handler_event(service, (struct str){ text, o.n },
+	    (const u8 *)body.p, body.n, false);
+}
+
+/*
+ * ---- Requests
+ */
+
+/* Makes a datagram of a child's line, where it lies:
+ *
+ *     send kind=json $room:a "{\"a\":1}"   ->   send kind=json $room:a\n{"a":1}
+ *
+ * Returns its length, or 0 with the sentence in *why. */
+static size_t
+handler_unfold(char *p, size_t n, const char **why)
+{
+	struct request r;
+	struct str quoted;
+	size_t at = 0;
+	int made;
+
+	while (at < n && (p[at] != '"' || at == 0 || p[at - 1] != ' '))
+		at++;
+	if (at == n)
+		return n;
+	quoted = (struct str){ p + at, n - at };
+	*why = "the body is not one JSON string";
+	if (!text_is_utf8(quoted.p, quoted.n) || quoted.p[quoted.n - 1] != '"'
+	    || json_tokens(NULL, 0, quoted) != 1)
+		return 0;
+	p[at - 1] = '\n';
+	(void)request_parse(&r, (const u8 *)p, at, at, true);
+	/* What it stands for is never longer: the place is its own. */
+	made = json_decode(p + at, quoted.n, quoted);
+	if (made >= 0 && r.kind == KIND_BINARY && made > 0) {
+		*why = "the body of kind=binary is not base64";
+		made = base64_decode((u8 *)p + at, (size_t)made,
+		    (struct str){ p + at, (size_t)made });
+	}
+	return made < 0 ? 0 : at + (size_t)made;
+}
+
+/* One line of a child: a request that gets no reply. */
+static void
+handler_request(u32 service, char *p, size_t n)
+{
+	static struct asking q;
+	static struct request r;
+	const char *why = NULL;
+
+	while (n > 0 && strchr(" \t\r", p[n - 1]))
+		n--;
+	for (; n > 0 && (*p == ' ' || *p == '\t'); n--)
+		p++;
+	if (n == 0)
+		return;
+	n = handler_unfold(p, n, &why);
+	q.reply = out_to(srv.scratch_reply, srv.reply_size);
+	q.from = NULL;
+	q.from_n = 0;
+	if (n == 0) {
+		q.r = (struct request){ .verb = VERB_SEND };
+		asking_refuse(&q, REFUSED_BAD_REQUEST, why);
+	} else if (request_parse(&r, (const u8 *)p, n, n, true) ==
+	    REFUSED_NOT && r.given & OPTION_BIT(OPTION_ACK)) {
+		q.r = r;
+		asking_refuse(&q, REFUSED_BAD_OPTION,
+		    "nobody could be told of ack=");
+	} else {
+		service_ask(&q, (const u8 *)p, n, n, true);
+	}
+	if (q.r.refusal != REFUSED_NOT)
+		handler_log(service, "refused", (struct str){ q.reply.p,
+		    min_size(q.reply.n, 120) });
+}
+
+/* Takes what a child writes, cuts it into lines. */
+static void
+handler_read_out(u32 service)
+{
+	struct handler_row *h = &handlers[service];
+	char *p = h->got, *end, *line_end;
+	ssize_t r = read(h->pipe[PIPE_OUT], p + h->got_n,
+	    HANDLER_LINE - h->got_n);
+
+	if (r < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (r <= 0) {
+		handler_close_pipe(h, PIPE_OUT);
+		return;
+	}
+	end = p + h->got_n + r;
+	while ((line_end = memchr(p, '\n', (size_t)(end - p)))) {
+		if (!h->skip)
+			handler_request(service, p, (size_t)(line_end - p));
+		h->skip = false;
+		p = line_end + 1;
+	}
+	h->got_n = (size_t)(end - p);
+	memmove(h->got, p, h->got_n);
+	if (h->got_n < HANDLER_LINE && !h->skip)
+		return;
+	if (!h->skip)
+		handler_log(service, "refused",
+		    STR("a line over 64 KiB was dropped"));
+	h->skip = true;
+	h->got_n = 0;
+}
+
+/* Logs what a child says on standard error. */
+static void
+handler_read_err(u32 service)
+{
+	struct handler_row *h = &handlers[service];
+	ssize_t r = read(h->pipe[PIPE_ERR], h->said + h->said_n,
+	    sizeof h->said - h->said_n);
+	struct str rest, line;
+
+	if (r < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (r > 0)
+		h->said_n += (size_t)r;
+	rest = (struct str){ h->said, h->said_n };
+	while (rest.n > 0 && (r <= 0 || h->said_n == sizeof h->said ||
+	    memchr(rest.p, '\n', rest.n))) {
+		(void)split_next(&rest, '\n', &line);
+		h->said_n = 0; /* a piece of a long line is a line */
+		if (line.n > 0)
+			handler_log(service, "child", line);
+		if (!rest.p)
+			rest = STR("");
+	}
+	h->said_n = rest.n;
+	memmove(h->said, rest.p, rest.n);
+	if (r <= 0)
+		handler_close_pipe(h, PIPE_ERR);
+}
+
+/* epoll says that something is to be done about a pipe. */
+static void
+handler_ready(u32 number, u32 events)
+{
+	u32 service = number / PIPES;
+	enum pipe_end which = (enum pipe_end)(number % PIPES);
+	struct handler_row *h = &handlers[service];
+
+	if (h->pipe[which] < 0)
+		return;
+	switch (which) {
+	case PIPE_IN:
+		if (events & EPOLLERR)
+			handler_close_pipe(h, PIPE_IN);
+		else
+			(void)handler_flush(service);
+		break;
+	case PIPE_OUT:
+		handler_read_out(service);
+		break;
+	case PIPE_ERR:
+		handler_read_err(service);
+		break;
+	case PIPES:
+		break;
+	}
+}
+
+/* Rows, and a socket for every unix: service, for what waits unread at one
+ * program must not be in the way of another's events. */
+static int
+handler_open(void)
+{
+	char *line = handler_lines;
+
+	for (u32 i = 0; i < settings.services; i++) {
+		struct handler_row *h = &handlers[i];
+		struct str path = settings.service[i].program;
+
+		*h = (struct handler_row){ .fd = -1, .pipe = { -1, -1, -1 },
+			.to = { .sun_family = AF_UNIX } };
+		if (handler_is_exec(i)) {
+			h->line = line;
+			h->got = line + HANDLER_LINE;
+			line += 2 * HANDLER_LINE;
+		}
+		if (settings.service[i].handler != HANDLER_UNIX)
+			continue;
+		memcpy(h->to.sun_path, path.p, path.n);
+		h->fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK |
+		    SOCK_CLOEXEC, 0);
+		if (h->fd < 0)
+			return -errno;
+	}
+	return 0;
+}
+
+/* ----- 31. Helper --------------------------------------------------------
+ *
+ * Children of exec: services are started by a helper, a process forked at the
+ * start, while we still may do what the running server may not.  It starts
+ * them again when they die, and passes the server its ends of their pipes:
+ *
+ *     server <---- pipes of a new child ---- helper ---- fork, exec ---> child
+ *        |                                                                 |
+ *        +------- events ---> standard input                               |
+ *                 requests <- standard output, log <- standard error  -----+
+ *
+ * The server writes one byte when it is ready; when its end is closed, because
+ * it stops or has died, the children are told to go, and a second later they
+ * are killed.
+ */
+static int helper_fd = -1; /* the server's end */
+
+#define LOOP_HELPER (UINT64_MAX - 3) /* what epoll carries for it */
+
+struct helper_child {
+	pid_t pid;           /* 0: none */
+	int64_t start_at, started;
+	u32 pause_s;
+};
+
+/* In the child: becomes the command.  Its words are cut in a copy. */
+static void
+helper_exec(u32 service, const int ends[PIPES])
+{
+	const struct service *s = &settings.service[service];
+	static char text[HANDLER_TEXT], name[WSP_MAX_SERVICE + 1];
+	char *word[HANDLER_WORDS + 1], *rest = text;
+	sigset_t none;
+	u32 n = 0;
+
+	memcpy(text, s->program.p, s->program.n);
+	memcpy(name, s->name.p, s->name.n);
+	while (n < HANDLER_WORDS && (word[n] = strtok_r(rest, " \t", &rest)))
+		n++;
+	word[n] = NULL;
+	setpgid(0, 0);
+	for (int i = 0; i < PIPES; i++)
+		dup2(ends[i], i);
+	signal(SIGPIPE, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	setenv("WSPUSH_SOCKET", settings.push_path, 1);
+	setenv("WSPUSH_SERVICE", name, 1);
+	execvp(word[0], word);
+	dprintf(STDERR_FILENO, "%s: %s\n", word[0], strerror(errno));
+	_exit(127);
+}
+
+/* Passes our ends of a new child's pipes to the server. */
+static void
+helper_pass(int to, u32 service, const int ours[PIPES])
+{
+	union {
+		struct cmsghdr align;
+		char room[CMSG_SPACE(sizeof(int) * PIPES)];
+	} control = { .room = { 0 } };
+	struct iovec iov = { &service, sizeof service };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = &control, .msg_controllen = sizeof control };
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int) * PIPES);
+	memcpy(CMSG_DATA(c), ours, sizeof(int) * PIPES);
+	(void)!sendmsg(to, &m, MSG_NOSIGNAL);
+}
+
+/* Starts a service's child, or leaves it for the next try. */
+static void
+helper_start(int to, u32 service, struct helper_child *child)
+{
+	int pair[PIPES][2], theirs[PIPES], ours[PIPES], made = 0;
+
+	while (made < PIPES && pipe2(pair[made], O_CLOEXEC) == 0)
+		made++;
+	for (int i = 0; i < made; i++) {
+		theirs[i] = pair[i][i != PIPE_IN];
+		ours[i] = pair[i][i == PIPE_IN];
+		fcntl(ours[i], F_SETFL, fcntl(ours[i], F_GETFL) | O_NONBLOCK);
+	}
+	if (made == PIPES) {
+		fcntl(ours[PIPE_IN], F_SETPIPE_SZ, HANDLER_PIPE);
+		child->pid = fork();
+	}
+	if (child->pid == 0 && made == PIPES)
+		helper_exec(service, theirs);
+	if (child->pid > 0) {
+		setpgid(child->pid, child->pid); /* it may not run yet */
+		helper_pass(to, service, ours);
+	} else {
+		log_event(LOG_LEVEL_ERROR, "child", "service=%.*s why=\"%s\"",
+		    (int)settings.service[service].name.n,
+		    settings.service[service].name.p, strerror(errno));
+		child->pid = 0;
+		child->start_at += 60000;
+	}
+	for (int i = 0; i < made; i++) {
+		close(pair[i][0]);
+		close(pair[i][1]);
+	}
+}
+
+/* A child has died: 1, 2, 4 ... 60 s until the next, and 1 s again after one
+ * that lived for a minute. */
+static void
+helper_buried(u32 service, struct helper_child *child, int status)
+{
+	int64_t now = sys_clock_ms(CLOCK_MONOTONIC);
+
+	child->pause_s = now - child->started >= 60000 || child->pause_s == 0 ?
+	    1 : (u32)min_size(60, child->pause_s * (size_t)2);
+	log_event(LOG_LEVEL_WARN, "child", "service=%.*s pid=%d %s=%d "
+	    "again_in=%us", (int)settings.service[service].name.n,
+	    settings.service[service].name.p, (int)child->pid,
+	    WIFSIGNALED(status) ? "signal" : "exit", WIFSIGNALED(status) ?
+	    WTERMSIG(status) : WEXITSTATUS(status), child->pause_s);
+	kill(-child->pid, SIGTERM); /* what it has started and left */
+	child->pid = 0;
+	child->start_at = now + child->pause_s * INT64_C(1000);
+}
+
+/* Takes notice of those who have died; returns how many live. */
+static u32
+helper_reap(struct helper_child *child, bool quietly)
+{
+	u32 live = 0;
+	int status;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+		for (u32 i = 0; i < settings.services; i++)
+			if (child[i].pid == pid && quietly)
+				child[i].pid = 0;
+			else if (child[i].pid == pid)
+				helper_buried(i, &child[i], status);
+	for (u32 i = 0; i < settings.services; i++)
+		live += child[i].pid > 0;
+	return live;
+}
+
+/* Starts who is due; returns the milliseconds until the next, or -1. */
+static int
+helper_start_due(int to, struct helper_child *child)
+{
+	int64_t now = sys_clock_ms(CLOCK_MONOTONIC), next = INT64_MAX;
+
+	for (u32 i = 0; i < settings.services; i++) {
+		if (!handler_is_exec(i) || child[i].pid > 0)
+			continue;
+		if (child[i].start_at <= now) {
+			child[i].started = child[i].start_at = now;
+			helper_start(to, i, &child[i]);
+		}
+		if (child[i].pid == 0 && child[i].start_at < next)
+			next = child[i].start_at;
+	}
+	return next == INT64_MAX ? -1 : (int)(next - now);
+}
+
+/* SIGTERM to every child and what it has started; a second later, death. */
+static void
+helper_end(struct helper_child *child, int signals)
+{
+	struct pollfd p = { .fd = signals, .events = POLLIN };
+	struct signalfd_siginfo info;
+	int64_t until = sys_clock_ms(CLOCK_MONOTONIC) + 1000, left = 1000;
+
+	for (u32 i = 0; i < settings.services; i++)
+		if (child[i].pid > 0)
+			kill(-child[i].pid, SIGTERM);
+	while (helper_reap(child, true) > 0 && left > 0) {
+		poll(&p, 1, (int)left);
+		if (p.revents)
+			(void)!read(signals, &info, sizeof info);
+		left = until - sys_clock_ms(CLOCK_MONOTONIC);
+	}
+	for (u32 i = 0; i < settings.services; i++)
+		if (child[i].pid > 0)
+			kill(-child[i].pid, SIGKILL);
+	_exit(0);
+}
+
+static void
+helper_run(int server)
+{
+	static struct helper_child child[SETTINGS_SERVICES];
+	struct signalfd_siginfo info;
+	struct pollfd p[2] = { { .fd = server, .events = POLLIN } };
+	bool stopping = false;
+	sigset_t set;
+	char go;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	p[1] = (struct pollfd){ .events = POLLIN,
+		.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK) };
+	if (read(server, &go, 1) != 1)
+		_exit(0);
+	for (;;) {
+		poll(p, 2, stopping ? -1 : helper_start_due(server, child));
+		/* Whom init stops it stops with all that is its own. */
+		while (read(p[1].fd, &info, sizeof info) == sizeof info)
+			stopping |= info.ssi_signo == SIGTERM ||
+			    info.ssi_signo == SIGINT;
+		(void)helper_reap(child, stopping);
+		if (p[0].revents)
+			helper_end(child, p[1].fd);
+	}
+}
+
+/*
+ * ---- The server's side of it
+ */
+
+/* New pipes from the helper. */
+static void
+helper_take_pipes(void)
+{
+	union {
+		struct cmsghdr align;
+		char room[CMSG_SPACE(sizeof(int) * PIPES)];
+	} control;
+	u32 service = 0;
+	struct iovec iov = { &service, sizeof service };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = &control, .msg_controllen = sizeof control };
+	ssize_t n = recvmsg(helper_fd, &m, MSG_DONTWAIT |
+	    MSG_CMSG_CLOEXEC);
+	struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&m) : NULL;
+	struct handler_row *h;
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (n <= 0) {
+		log_event(LOG_LEVEL_ERROR, "child", "why=\"the helper that "
+		    "starts children is gone\"");
+		sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, helper_fd, 0, 0);
+		sys_close(helper_fd);
+		helper_fd = -1;
+		return;
+	}
+	if (!c || c->cmsg_len != CMSG_LEN(sizeof(int) * PIPES))
+		return;
+	h = &handlers[service];
+	for (int i = 0; i < PIPES; i++)
+		handler_close_pipe(h, (enum pipe_end)i);
+	memcpy(h->pipe, CMSG_DATA(c), sizeof h->pipe);
+	h->got_n = h->said_n = 0;
+	h->skip = false;
+	for (int i = 0; i < PIPES; i++)
+		sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, h->pipe[i],
+		    i == PIPE_IN ? 0 : EPOLLIN,
+		    LOOP_HANDLER + service * PIPES + (u32)i);
+}
+
+/* The server is about to be ready: children may come.  Their pipes are there
+ * before the first client is, whatever the children do; what is missing after
+ * a second comes later. */
+static void
+helper_go(void)
+{
+	struct pollfd p = { .fd = helper_fd, .events = POLLIN };
+
+	if (helper_fd < 0)
+		return;
+	sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, helper_fd, EPOLLIN,
+	    LOOP_HELPER);
+	(void)sys_send(helper_fd, "", 1, 0);
+	for (u32 i = 0; i < handler_children() && helper_fd >= 0; i++)
+		if (poll(&p, 1, 1000) <= 0)
+			return;
+		else
+			helper_take_pipes();
+}
+
+/* The end: waits a moment for children that go when they are told. */
+static void
+helper_stop(void)
+{
+	struct pollfd p = { .fd = helper_fd, .events = POLLIN };
+	char last[8];
+
+	if (helper_fd < 0)
+		return;
+	sys_shutdown(helper_fd, SHUT_WR);
+	while (poll(&p, 1, 400) > 0 && sys_recv(helper_fd, last,
+	    sizeof last, 0) > 0)
+		continue;
+	sys_close(helper_fd);
+	helper_fd = -1;
+}
+
+/* ----- 32. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -11794,7 +12878,7 @@ push_next_waiter(int64_t latest)
 	return latest;
 }
 
-/* ----- 31. Loop ----------------------------------------------------------
+/* ----- 33. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, for its senders were waiting to refill it; then who is
@@ -11905,6 +12989,10 @@ loop_event(const struct epoll_event *ev)
 		return;
 	if (id == LOOP_SIGNAL)
 		loop_signals();
+	else if (id == LOOP_HELPER)
+		helper_take_pipes();
+	else if (id >= LOOP_HANDLER)
+		handler_ready((u32)(id - LOOP_HANDLER), ev->events);
 	else if (id >= LOOP_LISTENER)
 		loop_accept(&settings.listen[id - LOOP_LISTENER]);
 	else
@@ -11961,7 +13049,7 @@ loop_turn(void)
 	}
 }
 
-/* ----- 32. Options -------------------------------------------------------
+/* ----- 34. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -12269,8 +13357,42 @@ opt_service_option(struct service *s, struct str name, struct str value)
 		s->has_overflow = true;
 		return opt_overflow_word(&s->overflow, value);
 	}
-	return "a service's options are protocol=, origin=, max=, ack= and "
-	    "overflow=";
+	if (str_is(name, "auth")) {
+		s->auth = true;
+		return str_is(value, "1") ? NULL : "auth= takes only 1";
+	}
+	return "a service's options are protocol=, origin=, auth=1, max=, "
+	    "ack= and overflow=";
+}
+
+/* unix:PATH */
+static const char *
+opt_service_unix(struct service *s, struct str path)
+{
+	s->handler = HANDLER_UNIX;
+	s->program = path;
+	return path.n > 0 && path.n < sizeof ((struct sockaddr_un *)0)->sun_path
+	    ? NULL : "unix: takes a path of 1 to 107 bytes";
+}
+
+/* exec:COMMAND, words between white space */
+static const char *
+opt_service_exec(struct service *s, struct str command)
+{
+	u32 words = 0;
+	bool in = false;
+
+	s->handler = HANDLER_EXEC;
+	s->program = command;
+	for (size_t i = 0; i < command.n; i++) {
+		bool white = command.p[i] == ' ' || command.p[i] == '\t';
+
+		words += !white && !in;
+		in = !white;
+	}
+	return words > 0 && words <= HANDLER_WORDS && command.n < HANDLER_TEXT ?
+	    NULL : "exec: takes a command of 1 to 32 words and less than "
+	    "1024 bytes";
 }
 
 static const char *
@@ -12278,12 +13400,17 @@ opt_service_handler(struct service *s, struct str word)
 {
 	static const char *const words[] = { "main", "echo", "none" };
 
+	if (str_begins(word, STR("unix:")))
+		return opt_service_unix(s, text_from(word, 5));
+	if (str_begins(word, STR("exec:")))
+		return opt_service_exec(s, text_from(word, 5));
 	for (u32 i = 0; i < COUNT(words); i++)
 		if (str_is(word, words[i])) {
 			s->handler = (enum handler)i;
 			return NULL;
 		}
-	return "a service's handler is main, echo or none";
+	return "a service's handler is main, echo, none, unix:PATH or "
+	    "exec:COMMAND";
 }
 
 /* NAME[=HANDLER][,option...] */
@@ -12311,6 +13438,9 @@ opt_service(const char *value)
 		(void)split_next(&piece, '=', &name);
 		why = opt_service_option(s, name, piece.p ? piece : STR(""));
 	}
+	if (!why && s->auth && s->program.n == 0)
+		why = "auth=1 needs a handler that answers: unix:PATH or "
+		    "exec:COMMAND";
 	settings.services++;
 	return why;
 }
@@ -12649,7 +13779,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? 2 : 0;
 }
 
-/* ----- 33. Memory --------------------------------------------------------
+/* ----- 35. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -12743,6 +13873,9 @@ serve_memory_rows(struct memory_row *m)
 	ROW("datagrams", settings.max_message + WSP_MAX_REQUEST_LINE + 2, 1,
 	    &srv.scratch_push);
 	ROW("replies", WSP_MAX_LIST * 2 + 256, 1, &srv.scratch_reply);
+	if (handler_children() > 0)
+		ROW("lines of exec: services", HANDLER_LINE,
+		    handler_children() * (size_t)2, &handler_lines);
 #undef ROW
 	assert(n <= MEMORY_ROWS);
 	return n;
@@ -12838,7 +13971,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 34. Start ---------------------------------------------------------
+/* ----- 36. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in serve_why; with --wait what is not to be had is tried
@@ -13226,9 +14359,10 @@ serve_token_keys(void)
 static int
 serve_raise_limits(void)
 {
-	enum { OTHERS = 32, LEAST_PENDING = 16 };
+	enum { LEAST_PENDING = 16 };
 	struct rlimit l;
-	u32 need = settings.max_sockets + OTHERS + LEAST_PENDING;
+	u32 others = 32 + settings.services * PIPES;
+	u32 need = settings.max_sockets + others + LEAST_PENDING;
 
 	getrlimit(RLIMIT_NOFILE, &l);
 	if (l.rlim_max < need)
@@ -13237,7 +14371,7 @@ serve_raise_limits(void)
 		    (unsigned long long)l.rlim_max);
 	l.rlim_cur = l.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &l);
-	l.rlim_max -= settings.max_sockets + OTHERS;
+	l.rlim_max -= settings.max_sockets + others;
 	serve.pending = l.rlim_max < WSP_PENDING ? (u32)l.rlim_max :
 	    WSP_PENDING;
 	return 0;
@@ -13270,7 +14404,7 @@ serve_warn_unreadable(const char *path)
 }
 
 static int
-serve_drop_root(void)
+serve_become_user(void)
 {
 	struct str rest = text_of(serve.user ? serve.user : ""), name;
 	struct str user[4], group[4];
@@ -13291,9 +14425,51 @@ serve_drop_root(void)
 	    setuid(uid) < 0)
 		return serve_cannot("cannot become %s: %s", serve.user,
 		    strerror(errno));
+	return 0;
+}
+
+static int
+serve_drop_root(void)
+{
+	if (!serve.user)
+		return 0;
+	if (serve_become_user() != 0)
+		return 1;
 	serve_warn_unreadable(settings.key);
 	for (u32 i = 0; i < settings.token_keys; i++)
 		serve_warn_unreadable(settings.token_key[i]);
+	return 0;
+}
+
+/* Forks the helper of Handlers, if a service needs it: early, while there is
+ * little that it would inherit.  Children are --user's, as we shall be. */
+static int
+serve_start_helper(void)
+{
+	int pair[2];
+	pid_t pid;
+
+	if (handler_children() == 0)
+		return 0;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return serve_cannot("no socket pair: %s", strerror(errno));
+	pid = fork();
+	if (pid < 0)
+		return serve_cannot("cannot start the helper for exec: "
+		    "services: %s", strerror(errno));
+	if (pid == 0) {
+		close(pair[0]);
+		for (u32 i = 0; i < manager.listeners; i++)
+			close(manager.listen[i].fd);
+		if (manager.push >= 0)
+			close(manager.push);
+		if (serve_become_user() != 0)
+			_exit(1);
+		helper_run(pair[1]);
+	}
+	signal(SIGCHLD, SIG_IGN); /* nobody waits for it */
+	close(pair[1]);
+	helper_fd = pair[0];
 	return 0;
 }
 
@@ -13382,7 +14558,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 35. Serve ---------------------------------------------------------
+/* ----- 37. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -13576,11 +14752,13 @@ serve_signal(int number)
 static int
 serve_run(void)
 {
+	helper_go();
 	serve_say_ready();
 	manager_notify("READY=1");
 	while (!srv.stopping)
 		loop_turn();
 	serve_finish();
+	helper_stop();
 	log_event(LOG_LEVEL_INFO, "stopped", "connections=%u", srv.live);
 	return 0;
 }
@@ -13608,6 +14786,8 @@ serve_start(void)
 		return 1;
 	manager_stand_in();
 	manager_open();
+	if (serve_start_helper() != 0)
+		return 1;
 	if (serve_raise_limits() != 0 || serve_watch_signals() != 0)
 		return 1;
 	if (serve_take_memory() != 0)
@@ -13619,6 +14799,11 @@ serve_start(void)
 		if (tls_start(serve_why, sizeof serve_why) < 0)
 			return 1;
 	}
+	if (handler_open() < 0)
+		return serve_cannot("no socket for unix: services");
+	for (u32 i = 0; i < settings.services; i++)
+		if (settings.service[i].handler == HANDLER_UNIX)
+			serve_set_datagrams(handlers[i].fd);
 	srv.push = -1;
 	srv.now = srv.started = sys_clock_ms(CLOCK_MONOTONIC);
 	if (serve_acquire_patiently() != 0)
@@ -13661,7 +14846,7 @@ serve_command(int argc, char **argv)
 	return serve_run();
 }
 
-/* ----- 36. Client --------------------------------------------------------
+/* ----- 38. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -14535,7 +15720,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 37. Main ----------------------------------------------------------
+/* ----- 39. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
