@@ -305,7 +305,6 @@ def test_the_server_takes_the_settings_file_that_the_script_makes(box):
 def test_every_option_that_uci_knows_is_one_of_the_server(box):
     help_text = run(wsp.BINARY, "serve", "--help")
     known = set(re.findall(r"^  --([a-z-]+)", help_text, re.M))
-    known |= {"metrics", "no-sandbox"}
     notes = box("start_service")
     names = {n.split()[1].split(":")[0].replace("_", "-")
              for n in notes if n.startswith("type ")}
