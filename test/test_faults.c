@@ -11,7 +11,6 @@
  *
  * WSP_SEEDS is how many games are played, WSP_SEED the first.
  */
-#define _GNU_SOURCE
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/epoll.h>

@@ -3,7 +3,6 @@
  *
  * Room 8, Store: messages, each once, in a ring that compacts itself.
  */
-#define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
