@@ -7805,6 +7805,9 @@ struct buffer {
 };
 
 _Static_assert(WSP_BUFFERS >= 4, "one connection may hold three buffers");
+_Static_assert(WSP_BUFFERS <= 255, "a buffer's number is one byte");
+_Static_assert(WSP_HANDSHAKES <= 64, "a pool, and one byte for its number");
+_Static_assert(WSP_PENDING <= 65535, "rows beside those of the sockets");
 
 static struct {
 	int64_t now;             /* ms, read once a turn */
@@ -9134,7 +9137,8 @@ conn_input(struct conn *c, u8 *p, size_t n, size_t plain)
 		}
 		if (a == b)
 			a = b = (size_t)(r.p - p);
-		memmove(p + b, r.p, r.n);
+		if (p + b != r.p) /* behind bytes that wait for more */
+			memmove(p + b, r.p, r.n);
 		b += r.n;
 	}
 	conn_keep_input(c, p + a, b - a, p + d, n - d, moved);
