@@ -4780,7 +4780,12 @@ struct token_use {
 	struct str service;  /* empty: for any */
 	struct str id;       /* stateful; empty: volatile */
 	int64_t now;         /* seconds since 1970 */
+	bool unread;         /* its signature is not to be looked at: 503 */
 };
+
+/* The one reason that costs a signature to find. */
+static const char token_forged[] =
+    "no key of its algorithm made its signature";
 
 /*
  * ---- Keys
@@ -5169,7 +5174,7 @@ token_refuses(const struct token *t, const struct token_use *use)
 
 /*
  * Checks a token: 0, 401 when it is of no use, 403 when it is good but not for
- * this, and then the reason in *why.
+ * this, 503 when it may be good; and then the reason in *why.
  */
 static int
 token_check(struct token *t, const char **why, struct str text,
@@ -5185,10 +5190,16 @@ token_check(struct token *t, const char **why, struct str text,
 		*why = "it is not three parts with dots between";
 	else
 		*why = token_read(t, &alg, &p, use);
-	if (!*why && !token_is_signed(alg, &p, key, keys))
-		*why = "no key of its algorithm made its signature";
 	if (*why)
 		return 401;
+	if (use->unread) {
+		*why = "too many before it were forged";
+		return 503;
+	}
+	if (!token_is_signed(alg, &p, key, keys)) {
+		*why = token_forged;
+		return 401;
+	}
 	*why = token_refuses(t, use);
 	return *why ? 403 : 0;
 }
@@ -7901,14 +7912,29 @@ conn_slot(const struct conn *c)
 	return (u32)(c - srv.conn);
 }
 
-static void
-conn_peer(char to[64], const struct conn *c)
+static bool
+addr_is_ipv4(const u8 addr[16])
 {
 	static const u8 mapped[12] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff,
 		0xff };
+
+	return memcmp(addr, mapped, sizeof mapped) == 0;
+}
+
+/* Are the two one host, as far as we can tell?  With IPv6 that is a /64, in
+ * which a host gives itself as many addresses as it likes. */
+static bool
+addr_same_host(const u8 a[16], const u8 b[16])
+{
+	return memcmp(a, b, addr_is_ipv4(a) || addr_is_ipv4(b) ? 16 : 8) == 0;
+}
+
+static void
+conn_peer(char to[64], const struct conn *c)
+{
 	char ip[INET6_ADDRSTRLEN];
 
-	if (memcmp(c->addr, mapped, sizeof mapped) == 0) {
+	if (addr_is_ipv4(c->addr)) {
 		inet_ntop(AF_INET, c->addr + 12, ip, sizeof ip);
 		snprintf(to, 64, "%s:%u", ip, c->port);
 	} else {
@@ -9193,6 +9219,7 @@ conn_resume(struct conn *c)
 static void
 conn_start_handshake(struct conn *c, int context)
 {
+	assert(context >= 0);
 	c->context = (u8)(context + 1);
 	srv.holder[context] = conn_slot(c);
 	c->rx_ms = (u32)srv.now;
@@ -9223,21 +9250,47 @@ conn_free_context(void)
 	return true;
 }
 
+/* May this one have a context now?  Its host has at most three times as many
+ * as are left for all others, 6 of 8. */
+static bool
+conn_may_handshake(const struct conn *c)
+{
+	u32 own = 0, left = WSP_HANDSHAKES;
+
+	for (u32 i = 0; i < WSP_HANDSHAKES; i++) {
+		const struct conn *holder = &srv.conn[srv.holder[i]];
+
+		if (holder->context != i + 1)
+			continue;
+		left--;
+		own += addr_same_host(holder->addr, c->addr);
+	}
+	return own < 3 * left;
+}
+
 /* Gives contexts that are free to those who wait in line.  Who came last is
  * served first: a line gets long by those who will not go on. */
 static void
 conn_serve_line(void)
 {
-	while (srv.first_waiting != NONE) {
-		struct conn *c = &srv.conn[srv.first_waiting];
-		int context = tls_take();
+	const struct conn *refused = NULL;
+	bool hogs = true; /* a context may yet be had from one of them */
+	u32 i, next;
 
-		if (context < 0 && conn_free_context())
+	for (i = srv.first_waiting; i != NONE; i = next) {
+		struct conn *c = &srv.conn[i];
+
+		next = srv.next_waiting[i];
+		if (refused && addr_same_host(refused->addr, c->addr))
 			continue;
-		if (context < 0)
-			return;
+		while (hogs && !conn_may_handshake(c))
+			hogs = conn_free_context();
+		if (!hogs && !conn_may_handshake(c)) {
+			refused = c;
+			continue;
+		}
 		conn_leave_line(c);
-		conn_start_handshake(c, context);
+		conn_start_handshake(c, tls_take());
 		conn_ask(c);
 	}
 }
@@ -9550,19 +9603,63 @@ conn_set_peer(struct conn *c, const struct sockaddr_storage *from)
 	}
 }
 
-/* Would one more from this address be too many? */
+/* Would one more from this host be too many for --max-per-ip? */
 static bool
-conn_ip_is_full(const struct conn *new)
+conn_host_is_full(const struct conn *new)
 {
 	u32 count = 0;
 
 	if (settings.max_per_ip == 0)
 		return false;
-	for (u32 i = 0; i < srv.fresh; i++)
-		if (srv.conn[i].state != CONN_FREE && &srv.conn[i] != new &&
-		    memcmp(srv.conn[i].addr, new->addr, 16) == 0)
+	for (u32 i = 0; i < srv.fresh; i++) {
+		const struct conn *c = &srv.conn[i];
+
+		if (c->state != CONN_FREE && c->state != CONN_DEAD &&
+		    c != new && addr_same_host(c->addr, new->addr))
 			count++;
+	}
 	return count >= settings.max_per_ip;
+}
+
+/* How many of the host's are on their way in or out, and which of them gives
+ * way first: one that has its answer, then the oldest that we wait for. */
+static u32
+conn_host_pending(const struct conn *new, struct conn **first)
+{
+	static const u8 class[] = { DEADLINE_DRAIN, DEADLINE_CLOSING,
+		DEADLINE_HANDSHAKE };
+	u32 count = 0;
+
+	*first = NULL;
+	for (u32 k = 0; k < COUNT(class); k++)
+		for (u32 i = srv.deadlines.fifo[class[k]].first; i != NONE;
+		    i = srv.deadlines.row[i].next) {
+			struct conn *c = &srv.conn[i];
+
+			if (!addr_same_host(c->addr, new->addr))
+				continue;
+			count++;
+			if (!*first && !c->waiting)
+				*first = c;
+		}
+	return count;
+}
+
+/* When rows become few, a host with more of them on their way in or out than
+ * are left loses one for each newcomer.  So one host alone cannot keep the
+ * others out, and when it is many behind one address, those who go on in
+ * their handshake get through. */
+static void
+conn_keep_share(struct conn *new)
+{
+	u32 left = srv.conns - srv.live;
+	struct conn *first;
+
+	if (left >= (srv.conns - settings.max_sockets) / 2 ||
+	    conn_host_pending(new, &first) <= left)
+		return;
+	srv.queues.total.turned_away++;
+	conn_kill(first ? first : new, "its host has too many on their way");
 }
 
 /* Cuts the one that has been on its way in for longest, if that is over a
@@ -9613,9 +9710,11 @@ conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
 	if (sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, fd, c->asked,
 	    (u64)c->gen << 32 | slot) < 0) {
 		conn_kill(c, "epoll has no room");
-	} else if (conn_ip_is_full(c)) {
+	} else if (conn_host_is_full(c)) {
 		srv.queues.total.turned_away++;
 		conn_kill(c, "too many from this address");
+	} else {
+		conn_keep_share(c);
 	}
 }
 
@@ -10428,6 +10527,99 @@ arrival_verdict_fits(const struct arrival *a)
 	return count <= WSP_MAX_TAGS;
 }
 
+/*
+ * ---- Forged tokens
+ *
+ * A signature costs up to a millisecond, and twenty on a small router. So a
+ * host that has shown WSP_TOKEN_FAILURES forged tokens waits WSP_TOKEN_MS
+ * before the next of its signatures is looked at. What good tokens ask for is
+ * not counted, and a host is never shut out: there may be many behind one
+ * address, and one of them must not be able to lock out the others for good.
+ */
+#define FORGER_LOG_MS 60000 /* between two log lines about one host */
+
+_Static_assert(WSP_TOKEN_FAILURES >= 1 && WSP_TOKEN_FAILURES <= 1000000,
+    "a host may err, and `forged` has room");
+_Static_assert(WSP_TOKEN_MS >= 1 && WSP_TOKEN_MS <= 3600000,
+    "a host waits, but not for ever");
+_Static_assert(WSP_TOKEN_HOSTS >= 1 && WSP_TOKEN_HOSTS <= 1024,
+    "all of them are looked at for each token");
+
+static struct forger {
+	u8 addr[16];
+	u32 forged;          /* 0: a free row */
+	u32 unread;          /* tokens, since the log had their number */
+	int64_t at;          /* `forged` was right then, and sinks since */
+	int64_t log_at;      /* when the log may have the next number */
+} forgers[WSP_TOKEN_HOSTS];
+
+/* The row of a host, as it is by now, or NULL. */
+static struct forger *
+forger_find(const u8 addr[16])
+{
+	for (u32 i = 0; i < WSP_TOKEN_HOSTS; i++) {
+		struct forger *f = &forgers[i];
+		int64_t sunk = (srv.now - f->at) / WSP_TOKEN_MS;
+
+		if (f->forged == 0 || !addr_same_host(f->addr, addr))
+			continue;
+		f->forged = sunk < f->forged ? f->forged - (u32)sunk : 0;
+		f->at += sunk * WSP_TOKEN_MS;
+		return f;
+	}
+	return NULL;
+}
+
+/* The host has shown one more.  Where there is no row for it, that of the
+ * oldest gives way. */
+static void
+forger_add(const u8 addr[16])
+{
+	struct forger *f = forger_find(addr), *oldest = &forgers[0];
+
+	for (u32 i = 1; i < WSP_TOKEN_HOSTS; i++)
+		if (forgers[i].at < oldest->at)
+			oldest = &forgers[i];
+	if (!f) {
+		f = oldest;
+		*f = (struct forger){ .at = srv.now };
+		memcpy(f->addr, addr, sizeof f->addr);
+	}
+	f->forged++;
+}
+
+static bool
+forger_waits(const u8 addr[16])
+{
+	const struct forger *f = forger_find(addr);
+
+	return f && f->forged >= WSP_TOKEN_FAILURES;
+}
+
+/* A token that is not looked at.  A flood is one line a minute and a count. */
+static void
+forger_log(const struct conn *c)
+{
+	struct forger *f = forger_find(c->addr);
+	char peer[64];
+
+	f->unread++;
+	if (srv.now < f->log_at)
+		return;
+	conn_peer(peer, c);
+	log_event(LOG_LEVEL_WARN, "token-flood", "peer=%s unread=%u", peer,
+	    f->unread);
+	f->log_at = srv.now + FORGER_LOG_MS;
+	f->unread = 0;
+}
+
+static bool
+arrival_unread(struct arrival *a)
+{
+	return arrival_refuse(a, 503, "Retry-After: 5\r\n",
+	    "tokens cannot be checked now");
+}
+
 /* The client learns the status, the log the reason, nobody the token. */
 static bool
 arrival_deny(struct arrival *a, int status, const char *why)
@@ -10439,8 +10631,7 @@ arrival_deny(struct arrival *a, int status, const char *why)
 	    "peer=%s service=%.*s status=%d why=\"%s\"", peer,
 	    (int)a->service->name.n, a->service->name.p, status, why);
 	if (status == 503)
-		return arrival_refuse(a, 503, "Retry-After: 5\r\n",
-		    "tokens cannot be checked now");
+		return arrival_unread(a);
 	if (status == 403)
 		return arrival_refuse(a, 403, "", "the token is not for this");
 	return arrival_refuse(a, 401, "WWW-Authenticate: Bearer\r\n",
@@ -10454,7 +10645,8 @@ arrival_token(struct arrival *a)
 {
 	static struct token token;
 	struct token_use use = { .service = a->service->name,
-		.id = { a->id, a->id_n }, .now = token_now() };
+		.id = { a->id, a->id_n }, .now = token_now(),
+		.unread = forger_waits(a->c->addr) };
 	enum token_place place;
 	struct str text;
 	const char *why = "there is none";
@@ -10472,6 +10664,12 @@ arrival_token(struct arrival *a)
 		why = "it is in a cookie, and there is no Origin";
 	else if (place != TOKEN_NOWHERE)
 		status = token_keys_check(&token, &why, text, &use);
+	if (status == 503) {
+		forger_log(a->c);
+		return arrival_unread(a);
+	}
+	if (why == token_forged)
+		forger_add(a->c->addr);
 	if (status == 0 && !arrival_tags_fit(a, &token)) {
 		status = 403;
 		why = "its tags and those of the id are too many";

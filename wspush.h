@@ -121,6 +121,23 @@
 #define WSP_MAX_LIST 16384
 #endif
 
+/* Forged tokens of one host whose signatures are checked at once, and the
+ * milliseconds until one more is: with 20 and 200 a host that goes on for ever
+ * costs five checks a second.  A host is an IPv4 address or an IPv6 /64.  They
+ * cost nothing; ceilings: 1,000,000, and one hour. */
+#ifndef WSP_TOKEN_FAILURES
+#define WSP_TOKEN_FAILURES 20
+#endif
+#ifndef WSP_TOKEN_MS
+#define WSP_TOKEN_MS       200
+#endif
+
+/* Hosts that are remembered for it; beyond, the oldest is forgotten.  One more
+ * costs 40 bytes, and some nanoseconds for each token.  Ceiling: 1,024. */
+#ifndef WSP_TOKEN_HOSTS
+#define WSP_TOKEN_HOSTS 32
+#endif
+
 /* Senders that may wait at once for ack=, and watchers.  One more costs 230
  * bytes, and 1.2 KB.  Ceiling of the first: 254, a message names its waiter in
  * a byte. */

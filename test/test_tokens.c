@@ -483,6 +483,28 @@ a_forged_token_does_not_learn_what_a_good_one_would(void **state)
 }
 
 static void
+what_costs_nothing_is_said_also_when_no_signature_is_looked_at(void **state)
+{
+	struct token_use use = { .now = RFC_TIME, .unread = true };
+
+	(void)state;
+	assert_int_equal(check(STR(RFC_HS256), &hs, 1, &use), 503);
+	assert_int_equal(check(STR(RFC_HS256), &other_hs, 1, &use), 503);
+	assert_int_equal(check(STR("a.b.c"), &hs, 1, &use), 401);
+	use.now += 1000000;
+	assert_int_equal(check(STR(RFC_HS256), &hs, 1, &use), 401);
+	assert_string_equal(why, "it has expired");
+}
+
+static void
+claims_of_others_mean_nothing(void **state)
+{
+	(void)state;
+	ALLOWS("\"iss\":\"x\",\"iat\":1,\"jti\":\"1\",\"info\":{\"a\":[1]},"
+	    "\"channels\":[\"x\"],\"mercure\":{\"publish\":[\"*\"]}", "main", "");
+}
+
+static void
 tags_come_out_decoded(void **state)
 {
 	(void)state;
@@ -815,6 +837,9 @@ main(void)
 		cmocka_unit_test(services_are_those_of_the_array_or_all),
 		cmocka_unit_test(
 		    a_forged_token_does_not_learn_what_a_good_one_would),
+		cmocka_unit_test(
+		    what_costs_nothing_is_said_also_when_no_signature_is_looked_at),
+		cmocka_unit_test(claims_of_others_mean_nothing),
 		cmocka_unit_test(tags_come_out_decoded),
 		cmocka_unit_test(one_bad_tag_refuses_the_whole_token),
 		cmocka_unit_test(tags_have_the_limits_of_all_tags),
