@@ -169,6 +169,16 @@ def test_a_cookie_needs_an_origin(server):
         **cookie, "Origin": "http://evil.example"})
 
 
+def test_a_referer_is_no_origin_and_another_cookie_no_token(server):
+    """Mercure takes either; a page that wants in sends an Origin."""
+    good = token()
+    server.raw().upgrade(SERVICE, 401, headers={
+        "Cookie": f"wspush_token={good}", "Referer": "http://localhost/"})
+    for name in ("token", "mercureAuthorization", "Wspush_token", "xwspush_token"):
+        server.raw().upgrade(SERVICE, 401, headers={
+            "Cookie": f"{name}={good}", "Origin": "http://localhost"})
+
+
 def test_the_last_place_decides(server):
     good, bad = token(), token(b"x" * 32)
     origin = {"Origin": "http://localhost"}
@@ -238,6 +248,7 @@ USELESS = {
         b'{"exp":1900000000000,"sub":1}', SECRET, algorithm="HS256"),
     "services a string": lambda: token(services=MAIN),
     "a bad tag": lambda: token(tags={"a": 1}),
+    "a control character in a tag": lambda: token(tags={"a": "b\n"}),
     "the tag service": lambda: token(tags={"service": "x"}),
     "17 tags": lambda: token(tags={f"t{i}": "" for i in range(17)}),
     "cut": lambda: token()[:-1],
@@ -261,6 +272,20 @@ def test_a_token_is_for_its_services(server):
     refused(server, 403, token(services=[]))
     entered(server, token(services=["other", MAIN]))
     entered(server, es_token(services=["other"]), service="other")
+
+
+def test_what_other_servers_put_into_claims_means_nothing(server):
+    entered(server, token(iss="x", iat=1, jti="1", info={"a": [1]},
+                          mercure={"publish": ["*"]}))
+    refused(server, 403, token(sub="u1\n"), f"{SERVICE}?X-StatefulSocketId=u1")
+
+
+def test_a_key_of_the_other_algorithm_alone_takes_none_of_it(serve):
+    for name, good, bad in (("secret", token, es_token),
+                            ("public.pem", es_token, token)):
+        server = serve("--token-key", key(name))
+        entered(server, good())
+        refused(server, 401, bad())
 
 
 def test_a_token_is_for_its_id(server):

@@ -217,6 +217,42 @@ def test_wspush_watch_prints_events_as_they_happen(server):
     assert command.process.returncode is not None
 
 
+def test_wspush_watch_outlives_a_restart_of_the_server(serve, tmp_path):
+    """It asks again every 5 s, and the new server knows it then."""
+    path = str(tmp_path / "push.sock")
+    options = ["--listen-plain", "127.0.0.1:0", "--push", path]
+    server = serve(*options, listen=False)
+    with Command(path) as command:
+        assert f"open {S}before" in watched(server, command, "before")
+        server.stop()
+        server = serve(*options, listen=False)
+        assert f"open {S}after" in watched(server, command, "after")
+        assert command.process.poll() is None
+
+
+def test_a_stopped_wspush_watch_under_a_flood_costs_nobody_a_reply(serve):
+    """What it does not take fills no buffer that scripts depend on: every
+    request is answered, by the server and at the command line."""
+    server = serve()
+    with Command(server.path) as stopped, Command(server.path) as other:
+        watched(server, stopped, "a")
+        watched(server, other, "b")
+        stopped.process.send_signal(signal.SIGSTOP)
+        before = server.stats()
+        number = 0
+        try:
+            while server.stats()["events_lost"] < before["events_lost"] + 2:
+                number += 1
+                server.open(f"{number % 10}")  # a takeover is two events
+                assert server.ok(f"send ref={number} *", "x").count > 0
+            done = wsp.wspush("list", "-s", server.path)
+            assert done.returncode == 0 and done.stdout
+        finally:
+            stopped.process.send_signal(signal.SIGCONT)
+        watched(server, other, "c")
+        assert moved(before, server.stats(), "replies_lost") == (0,)
+
+
 # ----- tag ----------------------------------------------------------------
 
 def tags(server, id="1", service=MAIN):
