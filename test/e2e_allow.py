@@ -4,6 +4,7 @@ import grp
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -47,6 +48,17 @@ def test_without_the_option_the_mode_decides(serve):
     assert ask_as(server, OTHER, OTHER, "ping ref=a") == "ok 0 ref=a\n"
 
 
+def test_the_push_socket_is_of_its_owner_its_group_and_its_mode(serve):
+    server = serve("--push-group", grp.getgrgid(NOBODY).gr_name,
+                   "--push-mode", "0620")
+    made = os.stat(server.path)
+    assert (made.st_uid, made.st_gid) == (os.geteuid(), NOBODY)
+    assert stat.S_IMODE(made.st_mode) == 0o620
+    assert ask_as(server, OTHER, NOBODY, "ping") == "ok 0\n"
+    with pytest.raises(AssertionError, match="Permission denied"):
+        ask_as(server, OTHER, OTHER, "ping")
+
+
 def test_only_the_users_named_may_push_and_root(serve):
     server = serve("--push-mode", "0666", "--push-allow", NOBODY)
     assert ask_as(server, NOBODY, OTHER, "ping") == "ok 0\n"
@@ -67,7 +79,7 @@ def test_who_is_denied_stands_in_the_log_and_changes_nothing(serve):
     client = server.open("1")
     got = ask_as(server, OTHER, OTHER, "close *")
     assert got.startswith("error denied "), got
-    assert server.wait_log(f"uid={OTHER}")
+    assert server.wait_log(f"warn refused pid=[1-9][0-9]* uid={OTHER} ")
     assert len(server.rows()) == 1
     client.close_socket()
 

@@ -540,6 +540,8 @@ def listed():
 @pytest.mark.parametrize("origin, status", [
     ("https://good.example", 101), ("http://other.example:8080", 101),
     ("https://localhost", 101), (None, 101), ("http://good.example", 403),
+    ("HTTPS://Good.EXAMPLE", 101), ("https://good.example.:443", 101),
+    ("http://OTHER.example.:8080", 101), ("https://good.example.evil", 403),
     ("https://good.example:444", 403), ("https://other.example:8080", 403),
     ("http://other.example", 403), ("null", 403)])
 def test_a_listed_origin_is_taken_beside_the_same_one(listed, origin, status):

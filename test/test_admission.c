@@ -1,7 +1,8 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 27, Admission: hosts that show forged tokens; and what a host is.
+ * Rooms 24 and 27, Events and Admission: what a host is, which of its
+ * connections gives way, and hosts that show forged tokens.
  */
 #define main wspush_main
 #include "../wspush.c"
@@ -30,6 +31,79 @@ addr(const char *text)
 	}
 	return a;
 }
+
+/*
+ * ---- Rows
+ */
+
+static struct conn conns[8];
+static struct deadline deadline_rows[COUNT(conns)];
+
+static struct conn *
+come(const char *host, enum conn_deadline class)
+{
+	struct conn *c = &srv.conn[srv.fresh++];
+
+	memcpy(c->addr, addr(host), sizeof c->addr);
+	conn_arm(c, class);
+	return c;
+}
+
+static int
+empty_tables(void **state)
+{
+	(void)state;
+	memset(conns, 0, sizeof conns);
+	memset(deadline_rows, 0, sizeof deadline_rows);
+	srv.conn = conns;
+	srv.fresh = 0;
+	deadline_init(&srv.deadlines, deadline_rows);
+	return 0;
+}
+
+static void
+open_connections_do_not_count_and_those_on_their_way_in_or_out_do(void **state)
+{
+	struct conn *first, *new;
+
+	(void)state;
+	come("10.0.0.1", DEADLINE_PING);
+	come("10.0.0.1", DEADLINE_ACK);
+	come("10.0.0.1", DEADLINE_PONG);
+	come("10.0.0.2", DEADLINE_DRAIN);
+	new = come("10.0.0.1", DEADLINE_HANDSHAKE);
+	assert_int_equal(conn_host_pending(new, &first), 1);
+	assert_ptr_equal(first, new);
+	come("10.0.0.1", DEADLINE_CLOSING);
+	come("10.0.0.1", DEADLINE_DRAIN);
+	assert_int_equal(conn_host_pending(new, &first), 3);
+}
+
+static void
+who_has_an_answer_gives_way_first_and_who_waits_for_us_not(void **state)
+{
+	struct conn *first, *waits, *half, *closing, *drain;
+
+	(void)state;
+	waits = come("10.0.0.1", DEADLINE_HANDSHAKE);
+	waits->waiting = true;
+	assert_int_equal(conn_host_pending(waits, &first), 1);
+	assert_null(first);
+	half = come("10.0.0.1", DEADLINE_HANDSHAKE);
+	come("10.0.0.1", DEADLINE_HANDSHAKE);
+	(void)conn_host_pending(waits, &first);
+	assert_ptr_equal(first, half);
+	closing = come("10.0.0.1", DEADLINE_CLOSING);
+	(void)conn_host_pending(waits, &first);
+	assert_ptr_equal(first, closing);
+	drain = come("10.0.0.1", DEADLINE_DRAIN);
+	assert_int_equal(conn_host_pending(waits, &first), 5);
+	assert_ptr_equal(first, drain);
+}
+
+/*
+ * ---- Forged tokens
+ */
 
 static int
 forget_all(void **state)
@@ -127,6 +201,12 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_host_is_an_ipv4_address_or_64_bits_of_ipv6),
+		cmocka_unit_test_setup(
+		    open_connections_do_not_count_and_those_on_their_way_in_or_out_do,
+		    empty_tables),
+		cmocka_unit_test_setup(
+		    who_has_an_answer_gives_way_first_and_who_waits_for_us_not,
+		    empty_tables),
 		cmocka_unit_test_setup(
 		    a_host_waits_from_the_last_failure_it_may_have_on,
 		    forget_all),
