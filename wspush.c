@@ -7751,6 +7751,8 @@ enum conn_deadline {
 #define ACK_INTERVAL_MS 200  /* between two Pings for acknowledgement */
 #define DEAF_MS         60000 /* between two log lines about missing Pongs */
 #define LINE_MS         60000 /* in line for a handshake context */
+#define LINE_LOOK       16   /* places of the line that are looked at, */
+#define LINE_LOOK_MS    50   /* and how often all of them are */
 #define CONTEXT_MS      2000 /* for the client's turn in a TLS handshake, when
                               * others wait in line */
 
@@ -7828,6 +7830,7 @@ static struct {
 	struct record_keys *keys;
 	u32 *next_waiting;       /* the line for handshake contexts */
 	u32 first_waiting;
+	int64_t line_again;      /* when all of it is looked at again */
 	u32 holder[WSP_HANDSHAKES]; /* slot of who has each context */
 	struct deadline *deadline_rows;
 	struct deadlines deadlines;
@@ -9268,6 +9271,16 @@ conn_may_handshake(const struct conn *c)
 	return own < 3 * left;
 }
 
+/* How far to look down the line: it may be long, all of one host. */
+static u32
+conn_line_look(void)
+{
+	if (srv.now < srv.line_again)
+		return LINE_LOOK;
+	srv.line_again = srv.now + LINE_LOOK_MS;
+	return srv.conns;
+}
+
 /* Gives contexts that are free to those who wait in line.  Who came last is
  * served first: a line gets long by those who will not go on. */
 static void
@@ -9275,9 +9288,9 @@ conn_serve_line(void)
 {
 	const struct conn *refused = NULL;
 	bool hogs = true; /* a context may yet be had from one of them */
-	u32 i, next;
+	u32 i = srv.first_waiting, look = conn_line_look(), next;
 
-	for (i = srv.first_waiting; i != NONE; i = next) {
+	for (; i != NONE && look > 0; i = next, look--) {
 		struct conn *c = &srv.conn[i];
 
 		next = srv.next_waiting[i];
@@ -13688,7 +13701,7 @@ static const struct serve_option serve_options[] = {
 		.help = "rows of the socket table (256)" },
 	{ "max-per-ip", OPT_NUMBER, .to = &settings.max_per_ip,
 		.max = 1000000, .shape = "N",
-		.help = "connections from one address (0: no limit)" },
+		.help = "connections from one address or IPv6 /64 (0: any)" },
 	{ "queue-messages", OPT_NUMBER, .to = &settings.queue_messages,
 		.min = 1, .max = 65535, .shape = "N",
 		.help = "messages in a socket's queue (64)" },
