@@ -25,10 +25,11 @@
  *   14 Tokens     who may be whom          28 Commands      what pages say
  *                                          29 Verbs         what scripts say
  *   then, on both sides of the loop:       30 Handlers      your programs
- *   34 Options  35 Memory  36 Start        31 Helper        starts children
- *   37 Serve    the running server         32 Push socket   datagrams in
- *   38 Client   send, list, ...            33 Loop          one turn's order
- *                                          39 Main
+ *   35 Options  36 Memory  37 Start        31 Helper        starts children
+ *   38 Serve    the running server         32 Push socket   datagrams in
+ *   39 Client   send, list, ...            33 Sandbox       what it may call
+ *                                          34 Loop          one turn's order
+ *                                          40 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -5353,6 +5354,9 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 #include <grp.h> /* setgroups() */
 #include <ifaddrs.h>
 #include <limits.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -5365,16 +5369,19 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <syslog.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 /* ----- 15. System calls --------------------------------------------------
@@ -5784,6 +5791,7 @@ struct settings {
 	bool duplicate_reject;
 	bool ack_sent;
 	bool no_page;
+	bool no_sandbox;
 	enum overflow overflow;
 	u32 max_sockets, max_per_ip;
 	u32 queue_messages, queue_bytes, store_bytes;
@@ -13093,7 +13101,419 @@ push_next_waiter(int64_t latest)
 	return latest;
 }
 
-/* ----- 33. Loop ----------------------------------------------------------
+/* ----- 33. Sandbox -------------------------------------------------------
+ *
+ * What is left to somebody who takes the server over: no core file and no
+ * debugger that shows the keys, no new privileges by set-user-ID programs, and
+ * from `ready` on only those system calls that the loop, a reload and the end
+ * need, each as it needs it: no socket but a UNIX one, no memory that can be
+ * executed.  Any other call is answered EPERM and logged.  A few that only an
+ * intruder makes are death.
+ *
+ * The helper of exec: services was forked before, and none of this holds for
+ * it or its children: they are the owner's programs, and may be su, sudo or
+ * ping.
+ */
+
+/* The machine whose calls are filtered, and where a call's result lies in a
+ * signal's context.  Another machine goes without a filter, and says so. */
+#if defined __x86_64__ && !defined __ILP32__
+#define SANDBOX_MACHINE   AUDIT_ARCH_X86_64
+#define SANDBOX_RESULT(c) (c)->uc_mcontext.gregs[REG_RAX]
+#elif defined __i386__
+#define SANDBOX_MACHINE   AUDIT_ARCH_I386
+#define SANDBOX_RESULT(c) (c)->uc_mcontext.gregs[REG_EAX]
+#elif defined __aarch64__
+#define SANDBOX_MACHINE   AUDIT_ARCH_AARCH64
+#define SANDBOX_RESULT(c) (c)->uc_mcontext.regs[0]
+#elif defined __ARM_EABI__
+#define SANDBOX_MACHINE                                                       \
+	(__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? AUDIT_ARCH_ARMEB :          \
+	AUDIT_ARCH_ARM)
+#define SANDBOX_RESULT(c) (c)->uc_mcontext.arm_r0
+#elif defined __mips__ && (defined __LP64__ || !defined __mips64)
+#define SANDBOX_MACHINE                                                       \
+	(AUDIT_ARCH_MIPS | (sizeof(long) == 8 ? __AUDIT_ARCH_64BIT : 0) |     \
+	(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? __AUDIT_ARCH_LE : 0))
+#define SANDBOX_RESULT(c) (c)->uc_mcontext.gregs[2]
+#define SANDBOX_FAILED(c) (c)->uc_mcontext.gregs[7] /* and the errno in 2 */
+#endif
+
+/* ASan's runtime looks into /proc, and its search for leaks at the end forks
+ * a process that traces us. */
+#ifdef __SANITIZE_ADDRESS__
+#define SANDBOX_SANITIZER
+#elif defined __has_feature
+#if __has_feature(address_sanitizer)
+#define SANDBOX_SANITIZER
+#endif
+#endif
+
+#ifndef SYS_SECCOMP
+#define SYS_SECCOMP 1 /* si_code of the filter's signal */
+#endif
+#ifndef SECCOMP_RET_KILL_PROCESS
+#define SECCOMP_RET_KILL_PROCESS 0x80000000U /* before 4.14: the thread */
+#endif
+
+/* A call; when `mask` is not 0 only if that part of argument `arg` is
+ * `value`. */
+struct sandbox_call {
+	u32 nr;
+	u32 arg, mask, value;
+};
+
+/*
+ * What the server may call once it is ready.  A name that some machine does
+ * not have, or that the kernel's headers learnt late, stands under #ifdef.
+ * The loop's own calls come first: a kernel without a cache of verdicts reads
+ * from the top.
+ */
+static const struct sandbox_call sandbox_allowed[] = {
+#ifdef __NR_epoll_wait
+	{ .nr = __NR_epoll_wait },
+#endif
+	{ .nr = __NR_epoll_pwait },
+	{ .nr = __NR_recvmsg },
+	{ .nr = __NR_sendmsg },
+	{ .nr = __NR_recvfrom },
+	{ .nr = __NR_sendto },
+#ifdef __NR_recv
+	{ .nr = __NR_recv },
+	{ .nr = __NR_send },
+#endif
+#ifdef __NR_socketcall /* all of them in one, for libc on i386 */
+	{ .nr = __NR_socketcall },
+#endif
+	{ .nr = __NR_read },
+	{ .nr = __NR_write },
+	{ .nr = __NR_writev },
+	{ .nr = __NR_epoll_ctl },
+	{ .nr = __NR_accept4 },
+	{ .nr = __NR_close },
+	{ .nr = __NR_shutdown },
+	{ .nr = __NR_setsockopt },
+	{ .nr = __NR_getsockname },
+	{ .nr = __NR_ioctl, .arg = 1, .mask = ~0U, .value = TIOCOUTQ },
+	{ .nr = __NR_ioctl, .arg = 1, .mask = ~0U, .value = FIONREAD },
+	{ .nr = __NR_getrandom },
+
+	/* The clock, where the vDSO does not show it. */
+#ifdef __NR_clock_gettime
+	{ .nr = __NR_clock_gettime },
+	{ .nr = __NR_gettimeofday },
+#else /* musl's words for those that end in 2038 */
+	{ .nr = __NR_clock_gettime32 },
+	{ .nr = __NR_gettimeofday_time32 },
+#endif
+#ifdef __NR_time
+	{ .nr = __NR_time },
+#endif
+#ifdef __NR_clock_gettime64
+	{ .nr = __NR_clock_gettime64 },
+	{ .nr = __NR_ppoll_time64 },
+	{ .nr = __NR_futex_time64 },
+#endif
+	{ .nr = __NR_ppoll },
+
+	/* A reload reads files, perhaps writes one; the end unlinks. */
+#ifdef __NR_open
+	{ .nr = __NR_poll },
+	{ .nr = __NR_open },
+	{ .nr = __NR_stat },
+	{ .nr = __NR_lstat },
+	{ .nr = __NR_access },
+	{ .nr = __NR_unlink },
+	{ .nr = __NR_rename },
+#endif
+#ifdef __NR_fstat64
+	{ .nr = __NR_stat64 },
+	{ .nr = __NR_lstat64 },
+	{ .nr = __NR_fstat64 },
+	{ .nr = __NR_fstatat64 },
+	{ .nr = __NR_fcntl64 },
+	{ .nr = __NR__llseek },
+#endif
+#ifdef __NR_fstat
+	{ .nr = __NR_fstat },
+#endif
+#ifdef __NR_newfstatat
+	{ .nr = __NR_newfstatat },
+#endif
+#ifdef __NR_statx
+	{ .nr = __NR_statx },
+#endif
+	{ .nr = __NR_openat },
+	{ .nr = __NR_faccessat },
+#ifdef __NR_faccessat2
+	{ .nr = __NR_faccessat2 },
+#endif
+	{ .nr = __NR_unlinkat },
+#ifdef __NR_renameat
+	{ .nr = __NR_renameat },
+#endif
+#ifdef __NR_renameat2
+	{ .nr = __NR_renameat2 },
+#endif
+	{ .nr = __NR_fcntl },
+	{ .nr = __NR_lseek },
+	{ .nr = __NR_fsync },
+
+	/* syslog() comes back to a log daemon that has gone. */
+	{ .nr = __NR_socket, .arg = 0, .mask = ~0U, .value = AF_UNIX },
+	{ .nr = __NR_connect },
+	{ .nr = __NR_getpid },
+
+	/* libc's memory, stdio and locks. */
+	{ .nr = __NR_brk },
+#ifdef __NR_mmap2
+	{ .nr = __NR_mmap2, .arg = 2, .mask = PROT_EXEC },
+#else
+	{ .nr = __NR_mmap, .arg = 2, .mask = PROT_EXEC },
+#endif
+	{ .nr = __NR_mprotect, .arg = 2, .mask = PROT_EXEC },
+	{ .nr = __NR_mremap },
+	{ .nr = __NR_munmap },
+	{ .nr = __NR_madvise },
+	{ .nr = __NR_futex },
+
+	/* Signals, and an end: assert() ends in abort(). */
+	{ .nr = __NR_rt_sigaction },
+	{ .nr = __NR_rt_sigprocmask },
+	{ .nr = __NR_rt_sigreturn },
+#ifdef __NR_sigreturn
+	{ .nr = __NR_sigreturn },
+#endif
+	{ .nr = __NR_restart_syscall },
+	{ .nr = __NR_gettid },
+	{ .nr = __NR_tgkill, .arg = 2, .mask = ~0U, .value = SIGABRT },
+	{ .nr = __NR_tkill, .arg = 1, .mask = ~0U, .value = SIGABRT },
+	{ .nr = __NR_exit },
+	{ .nr = __NR_exit_group },
+#ifdef SANDBOX_SANITIZER
+	{ .nr = __NR_clone },
+	{ .nr = __NR_getdents64 },
+	{ .nr = __NR_getppid },
+	{ .nr = __NR_pipe2 },
+	{ .nr = __NR_prctl },
+	{ .nr = __NR_ptrace },
+	{ .nr = __NR_readlinkat },
+	{ .nr = __NR_sched_getaffinity },
+	{ .nr = __NR_sched_yield },
+	{ .nr = __NR_sigaltstack },
+	{ .nr = __NR_wait4 },
+#ifdef __NR_readlink
+	{ .nr = __NR_readlink },
+#endif
+#endif
+};
+
+/* To call one of these is death: whoever does is not the server any more. */
+static const u32 sandbox_deadly[] = {
+	__NR_execve,
+#ifdef __NR_execveat
+	__NR_execveat,
+#endif
+#ifndef SANDBOX_SANITIZER
+	__NR_ptrace,
+#endif
+	__NR_process_vm_readv, __NR_process_vm_writev,
+	__NR_init_module, __NR_delete_module, __NR_kexec_load,
+#ifdef __NR_finit_module
+	__NR_finit_module,
+#endif
+#ifdef __NR_kexec_file_load
+	__NR_kexec_file_load,
+#endif
+#ifdef __NR_bpf
+	__NR_bpf,
+#endif
+	__NR_perf_event_open, __NR_personality, __NR_reboot,
+	__NR_mount, __NR_umount2, __NR_pivot_root, __NR_chroot,
+	__NR_setns, __NR_unshare, __NR_swapon, __NR_swapoff,
+	__NR_add_key, __NR_request_key, __NR_keyctl, __NR_open_by_handle_at,
+#ifdef __NR_iopl
+	__NR_iopl, __NR_ioperm,
+#endif
+#ifdef __NR_userfaultfd
+	__NR_userfaultfd,
+#endif
+#ifdef __NR_io_uring_setup /* calls that no filter sees */
+	__NR_io_uring_setup, __NR_io_uring_enter, __NR_io_uring_register,
+#endif
+#ifdef __NR_fsopen
+	__NR_fsopen, __NR_fsmount, __NR_move_mount, __NR_open_tree,
+#endif
+};
+
+/* Neither a crash nor a debugger may show what the memory holds: to be called
+ * before a key is read, and again after setuid(), which forgets it. */
+static void
+sandbox_hide_memory(void)
+{
+	struct rlimit none = { 0, 0 };
+
+	setrlimit(RLIMIT_CORE, &none);
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+}
+
+#define SANDBOX_CALLS 16 /* refused calls that are told apart */
+
+/* The numbers of the calls that were refused, in the order of the first time:
+ * the signal's handler adds, the loop reads. */
+static volatile sig_atomic_t sandbox_call[SANDBOX_CALLS], sandbox_calls;
+
+/* Names each refused call once, however often it is tried. */
+static void
+sandbox_report(void)
+{
+	static int told;
+
+	for (; told < sandbox_calls; told++)
+		log_event(LOG_LEVEL_WARN, "sandbox", "call=%d why=\"it is not "
+		    "on the list, EPERM from now on\"",
+		    (int)sandbox_call[told]);
+}
+
+#ifdef SANDBOX_MACHINE
+
+/* The longest program: four instructions at its head, one at its end. */
+#define SANDBOX_OPS (5 + 6 * COUNT(sandbox_allowed) + 2 * COUNT(sandbox_deadly))
+static_assert(SANDBOX_OPS <= BPF_MAXINSNS, "the kernel takes no longer one");
+
+static void
+sandbox_op(struct sock_fprog *f, u16 code, u32 k, u8 when_true, u8 when_false)
+{
+	f->filter[f->len++] = (struct sock_filter){ .code = code,
+		.jt = when_true, .jf = when_false, .k = k };
+}
+
+static void
+sandbox_load(struct sock_fprog *f, size_t at)
+{
+	sandbox_op(f, BPF_LD | BPF_W | BPF_ABS, (u32)at, 0, 0);
+}
+
+/* Goes on where the value loaded is k, else `by` instructions further down. */
+static void
+sandbox_unless_skip(struct sock_fprog *f, u32 k, u8 by)
+{
+	sandbox_op(f, BPF_JMP | BPF_JEQ | BPF_K, k, 0, by);
+}
+
+static void
+sandbox_return(struct sock_fprog *f, u32 verdict)
+{
+	sandbox_op(f, BPF_RET | BPF_K, verdict, 0, 0);
+}
+
+static void
+sandbox_allow(struct sock_fprog *f, const struct sandbox_call *c)
+{
+	size_t low = offsetof(struct seccomp_data, args) + c->arg * 8;
+
+	if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
+		low += 4;
+	sandbox_unless_skip(f, c->nr, c->mask ? 5 : 1);
+	if (c->mask) {
+		sandbox_load(f, low);
+		sandbox_op(f, BPF_ALU | BPF_AND | BPF_K, c->mask, 0, 0);
+		sandbox_unless_skip(f, c->value, 1);
+	}
+	sandbox_return(f, SECCOMP_RET_ALLOW);
+	if (c->mask)
+		sandbox_load(f, offsetof(struct seccomp_data, nr));
+}
+
+/* The program that the kernel runs before each call.  A call in the manner of
+ * another machine (int 0x80 of a 64-bit program) has other numbers: death.
+ * x32's numbers are ours with a high bit, and on no list. */
+static void
+sandbox_build(struct sock_fprog *f)
+{
+	sandbox_load(f, offsetof(struct seccomp_data, arch));
+	sandbox_op(f, BPF_JMP | BPF_JEQ | BPF_K, SANDBOX_MACHINE, 1, 0);
+	sandbox_return(f, SECCOMP_RET_KILL_PROCESS);
+	sandbox_load(f, offsetof(struct seccomp_data, nr));
+	for (size_t i = 0; i < COUNT(sandbox_allowed); i++)
+		sandbox_allow(f, &sandbox_allowed[i]);
+	for (size_t i = 0; i < COUNT(sandbox_deadly); i++) {
+		sandbox_unless_skip(f, sandbox_deadly[i], 1);
+		sandbox_return(f, SECCOMP_RET_KILL_PROCESS);
+	}
+	sandbox_return(f, SECCOMP_RET_TRAP);
+}
+
+/* A call was refused.  The kernel would log it for us (SECCOMP_RET_LOG) only
+ * to an audit that routers do not have; so it sends a signal instead, and the
+ * answer is made here, where the call would return. */
+static void
+sandbox_trapped(int number, siginfo_t *info, void *context)
+{
+	ucontext_t *c = context;
+	int i = 0;
+
+	(void)number;
+	if (info->si_code != SYS_SECCOMP)
+		return; /* somebody's kill -SYS */
+	while (i < sandbox_calls && sandbox_call[i] != info->si_syscall)
+		i++;
+	if (i == sandbox_calls && i < SANDBOX_CALLS) {
+		sandbox_call[i] = info->si_syscall;
+		sandbox_calls = i + 1;
+	}
+#ifdef SANDBOX_FAILED
+	SANDBOX_FAILED(c) = 1;
+	SANDBOX_RESULT(c) = EPERM;
+#else
+	SANDBOX_RESULT(c) = -EPERM;
+#endif
+}
+
+/* Returns 0, or -errno of a kernel that has no filters or lets us have none. */
+static int
+sandbox_filter(void)
+{
+	static struct sock_filter ops[SANDBOX_OPS];
+	struct sock_fprog program = { .filter = ops };
+	struct sigaction trapped = { .sa_sigaction = sandbox_trapped,
+		.sa_flags = SA_SIGINFO };
+
+	sandbox_build(&program);
+	sigaction(SIGSYS, &trapped, NULL);
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0 ?
+	    -errno : 0;
+}
+
+#else
+
+static int
+sandbox_filter(void)
+{
+	return -ENOSYS;
+}
+
+#endif /* SANDBOX_MACHINE */
+
+/* The server has all that it needs.  Without a filter it goes on. */
+static void
+sandbox_enter(void)
+{
+	int err;
+
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	if (settings.no_sandbox)
+		return;
+	err = sandbox_filter();
+	if (err < 0)
+		log_event(LOG_LEVEL_WARN, "sandbox", "why=\"no filter of "
+		    "system calls here: %s\"", strerror(-err));
+	else
+		log_event(LOG_LEVEL_DEBUG, "sandbox", "calls=%zu",
+		    COUNT(sandbox_allowed));
+}
+
+/* ----- 34. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, for its senders were waiting to refill it; then who is
@@ -13258,13 +13678,14 @@ loop_turn(void)
 	push_answer_waiters();
 	tls_tick(srv.now);
 	conn_free_dead();
+	sandbox_report();
 	if (!srv.listening && !srv.stopping && srv.now >= srv.listen_again) {
 		srv.listen_again = 0;
 		loop_listen(true);
 	}
 }
 
-/* ----- 34. Options -------------------------------------------------------
+/* ----- 35. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -13754,6 +14175,8 @@ static const struct serve_option serve_options[] = {
 		.help = "try again so long for what is not to be had (0)" },
 	{ "user", OPT_TEXT, .to = &serve.user, .shape = "USER[:GROUP]",
 		.help = "become this user once everything is bound" },
+	{ "no-sandbox", OPT_FLAG, .to = &settings.no_sandbox,
+		.help = "do not filter the server's system calls" },
 	{ "config", OPT_TEXT, .to = &serve.config, .shape = "FILE",
 		.help = "read these options from a file" },
 	{ "memory", OPT_FLAG, .to = &serve.memory,
@@ -13994,7 +14417,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? 2 : 0;
 }
 
-/* ----- 35. Memory --------------------------------------------------------
+/* ----- 36. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -14186,7 +14609,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 36. Start ---------------------------------------------------------
+/* ----- 37. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in serve_why; with --wait what is not to be had is tried
@@ -14650,6 +15073,7 @@ serve_drop_root(void)
 		return 0;
 	if (serve_become_user() != 0)
 		return 1;
+	sandbox_hide_memory();
 	serve_warn_unreadable(settings.key);
 	for (u32 i = 0; i < settings.token_keys; i++)
 		serve_warn_unreadable(settings.token_key[i]);
@@ -14773,7 +15197,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 37. Serve ---------------------------------------------------------
+/* ----- 38. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -14968,6 +15392,7 @@ static int
 serve_run(void)
 {
 	helper_go();
+	sandbox_enter();
 	serve_say_ready();
 	manager_notify("READY=1");
 	while (!srv.stopping)
@@ -15003,6 +15428,7 @@ serve_start(void)
 	manager_open();
 	if (serve_start_helper() != 0)
 		return 1;
+	sandbox_hide_memory();
 	if (serve_raise_limits() != 0 || serve_watch_signals() != 0)
 		return 1;
 	if (serve_take_memory() != 0)
@@ -15061,7 +15487,7 @@ serve_command(int argc, char **argv)
 	return serve_run();
 }
 
-/* ----- 38. Client --------------------------------------------------------
+/* ----- 39. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -15935,7 +16361,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 39. Main ----------------------------------------------------------
+/* ----- 40. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
@@ -16097,6 +16523,8 @@ main_run(int argc, char **argv)
 		    "`wspush help` lists them", argv[0]);
 	if (v->usage && argc > 1 && main_is(argv[1], "--help", "-h"))
 		return main_explain(v);
+	if (v->run == tls_cert_command || v->run == token_command)
+		sandbox_hide_memory(); /* they read keys, as serve does */
 	status = v->run(argc, argv);
 	if (status == CLIENT_USAGE && v->usage && v->run != main_help &&
 	    v->run != tls_cert_command)
