@@ -13294,15 +13294,17 @@ static const struct sandbox_call sandbox_allowed[] = {
 	{ .nr = __NR_clone },
 	{ .nr = __NR_getdents64 },
 	{ .nr = __NR_getppid },
-	{ .nr = __NR_pipe2 },
+	{ .nr = __NR_nanosleep },
 	{ .nr = __NR_prctl },
 	{ .nr = __NR_ptrace },
 	{ .nr = __NR_readlinkat },
 	{ .nr = __NR_sched_getaffinity },
 	{ .nr = __NR_sched_yield },
 	{ .nr = __NR_sigaltstack },
+	{ .nr = __NR_uname },
 	{ .nr = __NR_wait4 },
 #ifdef __NR_readlink
+	{ .nr = __NR_getdents },
 	{ .nr = __NR_readlink },
 #endif
 #endif
@@ -13477,7 +13479,7 @@ sandbox_filter(void)
 	static struct sock_filter ops[SANDBOX_OPS];
 	struct sock_fprog program = { .filter = ops };
 	struct sigaction trapped = { .sa_sigaction = sandbox_trapped,
-		.sa_flags = SA_SIGINFO };
+		.sa_flags = SA_SIGINFO | SA_RESTART };
 
 	sandbox_build(&program);
 	sigaction(SIGSYS, &trapped, NULL);

@@ -1,0 +1,505 @@
+/*
+ * Room 33, Sandbox: the filter as an interpreter here reads it, for every
+ * call there is, and as the kernel runs it, in children that try calls.
+ *
+ * Where the kernel has no filters (qemu) the children's tests are skipped.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#define main wspush_main
+#include "../wspush.c"
+#undef main
+
+#include <setjmp.h>
+#include <sys/wait.h>
+#include <cmocka.h>
+
+#ifdef SANDBOX_MACHINE
+
+/*
+ * ---- The interpreter
+ */
+
+static struct sock_filter ops[SANDBOX_OPS];
+static struct sock_fprog program = { .filter = ops };
+
+/* The verdict on a call, and that every jump stays inside the program. */
+static u32
+verdict_of(u32 arch, u32 nr, u32 arg, u32 value)
+{
+	struct seccomp_data data = { .nr = (int)nr, .arch = arch };
+	u32 a = 0;
+
+	data.args[arg] = value;
+	for (u32 i = 0; i < program.len; i++) {
+		const struct sock_filter *op = &program.filter[i];
+
+		switch (op->code) {
+		case BPF_LD | BPF_W | BPF_ABS:
+			assert_true(op->k <= sizeof data - 4 && op->k % 4 == 0);
+			memcpy(&a, (const char *)&data + op->k, sizeof a);
+			break;
+		case BPF_ALU | BPF_AND | BPF_K:
+			a &= op->k;
+			break;
+		case BPF_JMP | BPF_JEQ | BPF_K:
+			i += a == op->k ? op->jt : op->jf;
+			break;
+		case BPF_RET | BPF_K:
+			return op->k;
+		default:
+			fail_msg("an instruction we do not make: %x", op->code);
+		}
+	}
+	fail_msg("the program has no end");
+	return 0;
+}
+
+static u32
+verdict(u32 nr)
+{
+	return verdict_of(SANDBOX_MACHINE, nr, 0, 0);
+}
+
+static int
+set_up(void **state)
+{
+	(void)state;
+	program.len = 0;
+	sandbox_build(&program);
+	return 0;
+}
+
+static void
+the_program_fits_the_room_and_the_kernel(void **state)
+{
+	(void)state;
+	assert_in_range(program.len, COUNT(sandbox_allowed), SANDBOX_OPS);
+	assert_in_range(program.len, 1, BPF_MAXINSNS);
+}
+
+static void
+no_call_is_listed_twice(void **state)
+{
+	const struct sandbox_call *a = sandbox_allowed;
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(sandbox_allowed); i++) {
+		for (size_t k = 0; k < i; k++)
+			if (a[i].nr == a[k].nr)
+				assert_true(a[i].mask && a[k].mask &&
+				    a[i].value != a[k].value);
+		for (size_t k = 0; k < COUNT(sandbox_deadly); k++)
+			assert_int_not_equal(a[i].nr, sandbox_deadly[k]);
+	}
+	for (size_t i = 0; i < COUNT(sandbox_deadly); i++)
+		for (size_t k = 0; k < i; k++)
+			assert_int_not_equal(sandbox_deadly[i],
+			    sandbox_deadly[k]);
+}
+
+static void
+every_row_has_its_verdict(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < COUNT(sandbox_allowed); i++) {
+		const struct sandbox_call *c = &sandbox_allowed[i];
+
+		assert_int_equal(SECCOMP_RET_ALLOW, verdict_of(SANDBOX_MACHINE,
+		    c->nr, c->arg, c->value));
+		if (c->mask)
+			assert_int_equal(SECCOMP_RET_TRAP, verdict_of(
+			    SANDBOX_MACHINE, c->nr, c->arg, c->value ^
+			    (c->mask & ~(c->mask >> 1))));
+	}
+	for (size_t i = 0; i < COUNT(sandbox_deadly); i++)
+		assert_int_equal(SECCOMP_RET_KILL_PROCESS,
+		    verdict(sandbox_deadly[i]));
+}
+
+/* All numbers there are: what no row names is refused. */
+static void
+what_no_row_names_is_refused(void **state)
+{
+	size_t allowed = 0, dead = 0, pairs = 0;
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(sandbox_allowed); i++)
+		pairs += sandbox_allowed[i].mask != 0 &&
+		    sandbox_allowed[i].value != 0;
+	for (u32 nr = 0; nr < 6000; nr++) {
+		u32 v = verdict(nr);
+
+		allowed += v == SECCOMP_RET_ALLOW;
+		dead += v == SECCOMP_RET_KILL_PROCESS;
+		assert_true(v == SECCOMP_RET_TRAP || v == SECCOMP_RET_ALLOW ||
+		    v == SECCOMP_RET_KILL_PROCESS);
+	}
+	assert_int_equal(dead, COUNT(sandbox_deadly));
+	assert_int_equal(allowed, COUNT(sandbox_allowed) - pairs);
+	assert_int_equal(SECCOMP_RET_TRAP, verdict(UINT32_MAX));
+}
+
+static void
+a_call_in_the_manner_of_another_machine_is_death(void **state)
+{
+	static const u32 arch[] = { AUDIT_ARCH_X86_64, AUDIT_ARCH_I386,
+		AUDIT_ARCH_ARM, AUDIT_ARCH_ARMEB, AUDIT_ARCH_AARCH64,
+		AUDIT_ARCH_MIPS, AUDIT_ARCH_MIPSEL, AUDIT_ARCH_MIPS64,
+		AUDIT_ARCH_MIPSEL64, 0 };
+	size_t ours = 0;
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(arch); i++) {
+		ours += arch[i] == SANDBOX_MACHINE;
+		if (arch[i] != SANDBOX_MACHINE)
+			assert_int_equal(SECCOMP_RET_KILL_PROCESS,
+			    verdict_of(arch[i], __NR_read, 0, 0));
+	}
+	assert_int_equal(ours, 1);
+}
+
+static void
+a_number_of_x32_is_refused(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < COUNT(sandbox_allowed); i++)
+		assert_int_equal(SECCOMP_RET_TRAP,
+		    verdict(sandbox_allowed[i].nr | 0x40000000));
+}
+
+/*
+ * ---- The kernel
+ */
+
+static char said[4096]; /* what a child logged */
+
+/* Runs `what` in a sandboxed child; returns its wait status. */
+static int
+in_sandbox(int (*what)(void))
+{
+	int status, pipes[2];
+	ssize_t n;
+	pid_t pid;
+
+	assert_int_equal(pipe(pipes), 0);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		dup2(pipes[1], STDERR_FILENO);
+		sandbox_enter();
+		status = what();
+		sandbox_report();
+		syscall(__NR_exit_group, status);
+	}
+	close(pipes[1]);
+	for (size_t at = 0; (n = read(pipes[0], said + at,
+	    sizeof said - 1 - at)) > 0; said[at] = '\0')
+		at += (size_t)n;
+	if (n == 0 && pid > 0)
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+	close(pipes[0]);
+	return status;
+}
+
+static int
+nothing(void)
+{
+	return 7;
+}
+
+static void
+need_filters(void)
+{
+	static bool known, has;
+
+	said[0] = '\0';
+	if (!known)
+		has = WEXITSTATUS(in_sandbox(nothing)) == 7 &&
+		    !strstr(said, "no filter");
+	known = true;
+	if (!has)
+		skip();
+	said[0] = '\0';
+}
+
+/* 0 when the call is answered EPERM. */
+static int
+refused(long result)
+{
+	return !(result == -1 && errno == EPERM);
+}
+
+static int
+other_calls(void)
+{
+	return refused(syscall(__NR_getpriority, 0, 0)) |
+	    refused(syscall(__NR_setuid, 0)) << 1 |
+	    refused(syscall(__NR_setuid, 0)) << 2 |
+	    refused(kill(getpid(), 0)) << 3;
+}
+
+static void
+another_call_is_answered_eperm_and_logged_once(void **state)
+{
+	static const int calls[] = { __NR_getpriority, __NR_setuid,
+		__NR_kill };
+	char line[64], *at;
+
+	(void)state;
+	need_filters();
+	assert_int_equal(in_sandbox(other_calls), 0);
+	for (size_t i = 0; i < COUNT(calls); i++) {
+		snprintf(line, sizeof line, "wspush: warn sandbox call=%d why=",
+		    calls[i]);
+		at = strstr(said, line);
+		assert_non_null(at);
+		assert_null(strstr(at + 1, line));
+	}
+}
+
+/* More kinds of refused calls than are told apart. */
+static int
+many_calls(void)
+{
+#ifdef __NR_Linux
+	u32 nr = __NR_Linux;
+#else
+	u32 nr = 0;
+#endif
+	int wrong = 0;
+
+	for (int tried = 0; tried < 3 * SANDBOX_CALLS; nr++)
+		if (verdict(nr) == SECCOMP_RET_TRAP) {
+			wrong |= refused(syscall((long)nr, 0, 0, 0, 0, 0, 0));
+			tried++;
+		}
+	return wrong;
+}
+
+static void
+a_flood_of_refused_calls_is_few_lines(void **state)
+{
+	int lines = 0;
+
+	(void)state;
+	need_filters();
+	assert_int_equal(in_sandbox(many_calls), 0);
+	for (const char *p = said; (p = strstr(p, "sandbox call=")); p++)
+		lines++;
+	assert_int_equal(lines, SANDBOX_CALLS);
+}
+
+static int
+arguments(void)
+{
+	size_t n = (size_t)sysconf(_SC_PAGESIZE);
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, flags, -1, 0);
+
+	return refused(socket(AF_INET, SOCK_STREAM, 0)) |
+	    refused(socket(AF_NETLINK, SOCK_RAW, 0)) << 1 |
+	    refused(ioctl(STDIN_FILENO, TIOCSTI, "x")) << 2 |
+	    (p == MAP_FAILED) << 3 |
+	    refused(mprotect(p, n, PROT_READ | PROT_EXEC)) << 4 |
+	    refused((long)mmap(NULL, n, PROT_EXEC, flags, -1, 0)) << 5 |
+	    refused(syscall(__NR_tgkill, getpid(), getpid(), SIGTERM)) << 6;
+}
+
+static void
+an_argument_may_decide(void **state)
+{
+	(void)state;
+	need_filters();
+	assert_int_equal(in_sandbox(arguments), 0);
+}
+
+/* With arguments that make them fail, where they do not end the process. */
+static int
+allowed_calls(void)
+{
+	for (size_t i = 0; i < COUNT(sandbox_allowed); i++) {
+		const struct sandbox_call *c = &sandbox_allowed[i];
+		long arg[6] = { -1, -1, -1, -1, -1, -1 };
+
+		if (c->mask)
+			arg[c->arg] = (long)c->value;
+		if (c->nr != __NR_exit && c->nr != __NR_exit_group &&
+#ifdef __NR_sigreturn
+		    c->nr != __NR_sigreturn &&
+#endif
+		    c->nr != __NR_rt_sigreturn)
+			syscall((long)c->nr, arg[0], arg[1], arg[2], arg[3],
+			    arg[4], arg[5]);
+	}
+	return sandbox_calls;
+}
+
+static void
+every_listed_call_passes(void **state)
+{
+	(void)state;
+	need_filters();
+	assert_int_equal(in_sandbox(allowed_calls), 0);
+	assert_string_equal(said, "");
+}
+
+static u32 deadly;
+
+static int
+deadly_call(void)
+{
+	syscall((long)deadly, -1, -1, -1, -1, -1, -1);
+	return 0;
+}
+
+static void
+every_deadly_call_is_death(void **state)
+{
+	(void)state;
+	need_filters();
+	for (size_t i = 0; i < COUNT(sandbox_deadly); i++) {
+		int status;
+
+		deadly = sandbox_deadly[i];
+		status = in_sandbox(deadly_call);
+		assert_true(WIFSIGNALED(status));
+		assert_int_equal(WTERMSIG(status), SIGSYS);
+	}
+}
+
+static int
+no_program(void)
+{
+	return execl("/bin/true", "true", (char *)NULL);
+}
+
+static void
+no_program_can_be_run(void **state)
+{
+	int status;
+
+	(void)state;
+	need_filters();
+	status = in_sandbox(no_program);
+	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS);
+}
+
+static int
+give_up(void)
+{
+	abort();
+}
+
+static void
+a_failed_assertion_still_ends_in_sigabrt(void **state)
+{
+	int status;
+
+	(void)state;
+	need_filters();
+	status = in_sandbox(give_up);
+	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+}
+
+/* kill -SYS comes to the same handler, with no call to answer. */
+static int
+wait_for_a_byte(void)
+{
+	char c = 0;
+
+	assert_int_equal(write(STDERR_FILENO, "x", 1), 1);
+	return read(STDIN_FILENO, &c, 1) == 1 && c == 'y' ? sandbox_calls :
+	    100;
+}
+
+static void
+somebody_elses_sigsys_changes_nothing(void **state)
+{
+	int in[2], out[2], status;
+	char c;
+	pid_t pid;
+
+	(void)state;
+	need_filters();
+	assert_int_equal(pipe(in) | pipe(out), 0);
+	pid = fork();
+	if (pid == 0) {
+		dup2(in[0], STDIN_FILENO);
+		dup2(out[1], STDERR_FILENO);
+		sandbox_enter();
+		syscall(__NR_exit_group, wait_for_a_byte());
+	}
+	assert_int_equal(read(out[0], &c, 1), 1);
+	assert_int_equal(kill(pid, SIGSYS), 0);
+	assert_int_equal(write(in[1], "y", 1), 1);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	close(in[0]);
+	close(in[1]);
+	close(out[0]);
+	close(out[1]);
+}
+
+/* In a child, for it cannot be undone. */
+static void
+memory_is_hidden_and_privileges_end(void **state)
+{
+	struct rlimit core;
+	int status;
+	pid_t pid = fork();
+
+	(void)state;
+	if (pid == 0) {
+		settings.no_sandbox = true;
+		sandbox_hide_memory();
+		sandbox_enter();
+		getrlimit(RLIMIT_CORE, &core);
+		_exit((core.rlim_cur | core.rlim_max) != 0 ||
+		    prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 0 ||
+		    prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1 ||
+		    syscall(__NR_getpriority, 0, 0) < 0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest program_tests[] = {
+		cmocka_unit_test(the_program_fits_the_room_and_the_kernel),
+		cmocka_unit_test(no_call_is_listed_twice),
+		cmocka_unit_test(every_row_has_its_verdict),
+		cmocka_unit_test(what_no_row_names_is_refused),
+		cmocka_unit_test(
+		    a_call_in_the_manner_of_another_machine_is_death),
+		cmocka_unit_test(a_number_of_x32_is_refused),
+	};
+	const struct CMUnitTest kernel_tests[] = {
+		cmocka_unit_test(
+		    another_call_is_answered_eperm_and_logged_once),
+		cmocka_unit_test(a_flood_of_refused_calls_is_few_lines),
+		cmocka_unit_test(an_argument_may_decide),
+		cmocka_unit_test(every_listed_call_passes),
+		cmocka_unit_test(every_deadly_call_is_death),
+		cmocka_unit_test(no_program_can_be_run),
+		cmocka_unit_test(a_failed_assertion_still_ends_in_sigabrt),
+		cmocka_unit_test(somebody_elses_sigsys_changes_nothing),
+		cmocka_unit_test(memory_is_hidden_and_privileges_end),
+	};
+
+	return cmocka_run_group_tests_name("program", program_tests, set_up,
+	    NULL) + cmocka_run_group_tests_name("kernel", kernel_tests, set_up,
+	    NULL);
+}
+
+#else
+
+int
+main(void)
+{
+	return 77; /* a machine without a filter: nothing is tested */
+}
+
+#endif
