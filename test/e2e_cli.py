@@ -367,8 +367,8 @@ def test_help_serve_names_every_option():
             state service origin duplicate max-sockets max-per-ip
             queue-messages queue-bytes overflow store-bytes max-message
             max-inbound send-buffer session-ttl ping-interval pong-timeout
-            handshake-timeout ack no-page wait memory check
-            log-level""".split():
+            handshake-timeout ack no-page no-sandbox wait
+            memory check log-level""".split():
         assert f"--{name}" in out, name
 
 

@@ -292,11 +292,13 @@ def test_the_server_takes_the_settings_file_that_the_script_makes(box):
     cert, key = wsp.make_certificate(box.path)
     box("start_service", uci=(
         f"cert={cert} key={key} overflow=refuse max_sockets=100 no_page=1 "
-        "LIST_origin=https://a.example LIST_listen_plain=127.0.0.1:0 "
+        "no_sandbox=1 LIST_origin=https://a.example "
+        "LIST_listen_plain=127.0.0.1:0 "
         "LIST_service='echo=echo\ttwo' log_level=warn"))
     assert set(box.settings()) >= {
-        "overflow refuse", "max-sockets 100", "no-page", "log-level warn",
-        "origin https://a.example", "listen-plain 127.0.0.1:0",
+        "overflow refuse", "max-sockets 100", "no-page", "no-sandbox",
+        "log-level warn", "origin https://a.example",
+        "listen-plain 127.0.0.1:0",
         "service echo=echo", "service two", f"cert {box.path}/run/keys/cert"}
     assert (box.path / "run/keys/key").stat().st_mode & 0o777 == 0o600
     run(wsp.BINARY, "serve", "--check", "--config", box.conf)

@@ -344,6 +344,36 @@ every_listed_call_passes(void **state)
 	assert_string_equal(said, "");
 }
 
+/* What libc makes of our own words, also of syslog's search for its daemon. */
+static int
+words_of_ours(void)
+{
+	static const char path[] = "/tmp/wspush-test-sandbox";
+	static char text[1 << 20];
+	struct settings *p = malloc(4 << 20);
+	int bad = p == NULL || sys_write_file(path, "words", 5, 0600) != 0 ||
+	    sys_read_file(path, text, sizeof text) != 5;
+
+	free(p);
+	unlink(path);
+	sys_random(text, sizeof text);
+	bad |= sys_clock_ms(CLOCK_REALTIME) == 0;
+	openlog("wspush-test", LOG_PID, LOG_DAEMON);
+	log_to.to_syslog = true;
+	log_event(LOG_LEVEL_INFO, "test", "why=\"it shall be heard\"");
+	log_to.to_syslog = false;
+	return bad ? 100 : sandbox_calls;
+}
+
+static void
+our_own_words_pass(void **state)
+{
+	(void)state;
+	need_filters();
+	assert_int_equal(in_sandbox(words_of_ours), 0);
+	assert_string_equal(said, "");
+}
+
 static u32 deadly;
 
 static int
@@ -482,6 +512,7 @@ main(void)
 		cmocka_unit_test(a_flood_of_refused_calls_is_few_lines),
 		cmocka_unit_test(an_argument_may_decide),
 		cmocka_unit_test(every_listed_call_passes),
+		cmocka_unit_test(our_own_words_pass),
 		cmocka_unit_test(every_deadly_call_is_death),
 		cmocka_unit_test(no_program_can_be_run),
 		cmocka_unit_test(a_failed_assertion_still_ends_in_sigabrt),
