@@ -13106,9 +13106,9 @@ push_next_waiter(int64_t latest)
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
  * from `ready` on only those system calls that the loop, a reload and the end
- * need, each as it needs it: no socket but a UNIX one, no memory that can be
- * executed.  Any other call is answered EPERM and logged.  A few that only an
- * intruder makes are death.
+ * need, each as it needs it: no new connection to anybody (with --syslog to
+ * UNIX sockets), no memory that can be executed.  Any other call is answered
+ * EPERM and logged.  A few that only an intruder makes are death.
  *
  * The helper of exec: services was forked before, and none of this holds for
  * it or its children: they are the owner's programs, and may be su, sudo or
@@ -13161,6 +13161,7 @@ push_next_waiter(int64_t latest)
 struct sandbox_call {
 	u32 nr;
 	u32 arg, mask, value;
+	bool for_syslog; /* only then */
 };
 
 /*
@@ -13175,9 +13176,9 @@ static const struct sandbox_call sandbox_allowed[] = {
 #endif
 	{ .nr = __NR_epoll_pwait },
 	{ .nr = __NR_recvmsg },
-	{ .nr = __NR_sendmsg },
+	{ .nr = __NR_sendmsg, .arg = 2, .mask = MSG_FASTOPEN },
 	{ .nr = __NR_recvfrom },
-	{ .nr = __NR_sendto },
+	{ .nr = __NR_sendto, .arg = 3, .mask = MSG_FASTOPEN }, /* connects */
 #ifdef __NR_recv
 	{ .nr = __NR_recv },
 	{ .nr = __NR_send },
@@ -13259,9 +13260,11 @@ static const struct sandbox_call sandbox_allowed[] = {
 	{ .nr = __NR_lseek },
 	{ .nr = __NR_fsync },
 
-	/* syslog() comes back to a log daemon that has gone. */
-	{ .nr = __NR_socket, .arg = 0, .mask = ~0U, .value = AF_UNIX },
-	{ .nr = __NR_connect },
+	/* syslog() comes back to a log daemon that has gone.  A listener that
+	 * is shut down could connect, too. */
+	{ .nr = __NR_socket, .arg = 0, .mask = ~0U, .value = AF_UNIX,
+		.for_syslog = true },
+	{ .nr = __NR_connect, .for_syslog = true },
 	{ .nr = __NR_getpid },
 
 	/* libc's memory, stdio and locks. */
@@ -13438,7 +13441,8 @@ sandbox_build(struct sock_fprog *f)
 	sandbox_return(f, SECCOMP_RET_KILL_PROCESS);
 	sandbox_load(f, offsetof(struct seccomp_data, nr));
 	for (size_t i = 0; i < COUNT(sandbox_allowed); i++)
-		sandbox_allow(f, &sandbox_allowed[i]);
+		if (!sandbox_allowed[i].for_syslog || log_to.to_syslog)
+			sandbox_allow(f, &sandbox_allowed[i]);
 	for (size_t i = 0; i < COUNT(sandbox_deadly); i++) {
 		sandbox_unless_skip(f, sandbox_deadly[i], 1);
 		sandbox_return(f, SECCOMP_RET_KILL_PROCESS);

@@ -66,7 +66,9 @@ set_up(void **state)
 {
 	(void)state;
 	program.len = 0;
+	log_to.to_syslog = true; /* the whole table */
 	sandbox_build(&program);
+	log_to.to_syslog = false;
 	return 0;
 }
 
@@ -74,7 +76,7 @@ static void
 the_program_fits_the_room_and_the_kernel(void **state)
 {
 	(void)state;
-	assert_in_range(program.len, COUNT(sandbox_allowed), SANDBOX_OPS);
+	assert_in_range(program.len, 2 * COUNT(sandbox_allowed), SANDBOX_OPS);
 	assert_in_range(program.len, 1, BPF_MAXINSNS);
 }
 
@@ -290,9 +292,28 @@ a_flood_of_refused_calls_is_few_lines(void **state)
 	assert_int_equal(lines, SANDBOX_CALLS);
 }
 
+static void
+only_syslog_needs_new_sockets(void **state)
+{
+	(void)state;
+	assert_int_equal(SECCOMP_RET_ALLOW, verdict_of(SANDBOX_MACHINE,
+	    __NR_socket, 0, AF_UNIX));
+	assert_int_equal(SECCOMP_RET_ALLOW, verdict(__NR_connect));
+	program.len = 0;
+	sandbox_build(&program);
+	assert_int_equal(SECCOMP_RET_TRAP, verdict_of(SANDBOX_MACHINE,
+	    __NR_socket, 0, AF_UNIX));
+	assert_int_equal(SECCOMP_RET_TRAP, verdict(__NR_connect));
+	(void)set_up(state);
+}
+
+static int tcp; /* a socket from before */
+
 static int
 arguments(void)
 {
+	struct sockaddr_in to = { .sin_family = AF_INET,
+		.sin_port = htons(9), .sin_addr.s_addr = htonl(0x7f000001) };
 	size_t n = (size_t)sysconf(_SC_PAGESIZE);
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS;
 	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, flags, -1, 0);
@@ -303,7 +324,10 @@ arguments(void)
 	    (p == MAP_FAILED) << 3 |
 	    refused(mprotect(p, n, PROT_READ | PROT_EXEC)) << 4 |
 	    refused((long)mmap(NULL, n, PROT_EXEC, flags, -1, 0)) << 5 |
-	    refused(syscall(__NR_tgkill, getpid(), getpid(), SIGTERM)) << 6;
+	    refused(syscall(__NR_tgkill, getpid(), getpid(), SIGTERM)) << 6 |
+	    refused(sendto(tcp, "x", 1, MSG_FASTOPEN, (struct sockaddr *)&to,
+	    sizeof to)) << 7 |
+	    refused(connect(tcp, (struct sockaddr *)&to, sizeof to)) << 8;
 }
 
 static void
@@ -311,7 +335,9 @@ an_argument_may_decide(void **state)
 {
 	(void)state;
 	need_filters();
+	tcp = socket(AF_INET, SOCK_STREAM, 0);
 	assert_int_equal(in_sandbox(arguments), 0);
+	close(tcp);
 }
 
 /* With arguments that make them fail, where they do not end the process. */
@@ -340,7 +366,9 @@ every_listed_call_passes(void **state)
 {
 	(void)state;
 	need_filters();
+	log_to.to_syslog = true;
 	assert_int_equal(in_sandbox(allowed_calls), 0);
+	log_to.to_syslog = false;
 	assert_string_equal(said, "");
 }
 
@@ -359,9 +387,7 @@ words_of_ours(void)
 	sys_random(text, sizeof text);
 	bad |= sys_clock_ms(CLOCK_REALTIME) == 0;
 	openlog("wspush-test", LOG_PID, LOG_DAEMON);
-	log_to.to_syslog = true;
 	log_event(LOG_LEVEL_INFO, "test", "why=\"it shall be heard\"");
-	log_to.to_syslog = false;
 	return bad ? 100 : sandbox_calls;
 }
 
@@ -370,7 +396,9 @@ our_own_words_pass(void **state)
 {
 	(void)state;
 	need_filters();
+	log_to.to_syslog = true;
 	assert_int_equal(in_sandbox(words_of_ours), 0);
+	log_to.to_syslog = false;
 	assert_string_equal(said, "");
 }
 
@@ -505,6 +533,7 @@ main(void)
 		cmocka_unit_test(
 		    a_call_in_the_manner_of_another_machine_is_death),
 		cmocka_unit_test(a_number_of_x32_is_refused),
+		cmocka_unit_test(only_syslog_needs_new_sockets),
 	};
 	const struct CMUnitTest kernel_tests[] = {
 		cmocka_unit_test(
