@@ -49,11 +49,11 @@ $(OUT): wspush.c wspush.h build/page.h Makefile
 	@mkdir -p $(@D)
 	$(COMPILE) $(PROGRAM) -o $@ wspush.c $(LINK)
 
-# The test page as a list of numbers, without its indentation.
-build/page.h: tools/page.html Makefile
+# The test page as a list of numbers: without its indentation, packed.
+build/page.h: tools/page.html tools/pack Makefile
 	@mkdir -p build
 	sed 's/^	*//' tools/page.html | od -An -v -tu1 | \
-	    sed 's/[0-9][0-9]*/&,/g' >$@.new
+	    awk -f tools/pack >$@.new
 	@mv $@.new $@
 
 need_bearssl = echo '\#include <bearssl.h>' | \

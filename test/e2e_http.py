@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """HTTP: every answer, and which of two mistakes is answered first."""
 import re
+from pathlib import Path
 import subprocess
 
 import pytest
@@ -133,6 +134,8 @@ def test_the_page_is_one_document_that_loads_nothing(server, tls):
     assert not re.search(r"<(link|script|img|iframe)[^>]*(src|href)\s*="
                          r"\s*[\"']?(?!data:)[^\"'\s>]", page, re.I)
     assert not re.search(r"@import|\burl\((?!['\"]?(data:|#))", page)
+    source = (Path(__file__).parent.parent / "tools/page.html").read_text()
+    assert page == re.sub(r"^\t+", "", source, flags=re.M), "packed and back"
     assert "innerHTML" not in page
 
 
