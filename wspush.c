@@ -10,7 +10,7 @@
  *
  *   PART ONE: PURE                        PART TWO: KERNEL
  *    1 Basics     types, load and store    15 System calls  nobody else's
- *    2 Text       numbers, UTF-8, base64   16 Clock and log
+ *    2 Text       numbers, UTF-8, base64   16 Log and print
  *    3 JSON       validate, read, escape   17 Settings      what options say
  *    4 HTTP       request in, answer out   18 Certificates  load, check, make
  *    5 Frames     RFC 6455, section 5      19 TLS           handshakes
@@ -47,6 +47,7 @@
 #define _TIME_BITS 64
 #endif
 #include <assert.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -73,7 +74,7 @@
 typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;
-typedef uint64_t u64;
+typedef unsigned long long u64; /* %llu */
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
@@ -188,16 +189,125 @@ out_str(struct out *o, struct str s)
 	out_bytes(o, s.p, s.n);
 }
 
+#define OUT_DIGITS 20 /* of the largest u64; a sign takes one of int64_t's */
+
+static struct str
+out_digits(char room[OUT_DIGITS], u64 v, unsigned base)
+{
+	size_t i = OUT_DIGITS;
+
+	do
+		room[--i] = "0123456789abcdef"[v % base];
+	while ((v /= base) > 0);
+	return (struct str){ room + i, OUT_DIGITS - i };
+}
+
 static void
 out_u64(struct out *o, u64 v)
 {
-	char digits[20];
-	size_t i = sizeof digits;
+	char room[OUT_DIGITS];
 
-	do
-		digits[--i] = (char)('0' + v % 10);
-	while ((v /= 10) > 0);
-	out_bytes(o, digits + i, sizeof digits - i);
+	out_str(o, out_digits(room, v, 10));
+}
+
+/* What does not fit is cut.  Blanks before it, or behind it for a negative
+ * width. */
+static void
+out_padded(struct out *o, struct str s, int width, char pad)
+{
+	for (int n = (int)s.n; n < width; n++)
+		out_char(o, pad);
+	if (s.n > o->cap - o->n) {
+		out_bytes(o, s.p, o->cap - o->n);
+		o->full = true;
+	}
+	out_str(o, s);
+	for (int n = (int)s.n; n < -width; n++)
+		out_char(o, ' ');
+}
+
+/* The number that a conversion of `size` times `l` asks for. */
+#define OUT_TAKE(ap, size, type)                                              \
+	((size) == 0 ? va_arg(ap, type) : (size) == 1 ?                       \
+	va_arg(ap, type long) : va_arg(ap, type long long))
+
+/*
+ * printf for programs that want neither libc's tables nor its heap: %s %.*s
+ * %c %d %u %x %%, with l, ll, z, a width, and `-` or `0` before it.
+ */
+static void
+out_format(struct out *o, const char *f, va_list ap)
+{
+	while (*f) {
+		struct str s = { f, strcspn(f, "%") };
+		int width = 0, most = -1, size = 0;
+		char room[OUT_DIGITS + 1], pad, is;
+		long long v;
+
+		out_padded(o, s, 0, ' ');
+		f += s.n;
+		if (!*f)
+			break;
+		pad = *++f;
+		for (f += pad == '-'; *f >= '0' && *f <= '9'; f++)
+			width = width * 10 + *f - '0';
+		if (*f == '.') {
+			most = va_arg(ap, int);
+			f += 2;
+		}
+		for (; *f == 'l' || *f == 'z'; f++)
+			size++;
+		is = *f++;
+		if (is == 's') {
+			s.p = va_arg(ap, const char *);
+			s.n = most < 0 ? strlen(s.p) : (size_t)most;
+		} else if (is == 'c' || is == '%') {
+			room[0] = is == 'c' ? (char)va_arg(ap, int) : is;
+			s = (struct str){ room, 1 };
+		} else if (is == 'd') {
+			v = OUT_TAKE(ap, size, int);
+			s = out_digits(room + 1, v < 0 ? -(u64)v : (u64)v, 10);
+			if (v < 0) {
+				room[s.p - room - 1] = '-';
+				s = (struct str){ s.p - 1, s.n + 1 };
+			}
+		} else {
+			s = out_digits(room + 1, OUT_TAKE(ap, size, unsigned),
+			    is == 'x' ? 16 : 10);
+		}
+		out_padded(o, s, pad == '-' ? -width : width,
+		    pad == '0' ? '0' : ' ');
+	}
+}
+
+static void out_print(struct out *o, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void
+out_print(struct out *o, const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	out_format(o, format, ap);
+	va_end(ap);
+}
+
+static char *text_print(char *to, size_t cap, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* A terminated text in memory of `cap` bytes, cut when it must be. */
+static char *
+text_print(char *to, size_t cap, const char *format, ...)
+{
+	struct out o = out_to(to, cap - 1);
+	va_list ap;
+
+	va_start(ap, format);
+	out_format(&o, format, ap);
+	va_end(ap);
+	to[o.n] = '\0';
+	return to;
 }
 
 /* ----- 2. Text -----------------------------------------------------------
@@ -299,6 +409,30 @@ text_trim(struct str s, const char *white)
 	while (s.n > 0 && memchr(white, s.p[s.n - 1], kinds))
 		s.n--;
 	return s;
+}
+
+/* Where `what` begins in s, or NULL. */
+static const char *
+text_find(struct str s, struct str what)
+{
+	for (; s.n >= what.n; s = text_from(s, 1))
+		if (str_begins(s, what))
+			return s.p;
+	return NULL;
+}
+
+/* Cuts what stands before the next `mark`, and the mark, from `rest`; nothing
+ * when there is none. */
+static bool
+text_upto(struct str *rest, struct str mark, struct str *before)
+{
+	const char *found = text_find(*rest, mark);
+
+	if (!found)
+		return false;
+	*before = (struct str){ rest->p, (size_t)(found - rest->p) };
+	*rest = text_from(*rest, before->n + mark.n);
+	return true;
 }
 
 /*
@@ -1214,6 +1348,39 @@ http_ipv6(u8 to[16], struct str s)
 	memmove(to + 16 - (n - gap), to + gap, (size_t)(n - gap));
 	memset(to + gap, 0, (size_t)(16 - n));
 	return true;
+}
+
+/* What an IPv4 address looks like in 16 bytes (RFC 4291, 2.5.5.2). */
+static const u8 http_mapped[12] = { [10] = 0xff, [11] = 0xff };
+
+/* An address as RFC 5952 wants it written, IPv4 or in brackets. */
+static void
+http_ip_print(struct out *o, const u8 ip[16])
+{
+	int gap = 8, longest = 1; /* groups that `::` stands for */
+
+	if (memcmp(ip, http_mapped, sizeof http_mapped) == 0) {
+		out_print(o, "%d.%d.%d.%d", ip[12], ip[13], ip[14], ip[15]);
+		return;
+	}
+	for (int i = 0, n; i < 8; i += n + 1) {
+		for (n = 0; i + n < 8 && load16(ip + 2 * (i + n)) == 0;)
+			n++;
+		if (n > longest) {
+			gap = i;
+			longest = n;
+		}
+	}
+	out_text(o, gap == 0 ? "[:" : "[");
+	for (int i = 0; i < 8; i++) {
+		if (i != gap)
+			out_print(o, "%x", load16(ip + 2 * i));
+		else
+			i += longest - 1;
+		if (i < 7 || i - longest + 1 == gap)
+			out_char(o, ':');
+	}
+	out_char(o, ']');
 }
 
 /* A registered name or an IPv4 address (RFC 3986, 3.2.2), not empty. */
@@ -2751,7 +2918,7 @@ tag_line_next(struct tag_line *t, struct str *rest)
 static bool
 id_piece_next(struct str *rest, struct str *piece)
 {
-	const char *end = rest->n > 0 ? memmem(rest->p, rest->n, "::", 2) :
+	const char *end = rest->n > 0 ? text_find(*rest, STR("::")) :
 	    NULL;
 
 	*piece = *rest;
@@ -5352,19 +5519,16 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h> /* setgroups() */
-#include <ifaddrs.h>
 #include <limits.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/rtnetlink.h>
 #include <linux/seccomp.h>
-#include <net/if.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
+#include <stdio.h> /* rename() */
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -5379,7 +5543,6 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <syslog.h>
 #include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -5626,11 +5789,11 @@ static int
 sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 {
 	char temp[PATH_MAX];
-	int len = snprintf(temp, sizeof temp, "%s.new", path);
 	int fd, err;
 
-	if (len < 0 || (size_t)len >= sizeof temp)
+	if (strlen(path) + sizeof ".new" > sizeof temp)
 		return -ENAMETOOLONG;
+	text_print(temp, sizeof temp, "%s.new", path);
 	unlink(temp);
 	fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
 	if (fd < 0)
@@ -5647,20 +5810,21 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 
 #endif /* WSP_FAKE_SYS */
 
-/* ----- 16. Clock and log -------------------------------------------------
+/* ----- 16. Log and print -------------------------------------------------
  *
- * One clock, read once a turn.  One line per event: a fixed word, then
- * key=value; text from a peer is quoted and escaped.  A log that cannot be
- * written (a full disk, a closed pipe) is lost and the server goes on.
+ * One line per event: a fixed word, then key=value; text from a peer is quoted
+ * and escaped.  A log that cannot be written (a full disk, a closed pipe) is
+ * lost and the server goes on.  What verbs print goes through one buffer; what
+ * goes wrong with them is a line on standard error.
  */
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO,
 	LOG_LEVEL_DEBUG };
 
 static struct {
 	enum log_level level;
-	bool to_syslog;
+	int syslog;    /* a socket for it, or -1 */
 	unsigned lost; /* lines that could not be written */
-} log_to = { .level = LOG_LEVEL_INFO };
+} log_to = { .level = LOG_LEVEL_INFO, .syslog = -1 };
 
 /* Writes one event.  `format` makes the key=value part. */
 static void log_event(enum log_level level, const char *event,
@@ -5669,34 +5833,35 @@ static void log_event(enum log_level level, const char *event,
 static void
 log_event(enum log_level level, const char *event, const char *format, ...)
 {
-	static const int priority[] = { LOG_ERR, LOG_WARNING, LOG_INFO,
-		LOG_DEBUG };
+	static const struct sockaddr_un to = { AF_UNIX, "/dev/log" };
 	static const char *const word[] = { "error", "warn", "info", "debug" };
+	static const int daemon[] = { 27, 28, 30, 31 }; /* (RFC 3164, 4.1.1) */
+	enum { LOST = 24 };
 	char line[1024];
+	struct out o = out_to(line, sizeof line - LOST);
+	ssize_t r;
 	va_list ap;
-	int n, m;
 
 	if (level > log_to.level)
 		return;
-	n = snprintf(line, sizeof line, "wspush: %s %s ", word[level], event);
-	va_start(ap, format);
-	m = vsnprintf(line + n, sizeof line - (size_t)n - 1, format, ap);
-	va_end(ap);
-	if (m > 0)
-		n += m;
-	if ((size_t)n > sizeof line - 2)
-		n = sizeof line - 2;
-	if (log_to.to_syslog) {
-		syslog(priority[level], "%s", line + strlen("wspush: "));
-		return;
-	}
-	if (log_to.lost > 0 && (size_t)n < sizeof line - 24)
-		n += snprintf(line + n, 24, " lost=%u", log_to.lost);
-	line[n++] = '\n';
-	if (sys_write(STDERR_FILENO, line, (size_t)n) < 0)
-		log_to.lost++;
+	if (log_to.syslog >= 0)
+		out_print(&o, "<%d>wspush[%d]: ", daemon[level], getpid());
 	else
-		log_to.lost = 0;
+		out_text(&o, "wspush: ");
+	out_print(&o, "%s %s ", word[level], event);
+	va_start(ap, format);
+	out_format(&o, format, ap);
+	va_end(ap);
+	if (log_to.syslog >= 0) {
+		r = sys_sendto(log_to.syslog, line, o.n, &to, sizeof to);
+	} else {
+		o = (struct out){ line, o.n, sizeof line, false };
+		if (log_to.lost > 0)
+			out_print(&o, " lost=%u", log_to.lost);
+		out_char(&o, '\n');
+		r = sys_write(STDERR_FILENO, line, o.n);
+	}
+	log_to.lost = r < 0 ? log_to.lost + 1 : 0;
 }
 
 /* A peer's bytes as they may stand in a log line: quoted, everything but
@@ -5727,6 +5892,82 @@ log_quote(struct log_room *room, struct str s)
 	*o++ = '"';
 	*o = '\0';
 	return room->text;
+}
+
+/* Standard output; usage that was asked for wrongly goes to standard error. */
+static char print_room[4096];
+static struct out print_out = { print_room, 0, sizeof print_room, false };
+static int print_fd = STDOUT_FILENO;
+static bool print_lost;
+
+/* False when something that was printed is lost. */
+static bool
+print_flush(void)
+{
+	for (size_t at = 0; at < print_out.n && !print_lost;) {
+		ssize_t r = write(print_fd, print_room + at, print_out.n - at);
+
+		if (r > 0)
+			at += (size_t)r;
+		else if (r == 0 || errno != EINTR)
+			print_lost = true;
+	}
+	print_out.n = 0;
+	return !print_lost;
+}
+
+static void
+print_str(struct str s)
+{
+	while (s.n > 0) {
+		size_t n = min_size(s.n, print_out.cap - print_out.n);
+
+		out_bytes(&print_out, s.p, n);
+		s = text_from(s, n);
+		if (s.n > 0)
+			print_flush();
+	}
+}
+
+static void print(const char *format, ...)
+    __attribute__((format(printf, 1, 2)));
+
+static void
+print(const char *format, ...)
+{
+	char text[2048];
+	struct out o = out_to(text, sizeof text);
+	va_list ap;
+
+	va_start(ap, format);
+	out_format(&o, format, ap);
+	va_end(ap);
+	print_str((struct str){ text, o.n });
+}
+
+static const char *say_verb; /* in whose name wrong usage is said */
+
+static int say(int status, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Says what went wrong and returns the exit status for it. */
+static int
+say(int status, const char *format, ...)
+{
+	char text[PATH_MAX + 512];
+	struct out o = out_to(text, sizeof text - 1);
+	va_list ap;
+
+	if (status == 2 && say_verb)
+		out_print(&o, "wspush %s: ", say_verb);
+	else
+		out_text(&o, "wspush: ");
+	va_start(ap, format);
+	out_format(&o, format, ap);
+	va_end(ap);
+	text[o.n++] = '\n';
+	(void)!write(STDERR_FILENO, text, o.n);
+	return status;
 }
 
 /* ----- 17. Settings ------------------------------------------------------
@@ -5801,6 +6042,50 @@ struct settings {
 };
 
 static struct settings settings;
+
+/* A verb's command line while its options are read. */
+struct words {
+	char **at;         /* the next word */
+	const char *in;    /* more letters of the last one */
+	const char *value; /* of the letter just read, "" for a flag */
+};
+
+/*
+ * The next option's letter, 0 behind the last one, -1 when it is wrong, which
+ * is said.  They end at the first word that is none, so that a message may
+ * begin with `-`.  `known` is as for getopt(): letters, a `:` behind those
+ * that take a value.
+ */
+static int
+words_option(struct words *w, const char *known)
+{
+	const char *a = *w->at, *k;
+
+	if (!w->in || !*w->in) {
+		if (!a || a[0] != '-' || !a[1])
+			return 0;
+		w->at++;
+		if (strcmp(a, "--") == 0)
+			return 0;
+		w->in = a + 1;
+	}
+	k = *w->in == ':' ? NULL : strchr(known, *w->in);
+	if (!k) {
+		say(2, "unknown option -%s", w->in);
+		return -1;
+	}
+	w->in++;
+	w->value = "";
+	if (k[1] == ':') {
+		w->value = *w->in ? w->in : *w->at;
+		w->at += !*w->in && *w->at;
+		w->in = NULL;
+	}
+	if (w->value)
+		return *k;
+	say(2, "option -%c needs a value", *k);
+	return -1;
+}
 /* ----- 18. Certificates --------------------------------------------------
  *
  * Owns the server's certificate and key: reads them from PEM or DER, whatever
@@ -5885,12 +6170,14 @@ static int cert_fail(const char *path, const char *format, ...)
 static int
 cert_fail(const char *path, const char *format, ...)
 {
-	int n = snprintf(certs.why, sizeof certs.why, "%.*s ", PATH_MAX, path);
+	struct out o = out_to(certs.why, sizeof certs.why - 1);
 	va_list ap;
 
+	out_print(&o, "%s ", path);
 	va_start(ap, format);
-	vsnprintf(certs.why + n, sizeof certs.why - (size_t)n, format, ap);
+	out_format(&o, format, ap);
 	va_end(ap);
+	certs.why[o.n] = '\0';
 	return -1;
 }
 
@@ -5899,7 +6186,7 @@ static int
 cert_tell(int result, char *why, size_t why_n)
 {
 	if (result < 0)
-		snprintf(why, why_n, "%.*s", (int)why_n - 1, certs.why);
+		text_print(why, why_n, "%s", certs.why);
 	return result;
 }
 
@@ -5926,7 +6213,7 @@ date_text(char text[80], int64_t seconds)
 	}
 	days -= start;
 	march = (days * 5 + 2) / 153;
-	snprintf(text, 80, "%04d%02d%02d%02d%02d%02dZ",
+	text_print(text, 80, "%04d%02d%02d%02d%02d%02dZ",
 	    (int)(march < 10 ? year : year + 1),
 	    (int)(march < 10 ? march + 3 : march - 9),
 	    (int)(days - (march * 153 + 2) / 5) + 1, (int)(left / 3600),
@@ -5997,39 +6284,45 @@ cert_read_names(const struct cert *c, size_t i, struct der *issuer,
 
 /* An object of a PEM file: its label, and its base64 without white space. */
 struct pem {
-	const char *label;
-	struct str text;
+	struct str label, text;
 };
 
 /*
- * Takes the next object off a terminated PEM file: 1, 0 when there is none, -1
- * when it is cut short.  A byte order mark, carriage returns, comments and a
- * last line without its end, which tools trip over (TLS.md, 5), mean nothing
- * here.  The file is changed in place.
+ * Takes the next object off a PEM file: 1, 0 when there is none, -1 when it is
+ * cut short.  A byte order mark, carriage returns, comments and a last line
+ * without its end, which tools trip over (TLS.md, 5), mean nothing here.  The
+ * file is changed in place.
  */
 static int
-pem_next(char **at, struct pem *m)
+pem_next(struct str *file, struct pem *m)
 {
-	char *label = strstr(*at, "-----BEGIN "), *p, *end, *to;
+	struct str skip, end;
+	char *to;
 
-	if (!label)
+	if (!text_upto(file, STR("-----BEGIN "), &skip))
 		return 0;
-	m->label = label += strlen("-----BEGIN ");
-	p = strstr(label, "-----");
-	end = p ? strstr(p + 5, "-----END ") : NULL;
-	if (!end || strncmp(end + 9, label, (size_t)(p + 5 - label)) != 0)
+	if (!text_upto(file, STR("-----"), &m->label) ||
+	    !text_upto(file, STR("-----END "), &m->text) ||
+	    !text_upto(file, STR("-----"), &end) || !str_eq(end, m->label))
 		return -1;
-	*at = end + 9;
-	*p = '\0';
-	m->text.p = to = p += 5;
-	for (; p < end; p++)
-		if (!strchr(" \t\r\n", *p))
-			*to++ = *p;
-	m->text.n = (size_t)(to - m->text.p);
+	to = (char *)(uintptr_t)m->text.p;
+	skip = m->text;
+	for (m->text.n = 0; skip.n > 0; skip = text_from(skip, 1))
+		if (!strchr(" \t\r\n", skip.p[0]))
+			to[m->text.n++] = skip.p[0];
 	return 1;
 }
 
-/* Reads a file into certs.file and terminates it. */
+static int
+pem_is_encrypted(const struct pem *m, const char *path)
+{
+	return str_begins(m->label, STR("ENCRYPTED")) ||
+	    str_begins(m->text, STR("Proc-Type:")) ? cert_fail(path, "holds an "
+	    "encrypted key; `openssl pkey -in FILE -out NEW` takes its "
+	    "passphrase off") : 0;
+}
+
+/* Reads a file into certs.file. */
 static ssize_t
 cert_read_file(const char *path)
 {
@@ -6041,15 +6334,20 @@ cert_read_file(const char *path)
 		return cert_fail(path, "cannot be read: %s", strerror((int)-n));
 	if (n == 0)
 		return cert_fail(path, "is empty");
-	certs.file[n] = '\0';
 	return n;
+}
+
+static struct str
+cert_file(ssize_t n)
+{
+	return (struct str){ certs.file, (size_t)n };
 }
 
 static bool
 cert_file_is_der(ssize_t n)
 {
 	return certs.file[0] == 0x30 &&
-	    !memmem(certs.file, (size_t)n, "-----BEGIN ", 11);
+	    !text_find(cert_file(n), STR("-----BEGIN "));
 }
 
 /* Cuts c->der into certificates. */
@@ -6075,15 +6373,14 @@ cert_split(struct cert *c, const char *path)
 /* Decodes the certificates among the objects of a PEM file, one behind the
  * other; returns their length, also when it is too large for `der`. */
 static ssize_t
-cert_read_pem(u8 *der, size_t cap, const char *path)
+cert_read_pem(u8 *der, size_t cap, struct str file, const char *path)
 {
-	char *at = certs.file;
 	size_t n = 0;
 	struct pem m;
 	int r, made;
 
-	while ((r = pem_next(&at, &m)) > 0) {
-		if (strcmp(m.label, "CERTIFICATE") != 0)
+	while ((r = pem_next(&file, &m)) > 0) {
+		if (!str_is(m.label, "CERTIFICATE"))
 			continue;
 		if (m.text.n / 4 * 3 > cap - n)
 			return (ssize_t)cap + 1;
@@ -6103,7 +6400,7 @@ cert_load_chain(struct cert *c, const char *path)
 
 	c->count = 0;
 	if (n > 0 && !cert_file_is_der(n))
-		n = cert_read_pem(c->der, sizeof c->der, path);
+		n = cert_read_pem(c->der, sizeof c->der, cert_file(n), path);
 	else if (n > 0)
 		memcpy(c->der, certs.file, min_size((size_t)n, sizeof c->der));
 	if (n < 0)
@@ -6120,7 +6417,7 @@ cert_load_chain(struct cert *c, const char *path)
 static ssize_t
 cert_find_key(u8 der[CERT_KEY_MAX], ssize_t n, const char *path)
 {
-	char *at = certs.file;
+	struct str file = cert_file(n);
 	struct pem m;
 	int r;
 
@@ -6131,14 +6428,12 @@ cert_find_key(u8 der[CERT_KEY_MAX], ssize_t n, const char *path)
 		    : cert_fail(path, "is larger than an RSA-4096 key");
 	}
 	do
-		r = pem_next(&at, &m);
-	while (r > 0 && !strstr(m.label, "PRIVATE KEY"));
+		r = pem_next(&file, &m);
+	while (r > 0 && !text_find(m.label, STR("PRIVATE KEY")));
 	if (r == 0)
 		return cert_fail(path, "holds no private key");
-	if (r > 0 && (strncmp(m.label, "ENCRYPTED", 9) == 0 ||
-	    str_begins(m.text, STR("Proc-Type:"))))
-		return cert_fail(path, "holds an encrypted key; `openssl pkey "
-		    "-in FILE -out NEW` takes its passphrase off");
+	if (r > 0 && pem_is_encrypted(&m, path) < 0)
+		return -1;
 	n = r > 0 ? base64_decode(der, CERT_KEY_MAX, m.text) : -1;
 	return n > 0 ? n : cert_fail(path, "is damaged or cut short");
 }
@@ -6342,17 +6637,15 @@ der_put_date(struct der_out *o, int64_t seconds)
 static size_t
 cert_parse_address(const char *name, u8 to[16])
 {
-	if (inet_pton(AF_INET, name, to) == 1)
+	if (http_ipv4(to, text_of(name)))
 		return 4;
-	return inet_pton(AF_INET6, name, to) == 1 ? 16 : 0;
+	return http_ipv6(to, text_of(name)) ? 16 : 0;
 }
 
 /* What may stand in a certificate: an address or a host name. */
 static bool
 cert_name_ok(const char *name)
 {
-	static const char letters[] = "abcdefghijklmnopqrstuvwxyz"
-	    "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
 	u8 address[16];
 	size_t label;
 
@@ -6361,7 +6654,8 @@ cert_name_ok(const char *name)
 	if (strlen(name) > 253)
 		return false;
 	for (;; name += label + 1) {
-		label = strspn(name, letters);
+		for (label = 0; text_is_one(name[label], "_-");)
+			label++;
 		if (label == 0 || label > 63 || name[0] == '-')
 			return false;
 		if (name[label] != '.')
@@ -6492,11 +6786,61 @@ cert_add_name(struct cert_names *names, const char *name)
 	names->count++;
 }
 
+/* An answer to RTM_GETADDR (rtnetlink(7)): one of our addresses, or the end.
+ * A link-local one means nothing to others. */
+static bool
+cert_add_address(struct cert_names *names, struct nlmsghdr *h)
+{
+	struct ifaddrmsg *m = NLMSG_DATA(h);
+	size_t n = m->ifa_family == AF_INET ? 4 : 16;
+	bool local = false;
+	size_t left = IFA_PAYLOAD(h);
+	char text[64];
+	struct out o = out_to(text, sizeof text - 1);
+	u8 ip[16] = { 0 };
+
+	if (h->nlmsg_type != RTM_NEWADDR)
+		return false;
+	memcpy(ip, http_mapped, n == 4 ? sizeof http_mapped : 0);
+	/* At a link to one peer IFA_ADDRESS is the peer's. */
+	for (struct rtattr *a = IFA_RTA(m); RTA_OK(a, left);
+	    a = RTA_NEXT(a, left))
+		if (RTA_PAYLOAD(a) == n && (a->rta_type == IFA_LOCAL ||
+		    (a->rta_type == IFA_ADDRESS && !local))) {
+			memcpy(ip + 16 - n, RTA_DATA(a), n);
+			local = a->rta_type == IFA_LOCAL;
+		}
+	http_ip_print(&o, ip);
+	text[o.n - (n == 16)] = '\0';
+	if (n == 4 || m->ifa_scope != RT_SCOPE_LINK)
+		cert_add_name(names, text + (n == 16));
+	return true;
+}
+
+static void
+cert_add_addresses(struct cert_names *names)
+{
+	struct {
+		struct nlmsghdr h;
+		struct ifaddrmsg m;
+	} ask = { .h = { .nlmsg_len = sizeof ask, .nlmsg_type = RTM_GETADDR,
+		.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP } };
+	_Alignas(struct nlmsghdr) u8 answer[8192];
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	ssize_t n = send(fd, &ask, sizeof ask, 0);
+	bool more = n > 0;
+
+	while (more && (n = recv(fd, answer, sizeof answer, 0)) > 0)
+		for (struct nlmsghdr *h = (struct nlmsghdr *)(void *)answer;
+		    more && NLMSG_OK(h, (size_t)n); h = NLMSG_NEXT(h, n))
+			more = cert_add_address(names, h);
+	close(fd);
+}
+
 static void
 cert_own_names(struct cert_names *names)
 {
 	char text[256] = "";
-	struct ifaddrs *list;
 
 	names->count = 0;
 	if (gethostname(text, sizeof text - 1) == 0)
@@ -6504,20 +6848,7 @@ cert_own_names(struct cert_names *names)
 	cert_add_name(names, "localhost");
 	cert_add_name(names, "127.0.0.1");
 	cert_add_name(names, "::1");
-	if (getifaddrs(&list) < 0)
-		return;
-	for (const struct ifaddrs *i = list; i; i = i->ifa_next) {
-		const struct sockaddr *a = i->ifa_addr;
-		bool ip6 = a && a->sa_family == AF_INET6;
-
-		/* With %IF at its end it means nothing to others. */
-		if ((ip6 || (a && a->sa_family == AF_INET)) &&
-		    getnameinfo(a, ip6 ? sizeof(struct sockaddr_in6)
-		    : sizeof(struct sockaddr_in), text, sizeof text, NULL, 0,
-		    NI_NUMERICHOST) == 0)
-			cert_add_name(names, text);
-	}
-	freeifaddrs(list);
+	cert_add_addresses(names);
 }
 
 /* Where the pair lies in the state directory. */
@@ -6530,8 +6861,8 @@ cert_set_paths(struct cert_paths *paths, const char *dir)
 {
 	if (*dir == '\0' || strlen(dir) > PATH_MAX - 16)
 		return cert_fail(dir, "cannot be the state directory");
-	snprintf(paths->cert, sizeof paths->cert, "%s/cert.pem", dir);
-	snprintf(paths->key, sizeof paths->key, "%s/key.pem", dir);
+	text_print(paths->cert, sizeof paths->cert, "%s/cert.pem", dir);
+	text_print(paths->key, sizeof paths->key, "%s/key.pem", dir);
 	return 0;
 }
 
@@ -6671,7 +7002,7 @@ cert_print(const struct cert_paths *paths)
 	if (cert_load(c, paths->cert, paths->key) < 0)
 		return -1;
 	wipe(&c->key, sizeof c->key);
-	printf("certificate: %s\nkey:         %s\nexpires in   %d days\n",
+	print("certificate: %s\nkey:         %s\nexpires in   %d days\n",
 	    paths->cert, paths->key, date_days_until(c->not_after));
 	return 0;
 }
@@ -6685,30 +7016,29 @@ struct cert_order {
 	size_t count;
 };
 
-/* Returns the word that is wrong, NULL if none is. */
-static const char *
-cert_parse_order(struct cert_order *o, int argc, char **argv)
+static int
+cert_parse_order(struct cert_order *o, char **argv)
 {
-	int i = 1;
+	struct words w = { .at = argv + 1 };
+	int letter = 1;
 
-	for (; i < argc && argv[i][0] == '-'; i++) {
-		const char *option = argv[i];
-
-		if (strcmp(option, "-f") == 0)
-			o->force = true;
-		else if (strcmp(option, "--state") == 0 && i + 1 < argc)
-			o->dir = argv[++i];
-		else if (strcmp(option, "-d") != 0 || i + 1 == argc)
-			return option;
-		else if (!text_u64(&o->days, text_of(argv[++i]), 3650) ||
-		    o->days == 0)
-			return argv[i];
+	while (letter > 0) {
+		if (*w.at && strcmp(*w.at, "--state") == 0 && w.at[1]) {
+			o->dir = w.at[1];
+			w.at += 2;
+			continue;
+		}
+		letter = words_option(&w, "fd:");
+		o->force |= letter == 'f';
+		if (letter == 'd' && (!text_u64(&o->days,
+		    text_of(w.value), 3650) || o->days == 0))
+			return say(2, "-d takes days from 1 to 3650");
 	}
-	o->names = (const char *const *)(argv + i);
-	o->count = (size_t)(argc - i);
-	while (i < argc && cert_name_ok(argv[i]))
-		i++;
-	return i < argc ? argv[i] : NULL;
+	o->names = (const char *const *)w.at;
+	for (; *w.at; w.at++, o->count++)
+		if (!cert_name_ok(*w.at))
+			return say(2, "wrong name or address: %s", *w.at);
+	return letter;
 }
 
 static int
@@ -6727,7 +7057,7 @@ cert_do_order(const struct cert_order *o)
 		cert_fail(paths.cert, "or its key is there; -f replaces both");
 		if (o->count > 0 || o->days > 0)
 			return -1;
-		fprintf(stderr, "wspush: %s\n", certs.why);
+		say(0, "%s", certs.why);
 	}
 	return cert_print(&paths);
 }
@@ -6741,18 +7071,11 @@ static int
 tls_cert_command(int argc, char **argv)
 {
 	struct cert_order o = { .dir = WSP_STATE_DIR };
-	const char *wrong = cert_parse_order(&o, argc, argv);
 
-	if (wrong) {
-		fprintf(stderr, "wspush: wrong option, name or number: %s\n"
-		    "usage: wspush cert [-f] [-d DAYS] [--state DIR] "
-		    "[NAME|ADDRESS]...\n", wrong);
+	(void)argc;
+	if (cert_parse_order(&o, argv) != 0)
 		return 2;
-	}
-	if (cert_do_order(&o) == 0)
-		return 0;
-	fprintf(stderr, "wspush: %s\n", certs.why);
-	return 1;
+	return cert_do_order(&o) == 0 ? 0 : say(1, "%s", certs.why);
 }
 
 /* ----- 19. TLS -----------------------------------------------------------
@@ -6954,7 +7277,7 @@ tls_start(char *why, size_t why_n)
 	tls.gcm_out.init = tls_gcm_out;
 	if (record_self_test(&tls.aead))
 		return 0;
-	snprintf(why, why_n, "the ciphers fail their self-test: wspush or "
+	text_print(why, why_n, "the ciphers fail their self-test: wspush or "
 	    "BearSSL was built wrongly");
 	return -1;
 }
@@ -7207,7 +7530,7 @@ tls_why(int slot)
 		return text;
 	if (error >= 256 + 42 && error <= 256 + 48)
 		return "the client does not trust the certificate";
-	snprintf(tls.why, sizeof tls.why, "%s %d", error >= 512
+	text_print(tls.why, sizeof tls.why, "%s %d", error >= 512
 	    ? "refused with alert" : error >= 256
 	    ? "the client refused with alert" : "BearSSL's error", error & 255);
 	return tls.why;
@@ -7417,11 +7740,11 @@ token_load_object(struct token_key *k, const struct pem *m)
 	size_t size = n > 0 ? (size_t)n : 0;
 	bool good;
 
-	if (strstr(m->label, "PRIVATE KEY"))
+	if (text_find(m->label, STR("PRIVATE KEY")))
 		good = token_load_private(k, der, size);
-	else if (strcmp(m->label, "PUBLIC KEY") == 0)
+	else if (str_is(m->label, "PUBLIC KEY"))
 		good = token_load_public(k, der, size);
-	else if (strcmp(m->label, "CERTIFICATE") == 0)
+	else if (str_is(m->label, "CERTIFICATE"))
 		good = token_load_certificate(k, der, size);
 	else
 		return 0;
@@ -7432,22 +7755,18 @@ token_load_object(struct token_key *k, const struct pem *m)
 /* Looks through the PEM in certs.file: a private key is what counts, or else
  * the first public one. */
 static int
-token_load_pem(struct token_key *k, const char *path)
+token_load_pem(struct token_key *k, const char *path, struct str file)
 {
 	struct token_key found;
-	char *at = certs.file;
 	struct pem m;
 	int r, any = 0;
 
 	*k = (struct token_key){ .mints = false };
-	while (!k->mints && (r = pem_next(&at, &m)) != 0) {
+	while (!k->mints && (r = pem_next(&file, &m)) != 0) {
 		if (r < 0)
 			return cert_fail(path, "is damaged or cut short");
-		if (strncmp(m.label, "ENCRYPTED", 9) == 0 ||
-		    str_begins(m.text, STR("Proc-Type:")))
-			return cert_fail(path, "holds an encrypted key; "
-			    "`openssl pkey -in FILE -out NEW` takes its "
-			    "passphrase off");
+		if (pem_is_encrypted(&m, path) < 0)
+			return -1;
 		r = token_load_object(&found, &m);
 		if (r < 0)
 			return cert_fail(path, "is damaged, or its key is "
@@ -7462,9 +7781,12 @@ token_load_pem(struct token_key *k, const char *path)
 /* Is it a key in DER, or in JSON?  A public key that is taken for a secret is
  * a secret that everybody knows. */
 static bool
-token_is_other_key(const u8 *p, size_t n)
+token_is_other_key(struct str file)
 {
-	if (memmem(p, n, "\"kty\"", 5))
+	const u8 *p = (const u8 *)file.p;
+	size_t n = file.n;
+
+	if (text_find(file, STR("\"kty\"")))
 		return true;
 	if (n < 64 || p[0] != 0x30)
 		return false;
@@ -7477,7 +7799,7 @@ token_load_secret(struct token_key *k, const char *path, size_t n)
 {
 	const u8 *p = (const u8 *)certs.file;
 
-	if (token_is_other_key(p, n))
+	if (token_is_other_key((struct str){ certs.file, n }))
 		return cert_fail(path, "is a key in DER or JSON: convert it "
 		    "to PEM");
 	if (p[n - 1] == '\n')
@@ -7498,8 +7820,8 @@ token_load(struct token_key *k, const char *path)
 
 	if (n < 0)
 		return -1;
-	if (memmem(certs.file, (size_t)n, "-----BEGIN", 10))
-		r = token_load_pem(k, path);
+	if (text_find(cert_file(n), STR("-----BEGIN")))
+		r = token_load_pem(k, path, cert_file(n));
 	else
 		r = token_load_secret(k, path, (size_t)n);
 	wipe(certs.file, (size_t)n);
@@ -7554,13 +7876,6 @@ struct token_order {
 
 static struct token token_read_here; /* too large for the stack */
 
-static int
-token_says(int status, const char *why)
-{
-	fprintf(stderr, "wspush: %s\n", why);
-	return status;
-}
-
 static const char *
 token_order_service(struct token_order *o, struct str name)
 {
@@ -7591,7 +7906,7 @@ token_order_tag(struct token_order *o, struct str text)
 static const char *
 token_order_option(struct token_order *o, int letter, const char *value)
 {
-	struct str text = text_of(value ? value : "");
+	struct str text = text_of(value);
 
 	switch (letter) {
 	case 'c':
@@ -7612,29 +7927,21 @@ token_order_option(struct token_order *o, int letter, const char *value)
 		return text.n > 0 && text.n <= TOKEN_TEXT &&
 		    text_is_utf8(text.p, text.n) ? NULL :
 		    "-a takes an audience of 1 to 256 bytes";
-	default:
-		return "there is no such option, or it lacks its value";
 	}
+	return NULL;
 }
 
-/* Reads the command line; what is wrong with it, or NULL. */
+/* What is wrong with the command line, or NULL. */
 static const char *
-token_order_read(struct token_order *o, int argc, char **argv)
+token_order_check(struct token_order *o, char **words)
 {
 	struct str sub = { NULL, 0 };
-	const char *why = NULL;
-	int letter;
 
-	opterr = 0;
-	while (!why && (letter = getopt(argc, argv, "+ck:e:s:t:a:")) != -1)
-		why = token_order_option(o, letter, optarg);
-	if (why)
-		return why;
 	if (!o->key)
 		return "-k FILE is needed";
-	if (optind < argc)
-		sub = text_of(argv[optind]);
-	if (argc - optind > 1 || (o->check && (sub.p || o->seconds > 0 ||
+	if (words[0])
+		sub = text_of(words[0]);
+	if ((sub.p && words[1]) || (o->check && (sub.p || o->seconds > 0 ||
 	    o->plan.services > 0 || o->plan.tags > 0)))
 		return "there is a word too many";
 	if (sub.p && (sub.n == 0 || sub.n > WSP_MAX_ID +
@@ -7653,7 +7960,7 @@ token_mint(struct token_order *o, const struct token_key *k)
 	struct out t = out_to(text, sizeof text);
 
 	if (!k->mints)
-		return token_says(TOKEN_FAILED, "this key is public: it "
+		return say(TOKEN_FAILED, "this key is public: it "
 		    "checks tokens, and a private one mints them");
 	o->plan.service = o->service;
 	o->plan.tag = o->tag;
@@ -7662,8 +7969,9 @@ token_mint(struct token_order *o, const struct token_key *k)
 	token_write_claims(&c, &o->plan);
 	token_write(&t, k, (struct str){ c.p, c.n });
 	if (c.full || t.full)
-		return token_says(TOKEN_FAILED, "the token would be too long");
-	printf("%.*s\n", (int)t.n, t.p);
+		return say(TOKEN_FAILED, "the token would be too long");
+	print_str((struct str){ t.p, t.n });
+	print("\n");
 	return TOKEN_DONE;
 }
 
@@ -7676,14 +7984,17 @@ token_check_input(const struct token_order *o, const struct token_key *k)
 		.now = token_now() };
 	struct token *t = &token_read_here;
 	const char *why;
-	size_t n = fread(text, 1, sizeof text, stdin);
+	size_t n = 0;
+	ssize_t r;
 
+	while (n < sizeof text &&
+	    (r = read(STDIN_FILENO, text + n, sizeof text - n)) > 0)
+		n += (size_t)r;
 	if (token_check(t, &why, text_trim((struct str){ text, n },
-	    " \t\r\n"), k, 1, &use) != 0) {
-		fprintf(stderr, "wspush: the token is of no use: %s\n", why);
-		return TOKEN_FAILED;
-	}
-	printf("%.*s\n", (int)t->claims.n, t->claims.p);
+	    " \t\r\n"), k, 1, &use) != 0)
+		return say(TOKEN_FAILED, "the token is of no use: %s", why);
+	print_str(t->claims);
+	print("\n");
 	return TOKEN_DONE;
 }
 
@@ -7692,15 +8003,23 @@ token_command(int argc, char **argv)
 {
 	struct token_order o = { .key = NULL };
 	struct token_key *k = &token_keys.key[0][0];
-	const char *wrong = token_order_read(&o, argc, argv);
-	int status;
+	struct words w = { .at = argv + 1 };
+	const char *wrong = NULL;
+	int letter = 0, status;
 
+	(void)argc;
+	while (!wrong && (letter = words_option(&w, "ck:e:s:t:a:")) > 0)
+		wrong = token_order_option(&o, letter, w.value);
+	if (letter < 0)
+		return TOKEN_USAGE;
+	if (!wrong)
+		wrong = token_order_check(&o, w.at);
 	if (wrong)
-		return token_says(TOKEN_USAGE, wrong);
+		return say(TOKEN_USAGE, "%s", wrong);
 	if (token_load(k, o.key) < 0)
-		return token_says(TOKEN_FAILED, certs.why);
+		return say(TOKEN_FAILED, "%s", certs.why);
 	if (!date_sane(token_now()))
-		return token_says(TOKEN_FAILED, "this system's clock is "
+		return say(TOKEN_FAILED, "this system's clock is "
 		    "before the day wspush was built: set it first");
 	status = o.check ? token_check_input(&o, k) : token_mint(&o, k);
 	wipe(&token_keys, sizeof token_keys);
@@ -7926,10 +8245,7 @@ conn_slot(const struct conn *c)
 static bool
 addr_is_ipv4(const u8 addr[16])
 {
-	static const u8 mapped[12] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff,
-		0xff };
-
-	return memcmp(addr, mapped, sizeof mapped) == 0;
+	return memcmp(addr, http_mapped, sizeof http_mapped) == 0;
 }
 
 /* Are the two one host, as far as we can tell?  With IPv6 that is a /64, in
@@ -7943,15 +8259,11 @@ addr_same_host(const u8 a[16], const u8 b[16])
 static void
 conn_peer(char to[64], const struct conn *c)
 {
-	char ip[INET6_ADDRSTRLEN];
+	struct out o = out_to(to, 63);
 
-	if (addr_is_ipv4(c->addr)) {
-		inet_ntop(AF_INET, c->addr + 12, ip, sizeof ip);
-		snprintf(to, 64, "%s:%u", ip, c->port);
-	} else {
-		inet_ntop(AF_INET6, c->addr, ip, sizeof ip);
-		snprintf(to, 64, "[%s]:%u", ip, c->port);
-	}
+	http_ip_print(&o, c->addr);
+	out_print(&o, ":%d", c->port);
+	to[o.n] = '\0';
 }
 
 /*
@@ -8856,12 +9168,10 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 {
 	char text[1024], body[256];
 	struct out o = out_to(text, sizeof text);
-	int n = snprintf(body, sizeof body, "%s\n", why);
 
 	srv.queues.total.http_refused++;
 	http_response(&o, status, headers, NULL,
-	    (struct str){ body, min_size((size_t)n, sizeof body - 1) },
-	    head_only);
+	    text_of(text_print(body, sizeof body, "%s\n", why)), head_only);
 	assert(!o.full);
 	conn_reply(c, &o);
 }
@@ -12713,20 +13023,48 @@ struct helper_child {
 	u32 pause_s;
 };
 
+/* The environment of a child: the first 256 of our variables but for what is
+ * the service manager's word to us, and two of its own. */
+static void
+helper_environ(const struct service *s)
+{
+	static const char *const ours[] = { "LISTEN_PID=", "LISTEN_FDS=",
+		"LISTEN_FDNAMES=", "NOTIFY_SOCKET=", "WSPUSH_SOCKET=",
+		"WSPUSH_SERVICE=" };
+	static char *list[256 + 3], path[128], name[WSP_MAX_SERVICE + 16];
+	size_t n = 0, k;
+
+	for (char **e = environ; *e && n < 256; e++) {
+		for (k = 0; k < COUNT(ours); k++)
+			if (strncmp(*e, ours[k], strlen(ours[k])) == 0)
+				break;
+		if (k == COUNT(ours))
+			list[n++] = *e;
+	}
+	list[n++] = text_print(path, sizeof path, "WSPUSH_SOCKET=%s",
+	    settings.push_path);
+	list[n] = text_print(name, sizeof name, "WSPUSH_SERVICE=%.*s",
+	    (int)s->name.n, s->name.p);
+	environ = list;
+}
+
 /* In the child: becomes the command.  Its words are cut in a copy. */
 static void
 helper_exec(u32 service, const int ends[PIPES])
 {
 	const struct service *s = &settings.service[service];
-	static char text[HANDLER_TEXT], name[WSP_MAX_SERVICE + 1];
-	char *word[HANDLER_WORDS + 1], *rest = text;
+	static char text[HANDLER_TEXT];
+	char *word[HANDLER_WORDS + 1], *p = text;
 	sigset_t none;
 	u32 n = 0;
 
 	memcpy(text, s->program.p, s->program.n);
-	memcpy(name, s->name.p, s->name.n);
-	while (n < HANDLER_WORDS && (word[n] = strtok_r(rest, " \t", &rest)))
-		n++;
+	while (n < HANDLER_WORDS && *(p += strspn(p, " \t"))) {
+		word[n++] = p;
+		p += strcspn(p, " \t");
+		if (*p)
+			*p++ = '\0';
+	}
 	word[n] = NULL;
 	setpgid(0, 0);
 	for (int i = 0; i < PIPES; i++)
@@ -12734,11 +13072,9 @@ helper_exec(u32 service, const int ends[PIPES])
 	signal(SIGPIPE, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	setenv("WSPUSH_SOCKET", settings.push_path, 1);
-	setenv("WSPUSH_SERVICE", name, 1);
+	helper_environ(s);
 	execvp(word[0], word);
-	dprintf(STDERR_FILENO, "%s: %s\n", word[0], strerror(errno));
-	_exit(127);
+	_exit(say(127, "%s: %s", word[0], strerror(errno)));
 }
 
 /* Passes our ends of a new child's pipes to the server. */
@@ -13752,15 +14088,13 @@ static char serve_file[3][16384];
 static int serve_file_now = -1, serve_file_next;
 
 static socklen_t
-serve_ipv4(struct sockaddr_storage *to, const char *host, const char *port)
+serve_ipv4(struct sockaddr_storage *to, struct str host, u16 port)
 {
 	struct sockaddr_in *a = (struct sockaddr_in *)(void *)to;
 
 	*to = (struct sockaddr_storage){ .ss_family = AF_INET };
-	if (host && inet_pton(AF_INET, host, &a->sin_addr) != 1)
-		return 0;
-	a->sin_port = htons((u16)atoi(port));
-	return sizeof *a;
+	a->sin_port = htons(port);
+	return host.p && !http_ipv4((u8 *)&a->sin_addr, host) ? 0 : sizeof *a;
 }
 
 /* Reads [ADDR:]PORT, ADDR being 127.0.0.1 or [::1]; without it all addresses
@@ -13770,26 +14104,21 @@ serve_address(struct sockaddr_storage *to, const char *text)
 {
 	struct sockaddr_in6 *a = (struct sockaddr_in6 *)(void *)to;
 	const char *colon = strrchr(text, ':');
-	const char *port = colon ? colon + 1 : text;
-	size_t n = colon ? (size_t)(colon - text) : 0;
-	char host[INET6_ADDRSTRLEN + 2];
-	u64 v;
+	struct str host = { text, colon ? (size_t)(colon - text) : 0 };
+	u64 port;
 
-	if (!text_u64(&v, text_of(port), 65535) || n >= sizeof host)
+	if (!text_u64(&port, text_of(colon ? colon + 1 : text), 65535))
 		return 0;
-	memcpy(host, text, n);
-	host[n] = '\0';
-	if (colon && host[0] != '[')
-		return serve_ipv4(to, host, port);
+	if (colon && text[0] != '[')
+		return serve_ipv4(to, host, (u16)port);
 	*to = (struct sockaddr_storage){ .ss_family = AF_INET6 };
-	a->sin6_port = htons((u16)v);
+	a->sin6_port = htons((u16)port);
 	if (!colon)
 		return sizeof *a;
-	if (host[n - 1] != ']')
+	if (host.n < 2 || host.p[host.n - 1] != ']')
 		return 0;
-	host[n - 1] = '\0';
-	return inet_pton(AF_INET6, host + 1, &a->sin6_addr) == 1 ?
-	    sizeof *a : 0;
+	host = (struct str){ host.p + 1, host.n - 2 };
+	return http_ipv6((u8 *)&a->sin6_addr, host) ? sizeof *a : 0;
 }
 
 static const char *
@@ -13822,12 +14151,14 @@ opt_listen_plain(const char *value)
 static const char *
 opt_push_mode(const char *value)
 {
-	char *end;
-	long mode = strtol(value, &end, 8);
+	const char *p = value;
+	u32 mode = 0;
 
-	if (*value == '\0' || *end != '\0' || mode < 0 || mode > 0777)
+	for (; *p >= '0' && *p <= '7' && mode <= 0777; p++)
+		mode = mode << 3 | (u32)(*p - '0');
+	if (p == value || *p || mode > 0777)
 		return "it takes an octal mode, such as 0660";
-	settings.push_mode = (u32)mode;
+	settings.push_mode = mode;
 	return NULL;
 }
 
@@ -14242,7 +14573,7 @@ serve_set(const struct serve_option *o, const char *value)
 			*(u32 *)o->to = (u32)v;
 			return NULL;
 		}
-		snprintf(why, sizeof why, "it takes a number from %u to %u",
+		text_print(why, sizeof why, "it takes a number from %u to %u",
 		    o->min, o->max);
 		return why;
 	case OPT_CALL:
@@ -14266,16 +14597,15 @@ serve_replace_list(const struct serve_option *o)
 }
 
 static void
-serve_usage(FILE *to)
+serve_usage(void)
 {
-	fprintf(to, "usage: wspush serve [options]\n");
+	print("usage: wspush serve [options]\n");
 	for (u32 i = 0; i < COUNT(serve_options); i++) {
 		const struct serve_option *o = &serve_options[i];
 		char left[64];
 
-		snprintf(left, sizeof left, "--%s %s", o->name,
-		    o->shape ? o->shape : "");
-		fprintf(to, "  %-36s %s\n", left, o->help);
+		print("  %-36s %s\n", text_print(left, sizeof left, "--%s %s",
+		    o->name, o->shape ? o->shape : ""), o->help);
 	}
 }
 
@@ -14295,26 +14625,19 @@ serve_read_arguments(int argc, char **argv, bool only_config)
 			o = serve_find_option(name);
 			value = arg.p;
 		}
-		if (!o) {
-			fprintf(stderr, "wspush: unknown option %s; see "
-			    "wspush help serve\n", argv[i]);
-			return 2;
-		}
+		if (!o)
+			return say(2, "unknown option %s; see wspush help "
+			    "serve", argv[i]);
 		if (o->kind == OPT_FLAG ? value != NULL :
-		    !value && !(value = argv[++i])) {
-			fprintf(stderr, "wspush: --%s takes %s\n", o->name,
+		    !value && !(value = argv[++i]))
+			return say(2, "--%s takes %s", o->name,
 			    o->kind == OPT_FLAG ? "no value" : o->shape);
-			return 2;
-		}
 		if (only_config != (o->to == &serve.config))
 			continue;
 		serve_replace_list(o);
 		why = serve_set(o, value);
-		if (why) {
-			fprintf(stderr, "wspush: --%s %s: %s\n", o->name,
-			    value, why);
-			return 2;
-		}
+		if (why)
+			return say(2, "--%s %s: %s", o->name, value, why);
 	}
 	return 0;
 }
@@ -14354,11 +14677,8 @@ serve_read_file(const char *path)
 	serve_file_next = serve_file_now < 0 ? 0 : 1 + (serve_file_now == 1);
 	text = serve_file[serve_file_next];
 	n = sys_read_file(path, text, sizeof serve_file[0]);
-	if (n < 0) {
-		fprintf(stderr, "wspush: --config %s: %s\n", path,
-		    strerror((int)-n));
-		return 2;
-	}
+	if (n < 0)
+		return say(2, "--config %s: %s", path, strerror((int)-n));
 	text[n] = '\0';
 	serve.from_file = true;
 	for (line = text; line && result == 0; line = next, number++) {
@@ -14368,13 +14688,11 @@ serve_read_file(const char *path)
 		next = strchr(line, '\n');
 		if (next)
 			*next++ = '\0';
-		snprintf(shown, sizeof shown, "%.60s", line);
+		text_print(shown, 61, "%s", line);
 		why = serve_read_line(line);
-		if (why) {
-			fprintf(stderr, "wspush: %s:%d: %s: %s\n", path,
-			    number, shown, why);
-			result = 2;
-		}
+		if (why)
+			result = say(2, "%s:%d: %s: %s", path, number, shown,
+			    why);
 	}
 	serve.from_file = false;
 	return result;
@@ -14437,9 +14755,7 @@ serve_read_settings(int argc, char **argv)
 		if (!settings.service[i].has_ack)
 			settings.service[i].ack_sent = settings.ack_sent;
 	why = serve_check();
-	if (why)
-		fprintf(stderr, "wspush: %s\n", why);
-	return why ? 2 : 0;
+	return why ? say(2, "%s", why) : 0;
 }
 
 /* ----- 36. Memory --------------------------------------------------------
@@ -14557,16 +14873,16 @@ serve_print_memory(void)
 	u32 n = serve_memory_rows(rows);
 	size_t total = 0;
 
-	printf("%-26s %12s %10s %14s\n", "what", "bytes each", "rows", "bytes");
+	print("%-26s %12s %10s %14s\n", "what", "bytes each", "rows", "bytes");
 	for (u32 i = 0; i < n; i++) {
-		printf("%-26s %12zu %10zu %14zu\n", rows[i].what, rows[i].each,
+		print("%-26s %12zu %10zu %14zu\n", rows[i].what, rows[i].each,
 		    rows[i].count, memory_size(&rows[i]));
 		total += memory_size(&rows[i]);
 	}
-	printf("%-26s %12s %10s %14zu\n", "reserved in all", "", "", total);
-	printf("A page that is never used is never touched and costs "
+	print("%-26s %12s %10s %14zu\n", "reserved in all", "", "", total);
+	print("A page that is never used is never touched and costs "
 	    "nothing.\n");
-	return fflush(stdout) == 0 ? 0 : 1;
+	return 0;
 }
 
 /* Maps the arena and hands out its rows.  Never used pages are never
@@ -14584,7 +14900,7 @@ serve_take_memory(void)
 	p = mmap(NULL, total, PROT_READ | PROT_WRITE,
 	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED) {
-		snprintf(serve_why, sizeof serve_why, "there are no %zu bytes "
+		text_print(serve_why, sizeof serve_why, "there are no %zu bytes "
 		    "of memory; see --memory", total);
 		return 1;
 	}
@@ -14647,11 +14963,13 @@ static int serve_cannot(const char *format, ...)
 static int
 serve_cannot(const char *format, ...)
 {
+	struct out o = out_to(serve_why, sizeof serve_why - 1);
 	va_list ap;
 
 	va_start(ap, format);
-	vsnprintf(serve_why, sizeof serve_why, format, ap);
+	out_format(&o, format, ap);
 	va_end(ap);
+	serve_why[o.n] = '\0';
 	return 1;
 }
 
@@ -14679,6 +14997,7 @@ serve_listen(struct listener *l)
 	struct sockaddr_storage a;
 	socklen_t n;
 	int fd, err;
+	u64 port;
 
 	if (l->fd >= 0)
 		return 0;
@@ -14687,7 +15006,8 @@ serve_listen(struct listener *l)
 	    0);
 	if (fd < 0 && errno == EAFNOSUPPORT && !strchr(l->text, ':')) {
 		/* All addresses, on a kernel without IPv6. */
-		n = serve_ipv4(&a, NULL, l->text);
+		(void)text_u64(&port, text_of(l->text), 65535);
+		n = serve_ipv4(&a, (struct str){ NULL, 0 }, (u16)port);
 		fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK |
 		    SOCK_CLOEXEC, 0);
 	}
@@ -14790,10 +15110,6 @@ manager_take_sockets(void)
 		if (manager_take_socket(FIRST + i, name) != 0)
 			return 1;
 	}
-	/* They are not meant for a child. */
-	unsetenv("LISTEN_PID");
-	unsetenv("LISTEN_FDS");
-	unsetenv("LISTEN_FDNAMES");
 	return 0;
 }
 
@@ -14827,7 +15143,6 @@ manager_open(void)
 	manager.notify_n = (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
 	    n);
 	manager.notify = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	unsetenv("NOTIFY_SOCKET");
 }
 
 static void
@@ -14843,7 +15158,7 @@ manager_notify_reload(void)
 {
 	char text[64];
 
-	snprintf(text, sizeof text, "RELOADING=1\nMONOTONIC_USEC=%lld",
+	text_print(text, sizeof text, "RELOADING=1\nMONOTONIC_USEC=%lld",
 	    (long long)sys_clock_ms(CLOCK_MONOTONIC) * 1000);
 	manager_notify(text);
 }
@@ -14873,7 +15188,7 @@ serve_clear_path(const struct sockaddr_un *a)
 	struct stat st;
 	char *slash;
 
-	snprintf(dir, sizeof dir, "%s", a->sun_path);
+	text_print(dir, sizeof dir, "%s", a->sun_path);
 	slash = strrchr(dir, '/');
 	if (slash && slash != dir) {
 		*slash = '\0';
@@ -14995,8 +15310,8 @@ serve_load_certificate(void)
 	if (settings.cert)
 		return tls_load(settings.cert, settings.key, serve_why,
 		    sizeof serve_why) < 0;
-	snprintf(cert, sizeof cert, "%s/cert.pem", settings.state);
-	snprintf(key, sizeof key, "%s/key.pem", settings.state);
+	text_print(cert, sizeof cert, "%s/cert.pem", settings.state);
+	text_print(key, sizeof key, "%s/key.pem", settings.state);
 	return tls_load(cert, key, serve_why, sizeof serve_why) < 0;
 }
 
@@ -15031,7 +15346,7 @@ serve_raise_limits(void)
 	if (l.rlim_max < need)
 		return serve_cannot("--max-sockets %u needs %u open files and "
 		    "the hard limit is %llu", settings.max_sockets, need,
-		    (unsigned long long)l.rlim_max);
+		    (u64)l.rlim_max);
 	l.rlim_cur = l.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &l);
 	l.rlim_max -= settings.max_sockets + others;
@@ -15435,12 +15750,10 @@ serve_only_check(void)
 	char path[PATH_MAX];
 
 	/* A certificate that would be made at the start is not made now. */
-	snprintf(path, sizeof path, "%s/cert.pem", settings.state);
+	text_print(path, sizeof path, "%s/cert.pem", settings.state);
 	if (((settings.cert || access(path, F_OK) == 0) &&
-	    serve_load_certificate() != 0) || serve_token_keys() != 0) {
-		fprintf(stderr, "wspush: %s\n", serve_why);
-		return 2;
-	}
+	    serve_load_certificate() != 0) || serve_token_keys() != 0)
+		return say(2, "%s", serve_why);
 	return 0;
 }
 
@@ -15488,7 +15801,7 @@ serve_command(int argc, char **argv)
 
 	for (int i = 1; i < argc; i++)
 		if (strcmp(argv[i], "--help") == 0) {
-			serve_usage(stdout);
+			serve_usage();
 			return 0;
 		}
 	serve.argc = argc;
@@ -15501,15 +15814,9 @@ serve_command(int argc, char **argv)
 		return serve_only_check();
 	if (serve.memory)
 		return serve_print_memory();
-	if (serve.syslog) {
-		openlog("wspush", LOG_PID, LOG_DAEMON);
-		log_to.to_syslog = true;
-	}
-	if (serve_start() != 0) {
-		fprintf(stderr, "wspush: %s\n", serve_why);
-		return 1;
-	}
-	return serve_run();
+	if (serve.syslog)
+		log_to.syslog = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	return serve_start() != 0 ? say(1, "%s", serve_why) : serve_run();
 }
 
 /* ----- 39. Client --------------------------------------------------------
@@ -15519,10 +15826,8 @@ serve_command(int argc, char **argv)
  * leaves nothing behind.  Promises that no script waits longer than the limit
  * below, and that what goes wrong is one sentence on standard error.  Refuses
  * here, as wrong usage, what would break the request line.  A process of a
- * verb lives for a moment: this room may use stdio and malloc.
+ * verb lives for a moment: this room may map memory.
  */
-#include <inttypes.h>
-
 #define CLIENT_LIMIT_MS 5000       /* for all of a verb's requests together */
 #define CLIENT_MAX_INPUT (1 << 24) /* the ceiling of --max-message */
 
@@ -15556,69 +15861,25 @@ static char client_room[65536];
 /* Standard input; held until the process ends. */
 static char *client_input;
 
-/* The verb that runs, for messages. */
-static const char *client_verb;
-
-static int client_say(int status, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-
-/* Says what went wrong and returns its exit status.  Wrong usage is said in
- * the verb's name, and main adds the usage line. */
-static int
-client_say(int status, const char *format, ...)
-{
-	va_list ap;
-
-	if (status == CLIENT_USAGE && client_verb)
-		fprintf(stderr, "wspush %s: ", client_verb);
-	else
-		fputs("wspush: ", stderr);
-	va_start(ap, format);
-	vfprintf(stderr, format, ap);
-	va_end(ap);
-	fputc('\n', stderr);
-	return status;
-}
-
-#define client_wrong(...) client_say(CLIENT_USAGE, __VA_ARGS__)
+/* main adds the usage line. */
+#define client_wrong(...) say(CLIENT_USAGE, __VA_ARGS__)
 
 /*
  * ---- The command line
  */
 
-/*
- * Options end at the first argument that is none, so that a message may begin
- * with `-`.  `known` is as for getopt(): letters, a `:` behind those that take
- * a value.  Of an option given twice the last counts.
- */
+/* Of an option given twice the last counts. */
 static int
 client_options(struct client *c, const char *known, int argc, char **argv)
 {
-	int i;
+	struct words w = { .at = argv + 1 };
+	int letter;
 
-	for (i = 1; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
-		if (strcmp(argv[i], "--") == 0) {
-			i++;
-			break;
-		}
-		for (const char *a = argv[i] + 1; *a; a++) {
-			const char *k = *a == ':' ? NULL : strchr(known, *a);
-
-			if (!k)
-				return client_wrong("unknown option -%s", a);
-			c->opt[(u8)*a] = "";
-			if (k[1] != ':')
-				continue;
-			c->opt[(u8)*a] = a[1] ? a + 1 : argv[++i];
-			if (!argv[i])
-				return client_wrong("option -%c needs a value",
-				    *a);
-			break;
-		}
-	}
-	c->args = argv + i;
-	c->count = argc - i;
-	return CLIENT_DONE;
+	while ((letter = words_option(&w, known)) > 0)
+		c->opt[letter] = w.value;
+	c->args = w.at;
+	c->count = argc - (int)(w.at - argv);
+	return letter;
 }
 
 static int
@@ -15650,7 +15911,8 @@ client_head(struct client *c)
 	u64 noise;
 
 	sys_random(&noise, sizeof noise);
-	snprintf(c->ref, sizeof c->ref, "%016" PRIx64, noise);
+	text_print(c->ref, sizeof c->ref, "%016llx",
+	    noise);
 	c->head = out_to(c->line, WSP_MAX_REQUEST_LINE);
 	out_text(&c->head, c->verb);
 	out_text(&c->head, " ref=");
@@ -15707,7 +15969,7 @@ client_start(struct client *c, const char *known, int argc, char **argv,
     int min, int max)
 {
 	memset(c, 0, sizeof *c);
-	c->verb = client_verb = argv[0];
+	c->verb = say_verb = argv[0];
 	c->fd = -1;
 	c->limit_ms = CLIENT_LIMIT_MS;
 	signal(SIGPIPE, SIG_IGN);
@@ -15736,7 +15998,7 @@ client_unreachable(const struct client *c, ssize_t err)
 		why = "there is no such path; is wspush serve running?";
 	if (err == -ECONNREFUSED || err == -ECONNRESET || err == -ENOTCONN)
 		why = "nobody listens there; is wspush serve running?";
-	return client_say(CLIENT_NO_SERVER, "the server cannot be reached at "
+	return say(CLIENT_NO_SERVER, "the server cannot be reached at "
 	    "%s: %s", c->to.sun_path, why);
 }
 
@@ -15792,13 +16054,13 @@ client_send(struct client *c)
 
 	while ((r = sys_sendv(c->fd, iov, 2)) < 0) {
 		if (r == -EMSGSIZE || r == -ENOBUFS)
-			return client_say(CLIENT_REFUSED, "a message of %zu "
+			return say(CLIENT_REFUSED, "a message of %zu "
 			    "bytes is too big for a datagram; "
 			    "net.core.wmem_max limits it", c->body.n);
 		if (r != -EAGAIN)
 			return client_unreachable(c, r);
 		if (!client_wait(c, POLLOUT))
-			return client_say(CLIENT_NO_SERVER, "the server took "
+			return say(CLIENT_NO_SERVER, "the server took "
 			    "no request for %d s; its queue is full",
 			    (int)(c->limit_ms / 1000));
 	}
@@ -15835,7 +16097,7 @@ client_answers(struct client *c, size_t n)
 static int
 client_refused(const struct reply *r)
 {
-	return client_say(str_is(r->code, "unknown-socket") ?
+	return say(str_is(r->code, "unknown-socket") ?
 	    CLIENT_NO_SOCKET : CLIENT_REFUSED, "%.*s: %.*s", (int)r->code.n,
 	    r->code.p, (int)r->sentence.n, r->sentence.p);
 }
@@ -15850,7 +16112,7 @@ client_receive(struct client *c, const char *what)
 		if (n < 0)
 			return client_unreachable(c, n);
 		if (n == 0 && !client_wait(c, POLLIN))
-			return client_say(CLIENT_NO_SERVER, "the server sent "
+			return say(CLIENT_NO_SERVER, "the server sent "
 			    "no %s in %d s", what, (int)(c->limit_ms / 1000));
 	}
 	return c->reply.kind == REPLY_ERROR ? client_refused(&c->reply) :
@@ -15871,9 +16133,9 @@ client_ask(struct client *c)
 static void
 client_print(struct str body)
 {
-	fwrite(body.p, 1, body.n, stdout);
+	print_str(body);
 	if (body.n > 0 && body.p[body.n - 1] != '\n')
-		putchar('\n');
+		print("\n");
 }
 
 /* `queued on 3 sockets (1 away)` and its like, or that there was none. */
@@ -15881,17 +16143,17 @@ static int
 client_print_count(const char *did, const struct reply *r)
 {
 	if (r->count == 0) {
-		puts("no socket matched");
+		print("no socket matched\n");
 		return CLIENT_NO_SOCKET;
 	}
-	printf("%s %" PRIu64 " socket%s", did, r->count,
+	print("%s %llu socket%s", did, r->count,
 	    r->count == 1 ? "" : "s");
 	if (r->away > 0)
-		printf(" (%" PRIu64 " away", r->away);
+		print(" (%llu away", r->away);
 	if (r->full > 0)
-		printf("%s%" PRIu64 " full", r->away > 0 ? ", " : " (",
+		print("%s%llu full", r->away > 0 ? ", " : " (",
 		    r->full);
-	puts(r->away > 0 || r->full > 0 ? ")" : "");
+	print(r->away > 0 || r->full > 0 ? ")\n" : "\n");
 	return CLIENT_DONE;
 }
 
@@ -15916,19 +16178,20 @@ client_read_input(struct client *c)
 	ssize_t r;
 
 	if (!client_input)
-		client_input = malloc(CLIENT_MAX_INPUT + 1);
-	if (!client_input)
-		return client_say(CLIENT_REFUSED, "out of memory");
+		client_input = mmap(NULL, CLIENT_MAX_INPUT + 1, PROT_READ |
+		    PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (client_input == MAP_FAILED)
+		return say(CLIENT_REFUSED, "out of memory");
 	do {
 		r = read(STDIN_FILENO, client_input + n,
 		    CLIENT_MAX_INPUT + 1 - n);
 		n += r > 0 ? (size_t)r : 0;
 	} while (r > 0 || (r < 0 && errno == EINTR));
 	if (r < 0)
-		return client_say(CLIENT_REFUSED, "standard input cannot be "
+		return say(CLIENT_REFUSED, "standard input cannot be "
 		    "read: %s", strerror(errno));
 	if (n > CLIENT_MAX_INPUT)
-		return client_say(CLIENT_REFUSED, "the message on standard "
+		return say(CLIENT_REFUSED, "the message on standard "
 		    "input is too big");
 	c->body = (struct str){ client_input, n };
 	return CLIENT_DONE;
@@ -15944,13 +16207,14 @@ client_acked(struct client *c)
 	if (status)
 		return status;
 	if (c->reply.kind != REPLY_ACKED)
-		return client_say(CLIENT_NO_SERVER, "the server sent no "
+		return say(CLIENT_NO_SERVER, "the server sent no "
 		    "acknowledgement");
-	printf("acknowledged by %" PRIu64 " of %" PRIu64 " socket%s",
-	    c->reply.count, c->reply.of, c->reply.of == 1 ? "" : "s");
+	print("acknowledged by %llu of %llu socket%s",
+	    c->reply.count,
+	    c->reply.of, c->reply.of == 1 ? "" : "s");
 	if (full > 0)
-		printf(" (%" PRIu64 " full)", full);
-	putchar('\n');
+		print(" (%llu full)", full);
+	print("\n");
 	return c->reply.count == c->reply.of && full == 0 ? CLIENT_DONE :
 	    CLIENT_NOT_ACKED;
 }
@@ -16047,8 +16311,8 @@ client_print_rows(const struct client *c, const char **before)
 	rows = text_trim(rows, " \n");
 	if (rows.n == 0)
 		return;
-	fputs(*before, stdout);
-	fwrite(rows.p, 1, rows.n, stdout);
+	print("%s", *before);
+	print_str(rows);
 	*before = ",\n";
 }
 
@@ -16069,7 +16333,7 @@ client_list_verb(int argc, char **argv)
 		status = client_target(&c);
 	}
 	if (status == 0 && c.opt['j'])
-		puts(*before == '[' ? "[]" : "]");
+		print(*before == '[' ? "[]\n" : "]\n");
 	return status;
 }
 
@@ -16095,7 +16359,7 @@ client_ping_verb(int argc, char **argv)
 	if (status == 0)
 		status = client_ask(&c);
 	if (status == 0)
-		puts("ok");
+		print("ok\n");
 	return status;
 }
 
@@ -16127,7 +16391,7 @@ client_watch_away(struct client_watch *w, const struct client *c,
     const char *why)
 {
 	if (!w->away)
-		client_say(0, "the server at %s is away (%s); waiting for it",
+		say(0, "the server at %s is away (%s); waiting for it",
 		    c->to.sun_path, why);
 	w->away = true;
 	w->answer_ms = 0;
@@ -16165,7 +16429,7 @@ client_watch_event(struct client_watch *w, struct client *c, size_t n)
 			return CLIENT_REFUSED;
 		}
 		if (w->away)
-			client_say(0, "the server is back");
+			say(0, "the server is back");
 		w->met = true;
 		w->away = false;
 		w->answer_ms = 0;
@@ -16186,7 +16450,7 @@ client_watch_turn(struct client_watch *w, struct client *c)
 
 	if (w->answer_ms > 0 && now >= w->answer_ms) {
 		if (!w->met)
-			return client_say(CLIENT_NO_SERVER, "the server sent "
+			return say(CLIENT_NO_SERVER, "the server sent "
 			    "no answer in %d s", CLIENT_WATCH_MS / 1000);
 		client_watch_away(w, c, "no answer");
 	}
@@ -16197,7 +16461,7 @@ client_watch_turn(struct client_watch *w, struct client *c)
 	until = w->answer_ms > 0 && w->answer_ms < w->next_ms ? w->answer_ms :
 	    w->next_ms;
 	/* The second row: nobody reads what we print any more. */
-	if (fflush(stdout) != 0 || (poll(p, 2, (int)(until - now)) > 0 &&
+	if (!print_flush() || (poll(p, 2, (int)(until - now)) > 0 &&
 	    p[1].revents & (POLLERR | POLLNVAL)))
 		return CLIENT_REFUSED;
 	while (status == 0 && (n = client_take(c)) != 0)
@@ -16273,7 +16537,7 @@ top_enter(void)
 	signal(SIGHUP, top_stop);
 	t.c_lflag &= ~(tcflag_t)(ICANON | ECHO);
 	tcsetattr(STDIN_FILENO, TCSANOW, &t);
-	fputs("\033[?1049h\033[?7l\033[?25l", stdout);
+	print("\033[?1049h\033[?7l\033[?25l");
 	return true;
 }
 
@@ -16291,10 +16555,11 @@ top_counters(struct top *t, struct str body)
 				text_u64(&t->now[i], line, UINT64_MAX);
 	}
 	for (size_t i = 0; i < COUNT(top_names); i++) {
-		printf("%s %" PRIu64, top_names[i], t->now[i]);
+		print("%s %llu", top_names[i], t->now[i]);
 		if (t->known && i > 0 && t->now[i] > t->before[i])
-			printf(" (+%" PRIu64 ")", t->now[i] - t->before[i]);
-		fputs(i % 3 < 2 ? "   " : "\033[K\n", stdout);
+			print(" (+%llu)", (t->now[i] -
+			    t->before[i]));
+		print(i % 3 < 2 ? "   " : "\033[K\n");
 	}
 	t->known = true;
 }
@@ -16309,8 +16574,8 @@ top_row(const struct top *t, struct str row)
 
 	for (size_t i = 0; i < COUNT(column) && column[i] <= t->columns &&
 	    split_next(&row, '\t', &field); i++)
-		printf("\033[%dG\033[K%.*s", column[i], (int)field.n, field.p);
-	putchar('\n');
+		print("\033[%dG\033[K%.*s", column[i], (int)field.n, field.p);
+	print("\n");
 }
 
 static void
@@ -16319,9 +16584,9 @@ top_rows(const struct top *t, struct str rows)
 	static const char skip[] = "/services/";
 	struct str row;
 
-	fputs("\033[K\n\033[7m", stdout);
+	print("\033[K\n\033[7m");
 	top_row(t, STR("SOCKET\tSTATE\tMSGS\tBYTES\tAGE\tPEER\tDROPS\tTAGS"));
-	fputs("\033[m", stdout);
+	print("\033[m");
 	for (int i = 6; i < t->rows && split_next(&rows, '\n', &row); i++)
 		top_row(t, str_begins(row, STR(skip)) ?
 		    text_from(row, sizeof skip - 1) : row);
@@ -16342,8 +16607,8 @@ top_turn(struct top *t, struct client *c)
 	struct winsize w = { .ws_row = 0 };
 	int status;
 
-	fputs("\033[H\033[K", stdout);
-	fflush(stdout);
+	print("\033[H\033[K");
+	print_flush();
 	ioctl(STDOUT_FILENO, TIOCGWINSZ, &w);
 	t->rows = w.ws_row > 0 ? w.ws_row : 24;
 	t->columns = w.ws_col > 0 ? w.ws_col : 80;
@@ -16360,7 +16625,7 @@ top_turn(struct top *t, struct client *c)
 		close(c->fd);
 		c->fd = -1;
 	}
-	fputs("\033[J", stdout);
+	print("\033[J");
 }
 
 static int
@@ -16378,7 +16643,7 @@ client_top_verb(int argc, char **argv)
 		    "and `wspush list` do not");
 	while (pressed != 'q') {
 		top_turn(&t, &c);
-		if (fflush(stdout) != 0 || (poll(&key, 1, 1000) > 0 &&
+		if (!print_flush() || (poll(&key, 1, 1000) > 0 &&
 		    read(STDIN_FILENO, &pressed, 1) <= 0))
 			break;
 	}
@@ -16486,44 +16751,46 @@ static const struct command {
 };
 
 static void
-main_print_usage(const struct command *v, FILE *to)
+main_print_usage(const struct command *v, int fd)
 {
-	fprintf(to, "usage: wspush %s%s%s\n", v->name, *v->usage ? " " : "",
+	print_fd = fd;
+	print("usage: wspush %s%s%s\n", v->name, *v->usage ? " " : "",
 	    v->usage);
 }
 
 static int
 main_explain(const struct command *v)
 {
-	main_print_usage(v, stdout);
+	main_print_usage(v, STDOUT_FILENO);
 	if (!*v->more)
 		return CLIENT_DONE;
-	printf("\n%s\n", v->more);
+	print("\n%s\n", v->more);
 	if (strncmp(v->usage, MAIN_SOCKET, strlen(MAIN_SOCKET)) == 0)
-		puts("  -s PATH  the server's push socket (default: "
-		    "$WSPUSH_SOCKET, or\n           " WSP_PUSH_PATH ")\n");
-	printf("Example: wspush %s %s\n", v->name, v->example);
+		print("  -s PATH  the server's push socket (default: "
+		    "$WSPUSH_SOCKET, or\n           " WSP_PUSH_PATH ")\n\n");
+	print("Example: wspush %s %s\n", v->name, v->example);
 	return CLIENT_DONE;
 }
 
 static int
-main_print_all(FILE *to)
+main_print_all(int fd)
 {
-	fputs("usage: wspush VERB [options] ...\n\n", to);
+	print_fd = fd;
+	print("usage: wspush VERB [options] ...\n\n");
 	for (size_t i = 0; i < COUNT(main_commands); i++)
-		fprintf(to, "  %-8s %s\n", main_commands[i].name,
+		print("  %-8s %s\n", main_commands[i].name,
 		    main_commands[i].what);
-	fputs("\n`wspush help VERB` explains one.\n", to);
-	return to == stdout ? CLIENT_DONE : CLIENT_USAGE;
+	print("\n`wspush help VERB` explains one.\n");
+	return fd == STDOUT_FILENO ? CLIENT_DONE : CLIENT_USAGE;
 }
 
 static int
 main_version(int argc, char **argv)
 {
 	if (argc > 1)
-		return client_say(CLIENT_USAGE, "too many arguments at '%s'",
+		return say(CLIENT_USAGE, "too many arguments at '%s'",
 		    argv[1]);
-	puts("wspush " WSP_VERSION " (BearSSL " WSP_BEARSSL ", TLS 1.2)");
+	print("wspush " WSP_VERSION " (BearSSL " WSP_BEARSSL ", TLS 1.2)\n");
 	return CLIENT_DONE;
 }
 
@@ -16544,16 +16811,15 @@ main_run(int argc, char **argv)
 	while (v < end && strcmp(v->name, argv[0]) != 0)
 		v++;
 	if (v == end)
-		return client_say(CLIENT_USAGE, "there is no verb '%s'; "
+		return say(CLIENT_USAGE, "there is no verb '%s'; "
 		    "`wspush help` lists them", argv[0]);
 	if (v->usage && argc > 1 && main_is(argv[1], "--help", "-h"))
 		return main_explain(v);
 	if (v->run == tls_cert_command || v->run == token_command)
 		sandbox_hide_memory(); /* they read keys, as serve does */
 	status = v->run(argc, argv);
-	if (status == CLIENT_USAGE && v->usage && v->run != main_help &&
-	    v->run != tls_cert_command)
-		main_print_usage(v, stderr);
+	if (status == CLIENT_USAGE && v->usage && v->run != main_help)
+		main_print_usage(v, STDERR_FILENO);
 	return status;
 }
 
@@ -16564,7 +16830,7 @@ main_help(int argc, char **argv)
 	char help[] = "--help";
 	char *verb[] = { argv[1], help, NULL };
 
-	return argc < 2 ? main_print_all(stdout) : main_run(2, verb);
+	return argc < 2 ? main_print_all(STDOUT_FILENO) : main_run(2, verb);
 }
 
 int
@@ -16579,15 +16845,14 @@ main(int argc, char **argv)
 		if (fcntl(fd, F_GETFD) < 0)
 			(void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY :
 			    O_RDONLY);
-	if (argc < 2)
-		return main_print_all(stderr);
-	if (main_is(argv[1], "--help", "-h"))
+	if (argc > 1 && main_is(argv[1], "--help", "-h"))
 		argv[1] = help;
-	if (main_is(argv[1], "--version", "-V"))
+	if (argc > 1 && main_is(argv[1], "--version", "-V"))
 		argv[1] = version;
-	status = main_run(argc - 1, argv + 1);
+	status = argc > 1 ? main_run(argc - 1, argv + 1) :
+	    main_print_all(STDERR_FILENO);
 	/* A full disk or a closed pipe: what we had to say is lost. */
-	if ((fflush(stdout) != 0 || ferror(stdout)) && status == CLIENT_DONE)
+	if (!print_flush() && status == CLIENT_DONE)
 		status = CLIENT_REFUSED;
 	return status;
 }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """HTTP: every answer, and which of two mistakes is answered first."""
 import re
-from pathlib import Path
 import subprocess
+from pathlib import Path
 
 import pytest
 

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <cmocka.h>
@@ -106,6 +107,47 @@ numbers_are_written_whole(void **state)
 	}
 }
 
+/* libc is the oracle. */
+#define PRINTS_LIKE_LIBC(...)                                                 \
+	do {                                                                  \
+		char ours[100], libc[100];                                    \
+		int n = snprintf(libc, sizeof libc, __VA_ARGS__);             \
+		struct out o = out_to(ours, (size_t)n);                       \
+		out_print(&o, __VA_ARGS__);                                   \
+		assert_false(o.full);                                         \
+		assert_int_equal(o.n, n);                                     \
+		assert_memory_equal(ours, libc, n);                           \
+	} while (0)
+
+static void
+formats_mean_what_they_mean_to_libc(void **state)
+{
+	(void)state;
+	PRINTS_LIKE_LIBC("nothing");
+	PRINTS_LIKE_LIBC("%d%%, %s and %c", 7, "text", 'c');
+	PRINTS_LIKE_LIBC("%d %d %d", INT32_MIN, -1, INT32_MAX);
+	PRINTS_LIKE_LIBC("%lld %ld", (long long)INT64_MIN, -2L);
+	PRINTS_LIKE_LIBC("%u %lu %llu %zu", UINT32_MAX, 3ul,
+	    (unsigned long long)UINT64_MAX, (size_t)4);
+	PRINTS_LIKE_LIBC("%x %016llx", 0xabcdu, 0x1234567890abcdefull);
+	PRINTS_LIKE_LIBC("[%10s|%-10s|%3s|%-3s]", "right", "left", "long",
+	    "long");
+	PRINTS_LIKE_LIBC("[%04d%02d|%8u|%-4d]", 25, 7, 12u, 3);
+	PRINTS_LIKE_LIBC("%.*s|%.*s", 2, "abc", 0, "abc");
+}
+
+static void
+a_text_too_long_is_cut_and_terminated(void **state)
+{
+	char *room = malloc(6);
+
+	(void)state;
+	assert_string_equal(text_print(room, 6, "%s-%d", "ab", 12345), "ab-12");
+	assert_string_equal(text_print(room, 6, "%s", "longer"), "longe");
+	assert_string_equal(text_print(room, 1, "%s", "longer"), "");
+	free(room);
+}
+
 int
 main(void)
 {
@@ -116,6 +158,8 @@ main(void)
 		cmocka_unit_test(
 		    what_does_not_fit_writes_nothing_and_nothing_after_it),
 		cmocka_unit_test(numbers_are_written_whole),
+		cmocka_unit_test(formats_mean_what_they_mean_to_libc),
+		cmocka_unit_test(a_text_too_long_is_cut_and_terminated),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

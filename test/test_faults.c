@@ -38,7 +38,7 @@ static int sys_setsockopt(int fd, int level, int name, int value);
 static int sys_unsent(int fd);
 static int sys_available(int fd);
 static int sys_epoll_ctl(int ep, int op, int fd, uint32_t events,
-    uint64_t data);
+    unsigned long long data);
 static int sys_epoll_wait(int ep, struct epoll_event *ev, int count,
     int timeout_ms);
 static int64_t sys_clock_ms(clockid_t which);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "../wspush.c"
 
+#include <arpa/inet.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -736,6 +737,41 @@ a_malformed_origin_is_refused_at_start(void **state)
 			fail_msg("%s", wrong[i]);
 }
 
+static void
+an_address_is_written_as_libc_writes_it(void **state)
+{
+	/* Every choice of groups that are zero; 1 has one digit, a0b three. */
+	(void)state;
+	for (unsigned zero = 0; zero < 256; zero++) {
+		char ours[64], libc[64];
+		struct out o = out_to(ours, sizeof ours);
+		u8 ip[16] = { 0 };
+
+		for (int i = 0; i < 8; i++)
+			if (!(zero >> i & 1))
+				store16(ip + 2 * i, i % 2 ? 1 : 0xa0b);
+		http_ip_print(&o, ip);
+		inet_ntop(AF_INET6, ip, libc + 1, sizeof libc - 2);
+		libc[0] = '[';
+		strcat(libc, "]");
+		/* ::1.2.3.4, which nobody has, libc writes so. */
+		if (!strchr(libc, '.'))
+			assert_true(str_is((struct str){ ours, o.n }, libc));
+	}
+}
+
+static void
+an_ipv4_address_has_no_brackets(void **state)
+{
+	static const u8 ip[16] = { [10] = 255, [11] = 255, 192, 168, 0, 1 };
+	char text[64];
+	struct out o = out_to(text, sizeof text);
+
+	(void)state;
+	http_ip_print(&o, ip);
+	assert_true(str_is((struct str){ text, o.n }, "192.168.0.1"));
+}
+
 int
 main(void)
 {
@@ -765,6 +801,8 @@ main(void)
 		cmocka_unit_test(ipv6_addresses_are_the_same_however_written),
 		cmocka_unit_test(an_origin_is_ours_when_host_and_port_are),
 		cmocka_unit_test(an_origin_can_be_configured),
+		cmocka_unit_test(an_address_is_written_as_libc_writes_it),
+		cmocka_unit_test(an_ipv4_address_has_no_brackets),
 		cmocka_unit_test(a_malformed_origin_is_refused_at_start),
 	};
 

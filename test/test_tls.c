@@ -164,7 +164,7 @@ one_file_may_hold_both_and_comments(void **state)
 static size_t
 get_der(const char *name, u8 der[4096])
 {
-	char *at = get_file(name, NULL);
+	struct str at = text_of(get_file(name, NULL));
 	struct pem m;
 	int n;
 
