@@ -5945,6 +5945,9 @@ print(const char *format, ...)
 	print_str((struct str){ text, o.n });
 }
 
+/* Why something failed: the last refusal, one sentence. */
+static char refusal[PATH_MAX + 256];
+
 static const char *say_verb; /* in whose name wrong usage is said */
 
 static int say(int status, const char *format, ...)
@@ -6140,7 +6143,6 @@ struct der {
 
 /* A certificate with its key. */
 struct cert {
-	u8 der[WSP_TLS_CHAIN + 2]; /* base64 comes in threes */
 	size_t der_n;
 	br_x509_certificate chain[CERT_CHAIN]; /* point into der */
 	size_t count;
@@ -6153,41 +6155,39 @@ struct cert {
 	const br_rsa_private_key *rsa; /* one of the two, in key */
 	const br_ec_private_key *ec;
 	int64_t not_after; /* seconds since 1970 */
+	u8 der[WSP_TLS_CHAIN + 2]; /* base64 comes in threes */
 };
 
 static struct {
 	struct cert place[2];
 	int used; /* 1 + the place in use, 0: none is loaded */
 	char file[WSP_TLS_FILE + 1]; /* a file while it is read */
-	char cert_path[PATH_MAX], key_path[PATH_MAX]; /* for a reload */
-	char why[PATH_MAX + 256]; /* the last refusal */
+	char paths[2 * PATH_MAX]; /* of both, for a reload; see below */
 } certs;
 
-/* Notes what is wrong with a file, and returns -1. */
+/* Says in `refusal` what is wrong with a file, and returns -1. */
 static int cert_fail(const char *path, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 static int
 cert_fail(const char *path, const char *format, ...)
 {
-	struct out o = out_to(certs.why, sizeof certs.why - 1);
+	struct out o = out_to(refusal, sizeof refusal - 1);
 	va_list ap;
 
 	out_print(&o, "%s ", path);
 	va_start(ap, format);
 	out_format(&o, format, ap);
 	va_end(ap);
-	certs.why[o.n] = '\0';
+	refusal[o.n] = '\0';
 	return -1;
 }
 
-/* Hands the refusal on to a caller from another room. */
-static int
-cert_tell(int result, char *why, size_t why_n)
+/* It lies behind the certificate's path: one page is touched, not two. */
+static char *
+cert_key_path(void)
 {
-	if (result < 0)
-		text_print(why, why_n, "%s", certs.why);
-	return result;
+	return certs.paths + strlen(certs.paths) + 1;
 }
 
 /* The place that is not in use, where the next pair is read into. */
@@ -6568,7 +6568,7 @@ cert_warn(void)
 
 	if (certs.used > 0 && days < WSP_CERT_RENEW)
 		log_event(LOG_LEVEL_WARN, "certificate", "%s path=%s days=%d",
-		    days < 0 ? "expired" : "expires soon", certs.cert_path,
+		    days < 0 ? "expired" : "expires soon", certs.paths,
 		    days);
 }
 
@@ -6976,7 +6976,7 @@ cert_needs_making(struct cert *c, const struct cert_paths *paths)
  * 0: it was good, -1: why not.  Load it with tls_load then.
  */
 static int
-tls_state_certificate(const char *dir, char *why, size_t why_n)
+tls_state_certificate(const char *dir)
 {
 	struct cert_paths paths;
 	struct cert *c = cert_spare();
@@ -6990,7 +6990,7 @@ tls_state_certificate(const char *dir, char *why, size_t why_n)
 	if (make == 1)
 		log_event(LOG_LEVEL_INFO, "certificate", "made path=%s days=%d",
 		    paths.cert, WSP_CERT_DAYS);
-	return cert_tell(make, why, why_n);
+	return make;
 }
 
 /* Tries what was made or was there, and prints it. */
@@ -7057,7 +7057,7 @@ cert_do_order(const struct cert_order *o)
 		cert_fail(paths.cert, "or its key is there; -f replaces both");
 		if (o->count > 0 || o->days > 0)
 			return -1;
-		say(0, "%s", certs.why);
+		say(0, "%s", refusal);
 	}
 	return cert_print(&paths);
 }
@@ -7075,7 +7075,7 @@ tls_cert_command(int argc, char **argv)
 	(void)argc;
 	if (cert_parse_order(&o, argv) != 0)
 		return 2;
-	return cert_do_order(&o) == 0 ? 0 : say(1, "%s", certs.why);
+	return cert_do_order(&o) == 0 ? 0 : say(1, "%s", refusal);
 }
 
 /* ----- 19. TLS -----------------------------------------------------------
@@ -7264,7 +7264,7 @@ tls_choose(void)
 
 /* Once, before all else: chooses the ciphers and checks them. */
 static int
-tls_start(char *why, size_t why_n)
+tls_start(void)
 {
 	tls_choose();
 	tls.chapol_in = br_sslrec_in_chapol_vtable;
@@ -7275,11 +7275,8 @@ tls_start(char *why, size_t why_n)
 	tls.chapol_out.init = tls_chapol_out;
 	tls.gcm_in.init = tls_gcm_in;
 	tls.gcm_out.init = tls_gcm_out;
-	if (record_self_test(&tls.aead))
-		return 0;
-	text_print(why, why_n, "the ciphers fail their self-test: wspush or "
-	    "BearSSL was built wrongly");
-	return -1;
+	return record_self_test(&tls.aead) ? 0 : cert_fail("the ciphers'",
+	    "self-test fails: wspush or BearSSL was built wrongly");
 }
 
 /* Forgets all sessions: BearSSL's cache knows neither age nor certificate.
@@ -7337,7 +7334,7 @@ tls_tick(int64_t now_ms)
  * that began before the last reload: their place is overwritten now.
  */
 static int
-tls_load(const char *cert_path, const char *key_path, char *why, size_t why_n)
+tls_load(const char *cert_path, const char *key_path)
 {
 	struct cert *c = cert_spare();
 	const struct cert *old = &certs.place[c == certs.place];
@@ -7347,13 +7344,13 @@ tls_load(const char *cert_path, const char *key_path, char *why, size_t why_n)
 		if (tls.busy[i] && tls.slots[i].cert == place)
 			tls.slots[i].error = TLS_ERROR_STALE;
 	if (cert_load(c, cert_path, key_path) < 0)
-		return cert_tell(-1, why, why_n);
+		return -1;
 	if (tls.rows && (old->der_n != c->der_n ||
 	    memcmp(old->der, c->der, c->der_n) != 0))
 		tls_forget();
 	/* They may be the same ones, and were short enough to be opened. */
-	memmove(certs.cert_path, cert_path, strlen(cert_path) + 1);
-	memmove(certs.key_path, key_path, strlen(key_path) + 1);
+	memmove(certs.paths, cert_path, strlen(cert_path) + 1);
+	memmove(cert_key_path(), key_path, strlen(key_path) + 1);
 	certs.used = place + 1;
 	cert_warn();
 	return 0;
@@ -7361,9 +7358,9 @@ tls_load(const char *cert_path, const char *key_path, char *why, size_t why_n)
 
 /* The same files again, on SIGHUP. */
 static int
-tls_reload(char *why, size_t why_n)
+tls_reload(void)
 {
-	return tls_load(certs.cert_path, certs.key_path, why, why_n);
+	return tls_load(certs.paths, cert_key_path());
 }
 
 /* AES first where there are instructions for it; elsewhere it is slow, because
@@ -7811,7 +7808,7 @@ token_load_secret(struct token_key *k, const char *path, size_t n)
 	return 0;
 }
 
-/* Reads a key file; why not is in certs.why. */
+/* Reads a key file; why not is in `refusal`. */
 static int
 token_load(struct token_key *k, const char *path)
 {
@@ -7829,7 +7826,7 @@ token_load(struct token_key *k, const char *path)
 }
 
 /* Reads all key files and uses them; if one is no good, says why in
- * certs.why, and the keys there were stay in use. */
+ * `refusal`, and the keys there were stay in use. */
 static int
 token_keys_load(const char *const *path, u32 count)
 {
@@ -8017,7 +8014,7 @@ token_command(int argc, char **argv)
 	if (wrong)
 		return say(TOKEN_USAGE, "%s", wrong);
 	if (token_load(k, o.key) < 0)
-		return say(TOKEN_FAILED, "%s", certs.why);
+		return say(TOKEN_FAILED, "%s", refusal);
 	if (!date_sane(token_now()))
 		return say(TOKEN_FAILED, "this system's clock is "
 		    "before the day wspush was built: set it first");
@@ -14067,8 +14064,6 @@ struct serve_option {
 	const char *help;
 };
 
-static char serve_why[256]; /* why the start failed: one sentence */
-
 static struct {
 	const char *config;
 	const char *user;
@@ -14900,7 +14895,7 @@ serve_take_memory(void)
 	p = mmap(NULL, total, PROT_READ | PROT_WRITE,
 	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED) {
-		text_print(serve_why, sizeof serve_why, "there are no %zu bytes "
+		text_print(refusal, sizeof refusal, "there are no %zu bytes "
 		    "of memory; see --memory", total);
 		return 1;
 	}
@@ -14953,7 +14948,7 @@ serve_place(void)
 /* ----- 37. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
- * its sentence is in serve_why; with --wait what is not to be had is tried
+ * its sentence is in `refusal`; with --wait what is not to be had is tried
  * again.
  */
 
@@ -14963,13 +14958,13 @@ static int serve_cannot(const char *format, ...)
 static int
 serve_cannot(const char *format, ...)
 {
-	struct out o = out_to(serve_why, sizeof serve_why - 1);
+	struct out o = out_to(refusal, sizeof refusal - 1);
 	va_list ap;
 
 	va_start(ap, format);
 	out_format(&o, format, ap);
 	va_end(ap);
-	serve_why[o.n] = '\0';
+	refusal[o.n] = '\0';
 	return 1;
 }
 
@@ -15308,18 +15303,17 @@ serve_load_certificate(void)
 	if (!serve_has_tls())
 		return 0;
 	if (settings.cert)
-		return tls_load(settings.cert, settings.key, serve_why,
-		    sizeof serve_why) < 0;
+		return tls_load(settings.cert, settings.key) < 0;
 	text_print(cert, sizeof cert, "%s/cert.pem", settings.state);
 	text_print(key, sizeof key, "%s/key.pem", settings.state);
-	return tls_load(cert, key, serve_why, sizeof serve_why) < 0;
+	return tls_load(cert, key) < 0;
 }
 
 static int
 serve_certificate(void)
 {
 	if (serve_has_tls() && !settings.cert && tls_state_certificate(
-	    settings.state, serve_why, sizeof serve_why) < 0)
+	    settings.state) < 0)
 		return 1;
 	return serve_load_certificate();
 }
@@ -15327,9 +15321,7 @@ serve_certificate(void)
 static int
 serve_token_keys(void)
 {
-	if (token_keys_load(settings.token_key, settings.token_keys) < 0)
-		return serve_cannot("%s", certs.why);
-	return 0;
+	return token_keys_load(settings.token_key, settings.token_keys) < 0;
 }
 
 /* Descriptors for everybody: the soft limit is raised to the hard one, and
@@ -15481,7 +15473,7 @@ serve_acquire_patiently(void)
 			return 1;
 		if (!said)
 			log_event(LOG_LEVEL_WARN, "waiting", "why=\"%s\" "
-			    "for=%us", serve_why, settings.wait);
+			    "for=%us", refusal, settings.wait);
 		said = true;
 		poll(&p, 1, (int)min_size(1000, (size_t)(until - now)));
 		if (p.revents && read(srv.signals, &info, sizeof info) > 0 &&
@@ -15683,8 +15675,8 @@ serve_reload_certificate(const struct settings *new)
 	if (!serve_has_tls())
 		return 0;
 	if (!new->cert)
-		return tls_reload(serve_why, sizeof serve_why);
-	return tls_load(new->cert, new->key, serve_why, sizeof serve_why);
+		return tls_reload();
+	return tls_load(new->cert, new->key);
 }
 
 static void
@@ -15710,9 +15702,9 @@ serve_reload(void)
 		serve_file_now = serve_file_next;
 	}
 	if (serve_token_keys() != 0)
-		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", serve_why);
+		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", refusal);
 	if (serve_reload_certificate(&new) < 0)
-		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", serve_why);
+		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", refusal);
 	else
 		log_event(LOG_LEVEL_INFO, "reloaded", "cert_days=%d",
 		    serve_has_tls() ? tls_cert_days() : 0);
@@ -15753,7 +15745,7 @@ serve_only_check(void)
 	text_print(path, sizeof path, "%s/cert.pem", settings.state);
 	if (((settings.cert || access(path, F_OK) == 0) &&
 	    serve_load_certificate() != 0) || serve_token_keys() != 0)
-		return say(2, "%s", serve_why);
+		return say(2, "%s", refusal);
 	return 0;
 }
 
@@ -15775,7 +15767,7 @@ serve_start(void)
 	if (serve_has_tls()) {
 		tls_place(serve_tls_memory, WSP_HANDSHAKES,
 		    serve_connections());
-		if (tls_start(serve_why, sizeof serve_why) < 0)
+		if (tls_start() < 0)
 			return 1;
 	}
 	if (handler_open() < 0)
@@ -15816,7 +15808,7 @@ serve_command(int argc, char **argv)
 		return serve_print_memory();
 	if (serve.syslog)
 		log_to.syslog = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	return serve_start() != 0 ? say(1, "%s", serve_why) : serve_run();
+	return serve_start() != 0 ? say(1, "%s", refusal) : serve_run();
 }
 
 /* ----- 39. Client --------------------------------------------------------

@@ -16,7 +16,7 @@
 #define PEM "test/corpus/pem/"
 
 static char dir[] = "/tmp/wspush-tls-XXXXXX";
-static char why[512];
+#define why refusal
 
 /* A file in the test's directory, from a string or bytes. */
 static const char *
@@ -71,7 +71,7 @@ load(const char *cert, const char *key)
 	snprintf(paths[0], 300, "%s%s", *cert == '/' ? "" : PEM, cert);
 	snprintf(paths[1], 300, "%s%s", *key == '/' ? "" : PEM, key);
 	why[0] = '\0';
-	return tls_load(paths[0], paths[1], why, sizeof why);
+	return tls_load(paths[0], paths[1]);
 }
 
 static void
@@ -362,12 +362,12 @@ a_reload_that_fails_keeps_what_is_in_use(void **state)
 	assert_loads(cert, "ec.key");
 	place = certs.used;
 	put_file("now.crt", text, n / 2);
-	assert_int_equal(tls_reload(why, sizeof why), -1);
+	assert_int_equal(tls_reload(), -1);
 	assert_non_null(strstr(why, "now.crt"));
 	assert_int_equal(certs.used, place);
 	assert_true(tls_cert_days() > 36000);
 	put_file("now.crt", text, n);
-	assert_int_equal(tls_reload(why, sizeof why), 0);
+	assert_int_equal(tls_reload(), 0);
 	assert_int_equal(certs.used, 3 - place);
 }
 
@@ -522,11 +522,11 @@ without_names_it_has_those_of_this_machine(void **state)
 	const char *d = state_dir("own");
 
 	(void)state;
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(tls_state_certificate(d), 1);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
 	assert_true(has_name(0x82, "localhost", 9));
 	assert_true(has_name(0x87, "\x7f\x00\x00\x01", 4));
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 0);
+	assert_int_equal(tls_state_certificate(d), 0);
 }
 
 static void
@@ -554,9 +554,9 @@ ours_is_renewed_below_thirty_days_and_not_before(void **state)
 
 	(void)state;
 	assert_int_equal(cert_make(d, NULL, 0, 31), 0);
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 0);
+	assert_int_equal(tls_state_certificate(d), 0);
 	assert_int_equal(cert_make(d, NULL, 0, 30), 0);
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(tls_state_certificate(d), 1);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
 	assert_true(tls_cert_days() > 800);
 }
@@ -579,14 +579,14 @@ a_pair_of_ours_that_a_power_cut_split_is_made_anew(void **state)
 	char cert[4096];
 
 	(void)state;
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(tls_state_certificate(d), 1);
 	strcpy(cert, get_file(state_file(d, "cert.pem"), NULL));
 	assert_int_equal(cert_make(d, NULL, 0, 825), 0);
 	assert_int_equal(sys_write_file(state_file(d, "cert.pem"), cert,
 	    strlen(cert), 0644), 0);
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(tls_state_certificate(d), 1);
 	assert_int_equal(unlink(state_file(d, "key.pem")), 0);
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(tls_state_certificate(d), 1);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
 }
 
@@ -598,14 +598,14 @@ somebody_elses_broken_pair_is_not_touched(void **state)
 	char *text = get_file("chain-leaf.crt", &n);
 
 	(void)state;
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(tls_state_certificate(d), 1);
 	assert_int_equal(sys_write_file(state_file(d, "cert.pem"), text, n,
 	    0644), 0);
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), -1);
+	assert_int_equal(tls_state_certificate(d), -1);
 	assert_string_equal(get_file(state_file(d, "cert.pem"), NULL), text);
 	assert_int_equal(sys_write_file(state_file(d, "cert.pem"), "x", 1,
 	    0644), 0);
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), -1);
+	assert_int_equal(tls_state_certificate(d), -1);
 }
 
 static void
@@ -616,13 +616,13 @@ somebody_elses_expired_pair_is_not_touched_either(void **state)
 	char *text = get_file("chain-leaf-expired.crt", &n);
 
 	(void)state;
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 1);
+	assert_int_equal(tls_state_certificate(d), 1);
 	assert_int_equal(sys_write_file(state_file(d, "cert.pem"), text, n,
 	    0644), 0);
 	text = get_file("chain-leaf.key", &n);
 	assert_int_equal(sys_write_file(state_file(d, "key.pem"), text, n,
 	    0600), 0);
-	assert_int_equal(tls_state_certificate(d, why, sizeof why), 0);
+	assert_int_equal(tls_state_certificate(d), 0);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
 	assert_true(tls_cert_days() < 0);
 }
@@ -710,7 +710,7 @@ set_up_tls(const char *cert, const char *key)
 	memory = aligned_alloc(64, (n + 63) & ~(size_t)63);
 	assert_non_null(memory);
 	memset(memory, 0, n);
-	assert_int_equal(tls_start(why, sizeof why), 0);
+	assert_int_equal(tls_start(), 0);
 	tls_place(memory, SLOTS, ROWS);
 	assert_loads(cert, key);
 }
