@@ -11,7 +11,8 @@
 # DESTDIR as everywhere.
 
 OUT = build/wspush
-CFLAGS ?= -O2 -g
+# Unwind tables would be pages in memory; gdb finds its own in -g.
+CFLAGS ?= -O2 -g -fno-asynchronous-unwind-tables
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 20
 

@@ -59,6 +59,16 @@
 #define WSP_NO_PUSH /* the server is at the other end */
 #include "wspush.h"
 
+/* Between these two is what runs at the start, in a verb or once in a while:
+ * small before fast, for its pages stay in memory. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#define SMALL_CODE _Pragma("GCC push_options") _Pragma("GCC optimize(\"Os\")")
+#define FAST_CODE  _Pragma("GCC pop_options")
+#else
+#define SMALL_CODE
+#define FAST_CODE
+#endif
+
 /*
  * ======================================================================
  * PART ONE: PURE
@@ -731,6 +741,8 @@ text_is_clean(struct str s)
 	}
 	return true;
 }
+
+SMALL_CODE
 
 /* ----- 3. JSON -----------------------------------------------------------
  *
@@ -1915,6 +1927,8 @@ http_response(struct out *o, int status, const char *headers, const char *type,
 	if (!head_only)
 		out_str(o, body);
 }
+
+FAST_CODE
 
 /* ----- 5. Frames ---------------------------------------------------------
  *
@@ -4884,6 +4898,8 @@ record_self_test(const struct record_aead *a)
 	return good;
 }
 
+SMALL_CODE
+
 /* ----- 14. Tokens --------------------------------------------------------
  *
  * JSON Web Tokens (RFC 7519) in the one form that we take: three parts in
@@ -5509,6 +5525,8 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 	token_put(o, sig, header.n);
 }
 
+FAST_CODE
+
 #ifndef WSP_PURE_ONLY
 /*
  * ======================================================================
@@ -5809,6 +5827,8 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 }
 
 #endif /* WSP_FAKE_SYS */
+
+SMALL_CODE
 
 /* ----- 16. Log and print -------------------------------------------------
  *
@@ -8022,6 +8042,8 @@ token_command(int argc, char **argv)
 	wipe(&token_keys, sizeof token_keys);
 	return status;
 }
+
+FAST_CODE
 
 /* ----- 21. Connections ---------------------------------------------------
  *
@@ -10686,6 +10708,8 @@ sending_store(struct sending *s, u32 fit)
 	return true;
 }
 
+SMALL_CODE
+
 /* ----- 27. Admission -----------------------------------------------------
  *
  * Who may come in, and as which socket: the order of checks of INTERFACE 11
@@ -13323,6 +13347,8 @@ helper_stop(void)
 	helper_fd = -1;
 }
 
+FAST_CODE
+
 /* ----- 32. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
@@ -14042,6 +14068,8 @@ loop_turn(void)
 		loop_listen(true);
 	}
 }
+
+SMALL_CODE
 
 /* ----- 35. Options -------------------------------------------------------
  *
