@@ -99,6 +99,9 @@ struct str {
 
 #define STR(literal) ((struct str){ (literal), sizeof(literal) - 1 })
 
+/* What %.*s takes. */
+#define STR_ARGS(s) (int)(s).n, (s).p
+
 static u16
 load16(const u8 *p)
 {
@@ -1911,19 +1914,11 @@ static void
 http_response(struct out *o, int status, const char *headers, const char *type,
     struct str body, bool head_only)
 {
-	out_text(o, "HTTP/1.1 ");
-	out_u64(o, (u64)status);
-	out_char(o, ' ');
-	out_text(o, http_reason(status));
-	out_text(o, "\r\nContent-Type: ");
-	out_text(o, type ? type : "text/plain; charset=utf-8");
-	out_text(o, "\r\nContent-Length: ");
-	out_u64(o, body.n);
-	out_text(o, status == 426 ? "\r\nConnection: Upgrade, close\r\n" :
-	    "\r\nConnection: close\r\n");
-	out_text(o, "X-Content-Type-Options: nosniff\r\n");
-	out_text(o, headers);
-	out_text(o, "\r\n");
+	out_print(o, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n"
+	    "Content-Length: %zu\r\nConnection: %sclose\r\n"
+	    "X-Content-Type-Options: nosniff\r\n%s\r\n", status,
+	    http_reason(status), type ? type : "text/plain; charset=utf-8",
+	    body.n, status == 426 ? "Upgrade, " : "", headers);
 	if (!head_only)
 		out_str(o, body);
 }
@@ -2553,10 +2548,7 @@ reply_ok(struct out *o, u64 count)
 static void
 reply_number(struct out *o, const char *name, u64 v)
 {
-	out_char(o, ' ');
-	out_text(o, name);
-	out_char(o, '=');
-	out_u64(o, v);
+	out_print(o, " %s=%llu", name, v);
 }
 
 static void
@@ -2576,19 +2568,14 @@ reply_error(struct out *o, enum refusal e, struct str ref,
 	out_text(o, "error ");
 	out_text(o, refusal_code(e));
 	reply_ref(o, ref);
-	out_char(o, ' ');
-	out_text(o, sentence);
-	out_char(o, '\n');
+	out_print(o, " %s\n", sentence);
 }
 
 /* Writes a whole reply. */
 static void
 reply_acked(struct out *o, u64 n, u64 of, struct str ref)
 {
-	out_text(o, "acked ");
-	out_u64(o, n);
-	out_text(o, " of ");
-	out_u64(o, of);
+	out_print(o, "acked %llu of %llu", n, of);
 	reply_ref(o, ref);
 	out_char(o, '\n');
 }
@@ -4116,10 +4103,10 @@ sock_unbind(struct sockets *t, u32 i)
 static void
 sock_name(struct out *o, const struct sockets *t, u32 i, struct str service)
 {
-	out_text(o, "/services/");
-	out_str(o, service);
-	out_text(o, t->row[i].stateful ? "-s-" : "-v-");
-	out_str(o, sock_id(t, i));
+	struct str id = sock_id(t, i);
+
+	out_print(o, "/services/%.*s-%c-%.*s", STR_ARGS(service),
+	    t->row[i].stateful ? 's' : 'v', STR_ARGS(id));
 }
 
 /* A random version-4 UUID in lower case (RFC 9562, 5.4), from 16 random
@@ -10999,7 +10986,7 @@ arrival_deny(struct arrival *a, int status, const char *why)
 	conn_peer(peer, a->c);
 	log_event(status == 503 ? LOG_LEVEL_WARN : LOG_LEVEL_INFO, "token",
 	    "peer=%s service=%.*s status=%d why=\"%s\"", peer,
-	    (int)a->service->name.n, a->service->name.p, status, why);
+	    STR_ARGS(a->service->name), status, why);
 	if (status == 503)
 		return arrival_unread(a);
 	if (status == 403)
@@ -11541,13 +11528,9 @@ command_error(struct command_text *t, const char *code, const char *message,
 {
 	struct out *o = &t->answer;
 
-	out_text(o, o->n > 1 ? ",{\"error\":\"" : "{\"error\":\"");
-	out_text(o, code);
-	out_text(o, "\",\"message\":\"");
-	out_text(o, message);
-	out_text(o, "\",\"uid\":");
-	out_str(o, uid);
-	out_char(o, '}');
+	out_print(o, "%s{\"error\":\"%s\",\"message\":\"%s\","
+	    "\"uid\":%.*s}", o->n > 1 ? "," : "", code, message,
+	    STR_ARGS(uid));
 }
 
 /* A tag's name or value as text: a string, a number, true or false. */
@@ -11682,7 +11665,7 @@ static void
 command_do(struct command_text *t, int object, u32 sock)
 {
 	struct str uid = command_raw(t, object, "uid");
-	struct str action = command_raw(t, object, "socket_action");
+	struct str action = command_raw(t, object, "socket_action"), type;
 	struct out *o = &t->answer;
 	const char *why;
 
@@ -11699,12 +11682,10 @@ command_do(struct command_text *t, int object, u32 sock)
 		return;
 	}
 	command_apply_tags(t, sock);
-	out_text(o, o->n > 1 ? ",{" : "{");
-	out_text(o, "\"socket_action\":\"init_socket\",\"socket_type\":");
-	out_str(o, command_raw(t, object, "socket_type"));
-	out_text(o, ",\"uid\":");
-	out_str(o, uid);
-	out_char(o, '}');
+	type = command_raw(t, object, "socket_type");
+	out_print(o, "%s{\"socket_action\":\"init_socket\","
+	    "\"socket_type\":%.*s,\"uid\":%.*s}", o->n > 1 ? "," : "",
+	    STR_ARGS(type), STR_ARGS(uid));
 }
 
 /* Is token 0 an object, or an array of nothing but objects? */
@@ -12030,73 +12011,51 @@ asking_send(struct asking *q)
 }
 
 static void
-list_text(struct out *o, u32 sock)
+list_tag(struct out *o, struct str name, struct str value, bool json)
 {
-	const struct sock *s = &srv.sockets.row[sock];
-	const struct queue *queue = &srv.queues.queue[sock];
-	char peer[64] = "-";
-
-	sock_name(o, &srv.sockets, sock, service_name(sock));
-	out_text(o, s->conn == NONE ? "\taway\t" : "\topen\t");
-	out_u64(o, queue->count);
-	out_char(o, '\t');
-	out_u64(o, queue->bytes);
-	out_char(o, '\t');
-	out_u64(o, (u64)(srv.now / 1000 - s->since));
-	out_char(o, '\t');
-	if (s->conn != NONE)
-		conn_peer(peer, &srv.conn[s->conn]);
-	out_text(o, peer);
-	out_char(o, '\t');
-	out_u64(o, srv.queues.drops[sock]);
-	out_text(o, "\tservice:");
-	out_str(o, service_name(sock));
-	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
-		out_char(o, ',');
-		out_str(o, tag_name(&srv.tags, i));
-		out_char(o, ':');
-		out_str(o, tag_value(&srv.tags, i));
-	}
-	out_char(o, '\n');
+	if (json)
+		json_string(o, name);
+	else
+		out_str(o, name);
+	out_char(o, ':');
+	if (json)
+		json_string(o, value);
+	else
+		out_str(o, value);
 }
 
 static void
-list_json(struct out *o, u32 sock)
+list_row(struct out *o, u32 sock, bool json)
 {
 	const struct sock *s = &srv.sockets.row[sock];
 	const struct queue *queue = &srv.queues.queue[sock];
+	bool away = s->conn == NONE;
+	const char *quote = json && !away ? "\"" : "";
 	char name[WSP_MAX_SOCKET_ID], peer[64];
 	struct out id = out_to(name, sizeof name);
 
 	sock_name(&id, &srv.sockets, sock, service_name(sock));
-	out_text(o, "{\"socketId\":");
-	json_string(o, (struct str){ name, id.n });
-	out_text(o, s->conn == NONE ? ",\"state\":\"away\"" :
-	    ",\"state\":\"open\"");
-	out_text(o, ",\"messages\":");
-	out_u64(o, queue->count);
-	out_text(o, ",\"bytes\":");
-	out_u64(o, queue->bytes);
-	out_text(o, ",\"age\":");
-	out_u64(o, (u64)(srv.now / 1000 - s->since));
-	out_text(o, ",\"peer\":");
-	if (s->conn != NONE) {
+	text_print(peer, sizeof peer, json ? "null" : "-");
+	if (!away)
 		conn_peer(peer, &srv.conn[s->conn]);
-		json_string(o, (struct str){ peer, strlen(peer) });
+	if (json) {
+		out_text(o, "{\"socketId\":");
+		json_string(o, (struct str){ name, id.n });
 	} else {
-		out_text(o, "null");
+		out_bytes(o, name, id.n);
 	}
-	out_text(o, ",\"drops\":");
-	out_u64(o, srv.queues.drops[sock]);
-	out_text(o, ",\"tags\":{\"service\":");
-	json_string(o, service_name(sock));
+	out_print(o, json ? ",\"state\":\"%s\",\"messages\":%u,\"bytes\":%u,"
+	    "\"age\":%lld,\"peer\":%s%s%s,\"drops\":%u,\"tags\":{" :
+	    "\t%s\t%u\t%u\t%lld\t%s%s%s\t%u\t", away ? "away" : "open",
+	    queue->count, queue->bytes, (long long)(srv.now / 1000 - s->since),
+	    quote, peer, quote, srv.queues.drops[sock]);
+	list_tag(o, STR("service"), service_name(sock), json);
 	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
 		out_char(o, ',');
-		json_string(o, tag_name(&srv.tags, i));
-		out_char(o, ':');
-		json_string(o, tag_value(&srv.tags, i));
+		list_tag(o, tag_name(&srv.tags, i), tag_value(&srv.tags, i),
+		    json);
 	}
-	out_text(o, "}}");
+	out_text(o, json ? "}}" : "\n");
 }
 
 /* Lists from a row on until the reply is full; that row is the cursor for
@@ -12118,10 +12077,7 @@ asking_list(struct asking *q)
 			continue;
 		if (q->r.json && count > 0)
 			out_char(&o, ',');
-		if (q->r.json)
-			list_json(&o, (u32)i);
-		else
-			list_text(&o, (u32)i);
+		list_row(&o, (u32)i, q->r.json);
 		if (o.full || o.n + 1 > o.cap) {
 			o.full = false;
 			o.n = before;
@@ -12358,20 +12314,14 @@ static void
 stats_text(struct out *o, const char *name, u64 v, bool counter)
 {
 	(void)counter;
-	out_text(o, name);
-	out_char(o, ' ');
-	out_u64(o, v);
-	out_char(o, '\n');
+	out_print(o, "%s %llu\n", name, v);
 }
 
 static void
 stats_json(struct out *o, const char *name, u64 v, bool counter)
 {
 	(void)counter;
-	out_text(o, o->n == 0 ? "{\"" : ",\"");
-	out_text(o, name);
-	out_text(o, "\":");
-	out_u64(o, v);
+	out_print(o, "%c\"%s\":%llu", o->n == 0 ? '{' : ',', name, v);
 }
 
 static void
@@ -12638,7 +12588,7 @@ handler_log(u32 service, const char *event, struct str text)
 	if (srv.now >= h->says_until) {
 		if (h->unsaid > 0)
 			log_event(LOG_LEVEL_WARN, "handler", "service=%.*s "
-			    "lines_not_logged=%u", (int)name.n, name.p,
+			    "lines_not_logged=%u", STR_ARGS(name),
 			    h->unsaid);
 		h->says = h->unsaid = 0;
 		h->says_until = srv.now + 1000;
@@ -12647,8 +12597,8 @@ handler_log(u32 service, const char *event, struct str text)
 		h->unsaid++;
 		return;
 	}
-	log_event(LOG_LEVEL_WARN, event, "service=%.*s text=%s", (int)name.n,
-	    name.p, log_quote(&room, text));
+	log_event(LOG_LEVEL_WARN, event, "service=%.*s text=%s",
+	    STR_ARGS(name), log_quote(&room, text));
 }
 
 /*
@@ -12817,12 +12767,9 @@ handler_auth(u32 service, u64 ticket, struct str id, bool stateful,
 	char text[HANDLER_HEAD];
 	struct out o = out_to(text, sizeof text);
 
-	out_text(&o, "auth ");
-	out_u64(&o, ticket);
-	out_text(&o, " /services/");
-	out_str(&o, settings.service[service].name);
-	out_text(&o, stateful ? "-s-" : "-v-");
-	out_str(&o, id);
+	out_print(&o, "auth %llu /services/%.*s-%c-%.*s", ticket,
+	    STR_ARGS(settings.service[service].name), stateful ? 's' : 'v',
+	    STR_ARGS(id));
 	assert(!o.full);
 	return handler_event(service, (struct str){ text, o.n },
 	    (const u8 *)body.p, body.n, false);
@@ -13065,7 +13012,7 @@ helper_environ(const struct service *s)
 	list[n++] = text_print(path, sizeof path, "WSPUSH_SOCKET=%s",
 	    settings.push_path);
 	list[n] = text_print(name, sizeof name, "WSPUSH_SERVICE=%.*s",
-	    (int)s->name.n, s->name.p);
+	    STR_ARGS(s->name));
 	environ = list;
 }
 
@@ -13142,8 +13089,7 @@ helper_start(int to, u32 service, struct helper_child *child)
 		helper_pass(to, service, ours);
 	} else {
 		log_event(LOG_LEVEL_ERROR, "child", "service=%.*s why=\"%s\"",
-		    (int)settings.service[service].name.n,
-		    settings.service[service].name.p, strerror(errno));
+		    STR_ARGS(settings.service[service].name), strerror(errno));
 		child->pid = 0;
 		child->start_at += 60000;
 	}
@@ -13163,8 +13109,8 @@ helper_buried(u32 service, struct helper_child *child, int status)
 	child->pause_s = now - child->started >= 60000 || child->pause_s == 0 ?
 	    1 : (u32)min_size(60, child->pause_s * (size_t)2);
 	log_event(LOG_LEVEL_WARN, "child", "service=%.*s pid=%d %s=%d "
-	    "again_in=%us", (int)settings.service[service].name.n,
-	    settings.service[service].name.p, (int)child->pid,
+	    "again_in=%us", STR_ARGS(settings.service[service].name),
+	    (int)child->pid,
 	    WIFSIGNALED(status) ? "signal" : "exit", WIFSIGNALED(status) ?
 	    WTERMSIG(status) : WEXITSTATUS(status), child->pause_s);
 	kill(-child->pid, SIGTERM); /* what it has started and left */
@@ -15093,7 +15039,7 @@ manager_take_socket(int fd, struct str name)
 		    40), name.n > 0 ? name.p : "");
 	if (!manager_socket_fits(fd, is_push, &a))
 		return serve_cannot("what was passed as %.*s is not %s",
-		    (int)name.n, name.p, is_push ? "a UNIX datagram socket" :
+		    STR_ARGS(name), is_push ? "a UNIX datagram socket" :
 		    "a listening TCP socket");
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
@@ -15109,7 +15055,7 @@ manager_take_socket(int fd, struct str name)
 		.text = "a socket that was passed", .tls = is_tls, .fd = fd };
 	return serve_set_listener(fd, NULL, 0) == 0 ? 0 :
 	    serve_cannot("what was passed as %.*s cannot be listened on",
-	    (int)name.n, name.p);
+	    STR_ARGS(name));
 }
 
 /* From descriptor 3 on, if they are meant for this process. */
@@ -15414,7 +15360,7 @@ serve_become_user(void)
 	if (!account_find(false, name, user) ||
 	    !account_number(&uid, user[2]) || !account_number(&gid, user[3]))
 		return serve_cannot("there is no user %.*s in /etc/passwd",
-		    (int)name.n, name.p);
+		    STR_ARGS(name));
 	if (rest.p && (!account_find(true, rest, group) ||
 	    !account_number(&gid, group[2])))
 		return serve_cannot("there is no group %s in /etc/group",
@@ -15548,12 +15494,9 @@ serve_say_ready(void)
 			continue;
 		conn_set_peer(&c, &a);
 		conn_peer(text, &c);
-		out_text(&o, l->tls ? " wss=" : " ws=");
-		out_text(&o, text);
+		out_print(&o, l->tls ? " wss=%s" : " ws=%s", text);
 	}
-	out_text(&o, " push=");
-	out_text(&o, settings.push_path);
-	out_char(&o, '\n');
+	out_print(&o, " push=%s\n", settings.push_path);
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
@@ -16118,8 +16061,8 @@ static int
 client_refused(const struct reply *r)
 {
 	return say(str_is(r->code, "unknown-socket") ?
-	    CLIENT_NO_SOCKET : CLIENT_REFUSED, "%.*s: %.*s", (int)r->code.n,
-	    r->code.p, (int)r->sentence.n, r->sentence.p);
+	    CLIENT_NO_SOCKET : CLIENT_REFUSED, "%.*s: %.*s",
+	    STR_ARGS(r->code), STR_ARGS(r->sentence));
 }
 
 /* Receives a reply to the request that was sent; `what` it is called. */
@@ -16594,7 +16537,7 @@ top_row(const struct top *t, struct str row)
 
 	for (size_t i = 0; i < COUNT(column) && column[i] <= t->columns &&
 	    split_next(&row, '\t', &field); i++)
-		print("\033[%dG\033[K%.*s", column[i], (int)field.n, field.p);
+		print("\033[%dG\033[K%.*s", column[i], STR_ARGS(field));
 	print("\n");
 }
 
