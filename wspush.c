@@ -6153,14 +6153,12 @@ struct cert {
 	size_t der_n;
 	br_x509_certificate chain[CERT_CHAIN]; /* point into der */
 	size_t count;
-	/* BearSSL 0.6 writes up to 24 bytes past its context when a crafted
-	 * RSA key is decoded (TLS.md, 5): into the slack. */
-	struct {
-		br_skey_decoder_context decoder; /* the key stays in it */
-		u8 slack[64];
+	struct cert_key {
+		int type;     /* BR_KEYTYPE_RSA or BR_KEYTYPE_EC */
+		br_rsa_private_key rsa; /* one of the two, points into der */
+		br_ec_private_key ec;
+		u8 der[CERT_KEY_MAX];
 	} key;
-	const br_rsa_private_key *rsa; /* one of the two, in key */
-	const br_ec_private_key *ec;
 	int64_t not_after; /* seconds since 1970 */
 	u8 der[WSP_TLS_CHAIN + 2]; /* base64 comes in threes */
 };
@@ -6267,26 +6265,171 @@ der_take(struct der *d, u8 tag, struct der *content)
 	return true;
 }
 
+/* A number without zeroes before it; none of ours is 0 or negative. */
 static bool
-der_same(struct der a, struct der b)
+der_take_number(struct der *d, struct der *v)
 {
-	return a.n == b.n && memcmp(a.p, b.p, a.n) == 0;
+	if (!der_take(d, 0x02, v))
+		return false;
+	for (; v->n > 0 && v->p[0] == 0; v->n--)
+		v->p++;
+	return v->n > 0;
 }
 
-/* Who signed the i-th certificate, and whose it is (RFC 5280, 4.1). */
 static bool
-cert_read_names(const struct cert *c, size_t i, struct der *issuer,
-    struct der *subject)
+der_is(struct der d, const u8 *p, size_t n)
 {
-	struct der cert = { c->chain[i].data, c->chain[i].data_len };
+	return d.n == n && memcmp(d.p, p, n) == 0;
+}
+
+/* BearSSL's structs point to bytes that it only reads. */
+static u8 *
+der_bytes(struct der d)
+{
+	return (u8 *)(uintptr_t)d.p;
+}
+
+/* Which kind of key an identifier names (RFC 3279, 2.3; RFC 5480, 2.1.1). */
+static int
+der_key_type(struct der oid)
+{
+	static const u8 rsa[] = { 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 1 };
+	static const u8 ec[] = { 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1 };
+
+	return der_is(oid, rsa, sizeof rsa) ? BR_KEYTYPE_RSA :
+	    der_is(oid, ec, sizeof ec) ? BR_KEYTYPE_EC : 0;
+}
+
+static int
+der_curve(struct der oid)
+{
+	static const u8 p256[] = { 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7 };
+	static const u8 p384[] = { 0x2b, 0x81, 4, 0, 34 };
+	static const u8 p521[] = { 0x2b, 0x81, 4, 0, 35 };
+
+	return der_is(oid, p256, sizeof p256) ? BR_EC_secp256r1 :
+	    der_is(oid, p384, sizeof p384) ? BR_EC_secp384r1 :
+	    der_is(oid, p521, sizeof p521) ? BR_EC_secp521r1 : 0;
+}
+
+/* The inside of a SubjectPublicKeyInfo (RFC 5280, 4.1); false when the key is
+ * none of ours. */
+static bool
+der_public_key(br_x509_pkey *key, struct der d)
+{
+	struct der alg, oid, bits, n, e, curve;
+
+	if (!der_take(&d, 0x30, &alg) || !der_take(&alg, 0x06, &oid) ||
+	    !der_take(&d, 0x03, &bits) || bits.n == 0 || bits.p[0] != 0)
+		return false;
+	bits = (struct der){ bits.p + 1, bits.n - 1 };
+	key->key_type = (u8)der_key_type(oid);
+	if (key->key_type == BR_KEYTYPE_EC) {
+		if (!der_take(&alg, 0x06, &curve))
+			return false;
+		key->key.ec = (br_ec_public_key){ der_curve(curve),
+			der_bytes(bits), bits.n };
+		return key->key.ec.curve != 0;
+	}
+	if (key->key_type == 0 || !der_take(&bits, 0x30, &d) ||
+	    !der_take_number(&d, &n) || !der_take_number(&d, &e))
+		return false;
+	key->key.rsa = (br_rsa_public_key){ der_bytes(n), n.n, der_bytes(e),
+		e.n };
+	return true;
+}
+
+/*
+ * A private key: SEC 1 (RFC 5915), PKCS #1 (RFC 8017, A.1.2), or PKCS #8
+ * (RFC 5958), which holds one of these.  Its type, 0 when it is none of ours,
+ * -1 when it is damaged.
+ */
+static int
+der_private_key(struct cert_key *k, struct der d)
+{
+	struct der key, alg, oid, x, v[8], curve = { NULL, 0 };
+
+	if (!der_take(&d, 0x30, &key) || !der_take(&key, 0x02, &x))
+		return -1;
+	if (der_take(&key, 0x30, &alg)) {
+		if (!der_take(&alg, 0x06, &oid) || !der_take(&key, 0x04, &d))
+			return -1;
+		if (der_key_type(oid) == 0)
+			return 0;
+		(void)der_take(&alg, 0x06, &curve);
+		if (!der_take(&d, 0x30, &key) || !der_take(&key, 0x02, &x))
+			return -1;
+	}
+	if (der_take(&key, 0x04, &x)) {
+		if (der_take(&key, 0xa0, &d))
+			(void)der_take(&d, 0x06, &curve);
+		k->ec = (br_ec_private_key){ der_curve(curve), der_bytes(x),
+			x.n };
+		return k->ec.curve ? BR_KEYTYPE_EC : 0;
+	}
+	for (int i = 0; i < 8; i++) /* n e d p q dp dq iq */
+		if (!der_take_number(&key, &v[i]))
+			return -1;
+	k->rsa = (br_rsa_private_key){ (u32)v[0].n * 8,
+		der_bytes(v[3]), v[3].n, der_bytes(v[4]), v[4].n,
+		der_bytes(v[5]), v[5].n, der_bytes(v[6]), v[6].n,
+		der_bytes(v[7]), v[7].n };
+	for (u8 top = v[0].p[0]; top < 0x80; top = (u8)(top << 1))
+		k->rsa.n_bitlen--;
+	return BR_KEYTYPE_RSA;
+}
+
+/* UTCTime or GeneralizedTime, as seconds since 1970.  The years begin in
+ * March, as in date_text(). */
+static bool
+der_take_date(struct der *d, int64_t *seconds)
+{
+	struct der t;
+	bool brief = der_take(d, 0x17, &t);
+	u64 part[7] = { 0 }, year; /* century, year, month, ... */
+
+	if ((!brief && !der_take(d, 0x18, &t)) || t.n != (brief ? 13 : 15) ||
+	    t.p[t.n - 1] != 'Z')
+		return false;
+	for (int i = brief; i < 7; i++, t.p += 2)
+		if (!text_u64(&part[i], (struct str){ (const char *)t.p, 2 },
+		    99))
+			return false;
+	if (brief)
+		part[0] = part[1] < 50 ? 20 : 19;
+	year = part[0] * 100 + part[1] - (part[2] < 3);
+	part[2] += part[2] < 3 ? 9 : (u64)-3;
+	*seconds = (int64_t)(year * 365 + year / 4 - year / 100 + year / 400 +
+	    (part[2] * 153 + 2) / 5 + part[3] - 1 - 719468) * DAY +
+	    (int64_t)(part[4] * 3600 + part[5] * 60 + part[6]);
+	return true;
+}
+
+/* What we want to know of a certificate (RFC 5280, 4.1). */
+struct cert_parts {
+	struct der issuer, dates, subject, key;
+};
+
+static bool
+cert_read(struct cert_parts *c, struct der d)
+{
 	struct der whole, tbs, skip;
 
-	if (!der_take(&cert, 0x30, &whole) || !der_take(&whole, 0x30, &tbs))
+	if (!der_take(&d, 0x30, &whole) || !der_take(&whole, 0x30, &tbs))
 		return false;
 	der_take(&tbs, 0xa0, &skip); /* the version may be missing */
 	return der_take(&tbs, 0x02, &skip) && der_take(&tbs, 0x30, &skip) &&
-	    der_take(&tbs, 0x30, issuer) && der_take(&tbs, 0x30, &skip) &&
-	    der_take(&tbs, 0x30, subject);
+	    der_take(&tbs, 0x30, &c->issuer) &&
+	    der_take(&tbs, 0x30, &c->dates) &&
+	    der_take(&tbs, 0x30, &c->subject) && der_take(&tbs, 0x30, &c->key);
+}
+
+/* The i-th of a chain. */
+static bool
+cert_read_one(struct cert_parts *parts, const struct cert *c, size_t i)
+{
+	return cert_read(parts, (struct der){ c->chain[i].data,
+	    c->chain[i].data_len });
 }
 
 /* An object of a PEM file: its label, and its base64 without white space. */
@@ -6447,60 +6590,48 @@ cert_find_key(u8 der[CERT_KEY_MAX], ssize_t n, const char *path)
 
 /* Refuses keys that nobody should use or BearSSL cannot. */
 static int
-cert_check_key(struct cert *c, const char *path)
-{
-	c->rsa = br_skey_decoder_get_rsa(&c->key.decoder);
-	c->ec = br_skey_decoder_get_ec(&c->key.decoder);
-	if (c->rsa && (c->rsa->n_bitlen < 2048 || c->rsa->n_bitlen > 4096))
-		return cert_fail(path, "holds an RSA key of %u bits; it must "
-		    "have 2048 to 4096", (unsigned)c->rsa->n_bitlen);
-	if (c->rsa || c->ec)
-		return 0;
-	return cert_fail(path, br_skey_decoder_last_error(&c->key.decoder) ==
-	    BR_ERR_X509_UNSUPPORTED
-	    ? "holds a key that is neither RSA nor EC on P-256, P-384 or P-521"
-	    : "holds a key that is damaged or of an unknown kind");
-}
-
-static int
 cert_load_key(struct cert *c, const char *path)
 {
-	u8 der[CERT_KEY_MAX];
+	struct cert_key *k = &c->key;
 	ssize_t size = cert_read_file(path);
-	ssize_t n = size < 0 ? -1 : cert_find_key(der, size, path);
+	ssize_t n = size < 0 ? -1 : cert_find_key(k->der, size, path);
 
 	if (size > 0)
 		wipe(certs.file, (size_t)size);
 	if (n < 0)
 		return -1;
-	br_skey_decoder_init(&c->key.decoder);
-	br_skey_decoder_push(&c->key.decoder, der, (size_t)n);
-	wipe(der, sizeof der);
-	return cert_check_key(c, path);
+	k->type = der_private_key(k, (struct der){ k->der, (size_t)n });
+	if (k->type == 0)
+		return cert_fail(path, "holds a key that is neither RSA nor EC "
+		    "on P-256, P-384 or P-521");
+	if (k->type < 0)
+		return cert_fail(path, "holds a key that is damaged");
+	if (k->type == BR_KEYTYPE_RSA && (k->rsa.n_bitlen < 2048 ||
+	    k->rsa.n_bitlen > 4096))
+		return cert_fail(path, "holds an RSA key of %u bits; it must "
+		    "have 2048 to 4096", (unsigned)k->rsa.n_bitlen);
+	return 0;
 }
 
-/*
- * The first certificate must be the key's: it accepts what the key signs.  To
- * compare the numbers would be simpler, but 0.6 cannot compute the public part
- * of every RSA key (TLS.md, 5).
- */
+/* The first certificate must be the key's: it accepts what the key signs,
+ * which also shows that the key's numbers belong together. */
 static bool
-cert_fits(const struct cert *c, const br_x509_pkey *public)
+cert_fits(const struct cert_key *k, const br_x509_pkey *public)
 {
 	const u8 *oid = BR_HASH_OID_SHA256;
 	u8 hash[32] = { 0x5a }, sig[512], out[32];
 	size_t n;
 
-	if ((public->key_type == BR_KEYTYPE_EC) != (c->ec != NULL))
+	if (public->key_type != k->type)
 		return false;
-	if (c->ec) {
+	if (k->type == BR_KEYTYPE_EC) {
 		n = br_ecdsa_i31_sign_asn1(&br_ec_all_m31, &br_sha256_vtable,
-		    hash, c->ec, sig);
+		    hash, &k->ec, sig);
 		return n > 0 && br_ecdsa_i31_vrfy_asn1(&br_ec_all_m31, hash,
 		    sizeof hash, &public->key.ec, sig, n) == 1;
 	}
-	n = (c->rsa->n_bitlen + 7) / 8;
-	return br_rsa_pkcs1_sign_get_default()(oid, hash, sizeof hash, c->rsa,
+	n = (k->rsa.n_bitlen + 7) / 8;
+	return br_rsa_pkcs1_sign_get_default()(oid, hash, sizeof hash, &k->rsa,
 	    sig) == 1 && br_rsa_pkcs1_vrfy_get_default()(sig, n, oid,
 	    sizeof hash, &public->key.rsa, out) == 1 &&
 	    memcmp(out, hash, sizeof hash) == 0;
@@ -6509,36 +6640,36 @@ cert_fits(const struct cert *c, const br_x509_pkey *public)
 static int
 cert_check_match(struct cert *c, const char *cert_path, const char *key_path)
 {
-	br_x509_decoder_context d;
-	const br_x509_pkey *public;
+	static const char *const words[] = { [BR_KEYTYPE_RSA] = "an RSA",
+		[BR_KEYTYPE_EC] = "an EC" };
+	struct cert_parts parts;
+	br_x509_pkey public;
+	int64_t from;
 
-	br_x509_decoder_init(&d, NULL, NULL);
-	br_x509_decoder_push(&d, c->chain[0].data, c->chain[0].data_len);
-	public = br_x509_decoder_get_pkey(&d);
-	if (!public)
+	if (!cert_read_one(&parts, c, 0) ||
+	    !der_public_key(&public, parts.key) ||
+	    !der_take_date(&parts.dates, &from) ||
+	    !der_take_date(&parts.dates, &c->not_after))
 		return cert_fail(cert_path, "begins with a certificate that "
 		    "is damaged or whose key is neither RSA nor EC");
-	/* 0.6 has the date, but no function that tells it. */
-	c->not_after = ((int64_t)d.notafter_days - 719528) * DAY +
-	    d.notafter_seconds;
-	return cert_fits(c, public) ? 0 : cert_fail(key_path,
+	return cert_fits(&c->key, &public) ? 0 : cert_fail(key_path,
 	    "is %s key and not that of %s, which is for %s key",
-	    c->ec ? "an EC" : "an RSA", cert_path,
-	    public->key_type == BR_KEYTYPE_EC ? "an EC" : "an RSA");
+	    words[c->key.type], cert_path, words[public.key_type]);
 }
 
 /* Each certificate must be signed by the next (RFC 5246, 7.4.2). */
 static int
 cert_check_order(const struct cert *c, const char *path)
 {
-	struct der issuer = { NULL, 0 }, subject, before;
+	struct cert_parts parts = { .issuer = { NULL, 0 } };
+	struct der before;
 
 	for (size_t i = 0; i < c->count; i++) {
-		before = issuer;
-		if (!cert_read_names(c, i, &issuer, &subject))
+		before = parts.issuer;
+		if (!cert_read_one(&parts, c, i))
 			return cert_fail(path, "is damaged in certificate %zu",
 			    i + 1);
-		if (i > 0 && !der_same(before, subject))
+		if (i > 0 && !der_is(before, parts.subject.p, parts.subject.n))
 			return cert_fail(path, "is in the wrong order: "
 			    "certificate %zu did not sign number %zu", i + 1,
 			    i);
@@ -6958,15 +7089,15 @@ cert_is_missing(const char *path)
 static int
 cert_needs_making(struct cert *c, const struct cert_paths *paths)
 {
-	struct der issuer, subject;
+	struct cert_parts parts;
 	bool ours;
 
 	if (cert_is_missing(paths->cert))
 		return 1;
 	if (cert_load_chain(c, paths->cert) < 0)
 		return -1;
-	ours = c->count == 1 && cert_read_names(c, 0, &issuer, &subject) &&
-	    der_same(issuer, subject);
+	ours = c->count == 1 && cert_read_one(&parts, c, 0) &&
+	    der_is(parts.issuer, parts.subject.p, parts.subject.n);
 	if (ours && cert_is_missing(paths->key))
 		return 1;
 	if (cert_load_key(c, paths->key) < 0)
@@ -7422,12 +7553,12 @@ tls_set_cert(struct tls_slot *s, int place)
 	const struct cert *c = &certs.place[place];
 
 	s->cert = (u8)place;
-	if (c->rsa)
+	if (c->key.type == BR_KEYTYPE_RSA)
 		br_ssl_server_set_single_rsa(&s->server, c->chain, c->count,
-		    c->rsa, BR_KEYTYPE_SIGN, 0, tls.rsa_sign);
+		    &c->key.rsa, BR_KEYTYPE_SIGN, 0, tls.rsa_sign);
 	else
 		br_ssl_server_set_single_ec(&s->server, c->chain, c->count,
-		    c->ec, BR_KEYTYPE_SIGN, BR_KEYTYPE_EC, &br_ec_all_m31,
+		    &c->key.ec, BR_KEYTYPE_SIGN, BR_KEYTYPE_EC, &br_ec_all_m31,
 		    br_ecdsa_i31_sign_asn1);
 }
 
@@ -7670,7 +7801,6 @@ tls_step(int slot, int fd, struct record_keys *keys)
  * nothing.
  */
 #define TOKEN_OBJECT 4096 /* bytes of a certificate in a key file */
-#define TOKEN_EC_KEY 512  /* of a private key on P-256, which are under 250 */
 
 static struct {
 	struct token_key key[2][SETTINGS_TOKEN_KEYS];
@@ -7685,53 +7815,26 @@ token_now(void)
 	return sys_clock_ms(CLOCK_REALTIME) / 1000;
 }
 
-/* An EC public key on P-256 begins with these 26 bytes (RFC 5480, 2), and the
- * point follows. */
 static bool
-token_load_public(struct token_key *k, const u8 *der, size_t n)
+token_load_public(struct token_key *k, struct der spki)
 {
-	static const u8 head[] = { 0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a,
-		0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
-		0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00 };
+	br_x509_pkey public;
 
-	return n == sizeof head + TOKEN_POINT &&
-	    memcmp(der, head, sizeof head) == 0 &&
-	    token_key_es256(k, der + sizeof head);
+	return der_public_key(&public, spki) &&
+	    public.key_type == BR_KEYTYPE_EC &&
+	    public.key.ec.curve == BR_EC_secp256r1 &&
+	    public.key.ec.qlen == TOKEN_POINT &&
+	    token_key_es256(k, public.key.ec.q);
 }
 
 static bool
-token_load_certificate(struct token_key *k, const u8 *der, size_t n)
+token_load_private(struct token_key *k, struct der d)
 {
-	br_x509_decoder_context d;
-	const br_x509_pkey *public;
+	struct cert_key private;
 
-	br_x509_decoder_init(&d, NULL, NULL);
-	br_x509_decoder_push(&d, der, n);
-	public = br_x509_decoder_get_pkey(&d);
-	return public && public->key_type == BR_KEYTYPE_EC &&
-	    public->key.ec.curve == BR_EC_secp256r1 &&
-	    public->key.ec.qlen == TOKEN_POINT &&
-	    token_key_es256(k, public->key.ec.q);
-}
-
-/* BearSSL 0.6 decodes some crafted RSA keys beyond its context; what is as
- * long as they are is no key on P-256. */
-static bool
-token_load_private(struct token_key *k, const u8 *der, size_t n)
-{
-	br_skey_decoder_context d;
-	const br_ec_private_key *private;
-	bool good;
-
-	if (n > TOKEN_EC_KEY)
-		return false;
-	br_skey_decoder_init(&d);
-	br_skey_decoder_push(&d, der, n);
-	private = br_skey_decoder_get_ec(&d);
-	good = private && private->curve == BR_EC_secp256r1 &&
-	    token_key_private(k, private->x, private->xlen);
-	wipe(&d, sizeof d);
-	return good;
+	return der_private_key(&private, d) == BR_KEYTYPE_EC &&
+	    private.ec.curve == BR_EC_secp256r1 &&
+	    token_key_private(k, private.ec.x, private.ec.xlen);
 }
 
 /* Reads one object: 1 it is a key, 0 it is something else, -1 it is a key or
@@ -7741,15 +7844,16 @@ token_load_object(struct token_key *k, const struct pem *m)
 {
 	u8 der[TOKEN_OBJECT];
 	int n = base64_decode(der, sizeof der, m->text);
-	size_t size = n > 0 ? (size_t)n : 0;
+	struct der d = { der, n > 0 ? (size_t)n : 0 }, spki;
+	struct cert_parts parts;
 	bool good;
 
 	if (text_find(m->label, STR("PRIVATE KEY")))
-		good = token_load_private(k, der, size);
+		good = token_load_private(k, d);
 	else if (str_is(m->label, "PUBLIC KEY"))
-		good = token_load_public(k, der, size);
+		good = der_take(&d, 0x30, &spki) && token_load_public(k, spki);
 	else if (str_is(m->label, "CERTIFICATE"))
-		good = token_load_certificate(k, der, size);
+		good = cert_read(&parts, d) && token_load_public(k, parts.key);
 	else
 		return 0;
 	wipe(der, sizeof der);

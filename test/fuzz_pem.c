@@ -31,13 +31,13 @@ look_at(const struct cert *c)
 	for (size_t i = 0; i < c->count; i++) {
 		const u8 *from = c->chain[i].data;
 		size_t n = c->chain[i].data_len;
-		struct der issuer, subject;
+		struct cert_parts parts;
 
 		if (from < c->der || n > c->der_n ||
 		    from - c->der > (ptrdiff_t)(c->der_n - n))
 			abort();
-		if (cert_read_names(c, i, &issuer, &subject) &&
-		    (issuer.n > n || subject.n > n))
+		if (cert_read_one(&parts, c, i) &&
+		    (parts.issuer.n > n || parts.subject.n > n))
 			abort();
 	}
 }
@@ -48,17 +48,17 @@ LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 	static struct cert c;
 	int r;
 
-	certs.why[0] = '\0';
+	refusal[0] = '\0';
 	put_input(p, n);
 	r = cert_load_chain(&c, path);
 	if (c.der_n > sizeof c.der || c.count > CERT_CHAIN ||
-	    (r < 0) != (certs.why[0] != '\0') || (r == 0 && c.count == 0))
+	    (r < 0) != (refusal[0] != '\0') || (r == 0 && c.count == 0))
 		abort();
 	if (r == 0)
 		look_at(&c);
-	certs.why[0] = '\0';
+	refusal[0] = '\0';
 	r = cert_load_key(&c, path);
-	if ((r < 0) != (certs.why[0] != '\0') || (r == 0 && !c.rsa == !c.ec))
+	if ((r < 0) != (refusal[0] != '\0') || (r == 0 && c.key.type <= 0))
 		abort();
 	if (r == 0 && c.count > 0)
 		(void)cert_check_match(&c, path, path);

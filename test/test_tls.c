@@ -498,16 +498,15 @@ a_certificate_of_our_own_has_the_names_that_were_asked_for(void **state)
 {
 	static const char *const names[] = { "box.lan", "192.0.2.7", "::1" };
 	const char *d = state_dir("new");
-	struct der issuer, subject;
+	struct cert_parts parts;
 	u8 ip6[16] = { [15] = 1 };
 	struct stat st;
 
 	(void)state;
 	assert_int_equal(cert_make(d, names, COUNT(names), 825), 0);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
-	assert_true(cert_read_names(&certs.place[certs.used - 1], 0, &issuer,
-	    &subject));
-	assert_true(der_same(issuer, subject));
+	assert_true(cert_read_one(&parts, &certs.place[certs.used - 1], 0));
+	assert_true(der_is(parts.issuer, parts.subject.p, parts.subject.n));
 	assert_int_equal(tls_cert_days(), 824); /* and 23 hours */
 	assert_true(has_name(0x82, "box.lan", 7));
 	assert_true(has_name(0x87, "\xc0\x00\x02\x07", 4));
@@ -1254,6 +1253,60 @@ remove_dir(void **state)
 	return system(command);
 }
 
+static void
+dates_come_back_as_they_were_written(void **state)
+{
+	(void)state;
+	for (int64_t at = 0; at < 4000000000;
+	    at += DAY * 13 + 3607) {
+		u8 room[32];
+		struct der_out o = { room, room + sizeof room, false };
+		struct der d;
+		int64_t back;
+
+		der_put_date(&o, at);
+		d = (struct der){ o.p, (size_t)(room + sizeof room - o.p) };
+		assert_true(der_take_date(&d, &back));
+		assert_int_equal(d.n, 0);
+		assert_int_equal(back, at);
+	}
+}
+
+/* Cut at every byte and with every byte changed: the sanitizer looks on. */
+static void
+what_is_damaged_is_read_within_its_bounds(void **state)
+{
+	static const char *const names[] = { "ec.key", "rsa2048-pkcs1.key",
+		"rsa4096.key", "p521.key", "ed25519.key", "ec.crt",
+		"rsa2048.crt" };
+	struct cert_key key;
+	struct cert_parts parts;
+	br_x509_pkey public;
+	int64_t seconds;
+	u8 der[4096];
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(names) * 2; i++) {
+		bool cut = i % 2;
+		size_t size = get_der(names[i / 2], der);
+
+		for (size_t n = 0; n < size; n++) {
+			u8 *p = malloc(cut ? n + 1 : size);
+			struct der d = { p, cut ? n : size };
+
+			memcpy(p, der, d.n);
+			if (!cut)
+				p[n] = (u8)~p[n];
+			(void)der_private_key(&key, d);
+			if (cert_read(&parts, d)) {
+				(void)der_public_key(&public, parts.key);
+				(void)der_take_date(&parts.dates, &seconds);
+			}
+			free(p);
+		}
+	}
+}
+
 int
 main(void)
 {
@@ -1299,6 +1352,8 @@ main(void)
 		    somebody_elses_expired_pair_is_not_touched_either),
 		cmocka_unit_test(the_verb_makes_shows_and_refuses),
 		cmocka_unit_test(both_suites_work_with_ec_and_rsa),
+		cmocka_unit_test(dates_come_back_as_they_were_written),
+		cmocka_unit_test(what_is_damaged_is_read_within_its_bounds),
 		cmocka_unit_test(a_second_connection_resumes),
 		cmocka_unit_test(
 		    a_session_whose_suite_is_not_offered_is_not_resumed),
