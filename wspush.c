@@ -6039,8 +6039,8 @@ struct settings {
 	gid_t allow_gid[SETTINGS_ALLOWED];
 	u32 allow_uids, allow_gids;
 	u32 allows;      /* --push-allow was given so often; 0: all may */
-	bool duplicate_reject;
-	bool ack_sent;
+	u32 duplicate_reject; /* 0 or 1, as are the next */
+	u32 ack_sent;
 	bool no_page;
 	bool no_sandbox;
 	enum overflow overflow;
@@ -14128,18 +14128,18 @@ SMALL_CODE
  * line's list replaces the file's.
  */
 
-enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_CALL };
+enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_WORD, OPT_CALL };
 
 struct serve_option {
 	const char *name;
 	enum option_kind kind;
-	void *to;              /* u32, const char * or bool */
-	u32 min, max;
+	void *to;              /* u32, const char *, bool, u32 */
+	u32 min, max, value;   /* of a number; without it */
+	const char *shape;     /* its value, for the usage; of OPT_WORD all */
+	const char *help;
 	const char *(*call)(const char *value);
 	u32 *list;             /* length of what a repeatable one collects */
 	bool reload;           /* SIGHUP reads it again */
-	const char *shape;     /* its value, for the usage */
-	const char *help;
 };
 
 static struct {
@@ -14235,46 +14235,16 @@ opt_push_mode(const char *value)
 	return NULL;
 }
 
-static const char *
-opt_overflow_word(enum overflow *to, struct str word)
+/* Which of the words between bars it is, from 0 on; -1: none. */
+static int
+opt_word(const char *words, struct str word)
 {
-	static const char *const words[] = { "drop-oldest", "refuse",
-		"close" };
+	struct str rest = text_of(words), one;
 
-	for (u32 i = 0; i < COUNT(words); i++)
-		if (str_is(word, words[i])) {
-			*to = (enum overflow)i;
-			return NULL;
-		}
-	return "it is drop-oldest, refuse or close";
-}
-
-static const char *
-opt_overflow(const char *value)
-{
-	return opt_overflow_word(&settings.overflow, text_of(value));
-}
-
-static const char *
-opt_ack_word(bool *sent, struct str word)
-{
-	*sent = str_is(word, "sent");
-	return *sent || str_is(word, "pong") ? NULL : "it is pong or sent";
-}
-
-static const char *
-opt_ack(const char *value)
-{
-	return opt_ack_word(&settings.ack_sent, text_of(value));
-}
-
-static const char *
-opt_duplicate(const char *value)
-{
-	settings.duplicate_reject = strcmp(value, "reject") == 0;
-	if (settings.duplicate_reject || strcmp(value, "takeover") == 0)
-		return NULL;
-	return "it is takeover or reject";
+	for (int i = 0; split_next(&rest, '|', &one); i++)
+		if (str_eq(one, word))
+			return i;
+	return -1;
 }
 
 static const char *
@@ -14375,24 +14345,14 @@ opt_push_allow(const char *value)
 	return NULL;
 }
 
-static const char *
-opt_log_level(const char *value)
-{
-	static const char *const words[] = { "error", "warn", "info",
-		"debug" };
-
-	for (u32 i = 0; i < COUNT(words); i++)
-		if (strcmp(value, words[i]) == 0) {
-			log_to.level = (enum log_level)i;
-			return NULL;
-		}
-	return "it is error, warn, info or debug";
-}
+#define OVERFLOW_WORDS  "drop-oldest|refuse|close"
+#define ACK_WORDS       "pong|sent"
 
 /* One `name=value` behind a service's handler. */
 static const char *
 opt_service_option(struct service *s, struct str name, struct str value)
 {
+	int word;
 	u64 v;
 
 	if (str_is(name, "protocol")) {
@@ -14416,11 +14376,15 @@ opt_service_option(struct service *s, struct str name, struct str value)
 	}
 	if (str_is(name, "ack")) {
 		s->has_ack = true;
-		return opt_ack_word(&s->ack_sent, value);
+		s->ack_sent = (word = opt_word(ACK_WORDS, value)) == 1;
+		return word < 0 ? "ack= is pong or sent" : NULL;
 	}
 	if (str_is(name, "overflow")) {
 		s->has_overflow = true;
-		return opt_overflow_word(&s->overflow, value);
+		word = opt_word(OVERFLOW_WORDS, value);
+		s->overflow = (enum overflow)word;
+		return word < 0 ? "overflow= is drop-oldest, refuse or close" :
+		    NULL;
 	}
 	if (str_is(name, "auth")) {
 		s->auth = true;
@@ -14463,19 +14427,15 @@ opt_service_exec(struct service *s, struct str command)
 static const char *
 opt_service_handler(struct service *s, struct str word)
 {
-	static const char *const words[] = { "main", "echo", "none" };
+	int simple = opt_word("main|echo|none", word);
 
 	if (str_begins(word, STR("unix:")))
 		return opt_service_unix(s, text_from(word, 5));
 	if (str_begins(word, STR("exec:")))
 		return opt_service_exec(s, text_from(word, 5));
-	for (u32 i = 0; i < COUNT(words); i++)
-		if (str_is(word, words[i])) {
-			s->handler = (enum handler)i;
-			return NULL;
-		}
-	return "a service's handler is main, echo, none, unix:PATH or "
-	    "exec:COMMAND";
+	s->handler = (enum handler)simple;
+	return simple >= 0 ? NULL : "a service's handler is main, echo, none, "
+	    "unix:PATH or exec:COMMAND";
 }
 
 /* NAME[=HANDLER][,option...] */
@@ -14512,6 +14472,9 @@ opt_service(const char *value)
 
 #define MAX_SECONDS 999999999
 
+#define NUMBER(field, min, max, value)                                        \
+	OPT_NUMBER, &settings.field, min, max, value
+
 static const struct serve_option serve_options[] = {
 	{ "listen", OPT_CALL, .call = opt_listen_tls,
 		.list = &settings.listeners, .shape = "[ADDR:]PORT",
@@ -14522,7 +14485,8 @@ static const struct serve_option serve_options[] = {
 		.help = "serve ws here; repeatable" },
 	{ "push", OPT_TEXT, .to = &settings.push_path, .shape = "PATH",
 		.help = "the push socket (" WSP_PUSH_PATH ")" },
-	{ "push-mode", OPT_CALL, .call = opt_push_mode, .shape = "MODE",
+	{ "push-mode", OPT_CALL, .call = opt_push_mode,
+		.to = &settings.push_mode, .shape = "MODE",
 		.help = "its mode (0660)" },
 	{ "push-group", OPT_TEXT, .to = &settings.push_group, .shape = "GROUP",
 		.help = "its group" },
@@ -14543,52 +14507,43 @@ static const struct serve_option serve_options[] = {
 	{ "origin", OPT_CALL, .call = opt_origin, .list = &settings.origins,
 		.reload = true, .shape = "ORIGIN",
 		.help = "pages of this origin may connect; repeatable" },
-	{ "duplicate", OPT_CALL, .call = opt_duplicate,
+	{ "duplicate", OPT_WORD, .to = &settings.duplicate_reject,
 		.shape = "takeover|reject",
 		.help = "when an id connects twice (takeover)" },
-	{ "max-sockets", OPT_NUMBER, .to = &settings.max_sockets, .min = 1,
-		.max = 1000000, .shape = "N",
-		.help = "rows of the socket table (256)" },
-	{ "max-per-ip", OPT_NUMBER, .to = &settings.max_per_ip,
-		.max = 1000000, .shape = "N",
-		.help = "connections from one address or IPv6 /64 (0: any)" },
-	{ "queue-messages", OPT_NUMBER, .to = &settings.queue_messages,
-		.min = 1, .max = 65535, .shape = "N",
-		.help = "messages in a socket's queue (64)" },
-	{ "queue-bytes", OPT_NUMBER, .to = &settings.queue_bytes, .min = 1,
-		.max = 1 << 30, .shape = "N",
-		.help = "bytes in a socket's queue (65536)" },
-	{ "overflow", OPT_CALL, .call = opt_overflow, .reload = true,
-		.shape = "drop-oldest|refuse|close",
+	{ "max-sockets", NUMBER(max_sockets, 1, 1000000, WSP_SOCKETS),
+		.shape = "N", .help = "rows of the socket table" },
+	{ "max-per-ip", NUMBER(max_per_ip, 0, 1000000, 0),
+		.shape = "N",
+		.help = "connections from one address or IPv6 /64; 0: any" },
+	{ "queue-messages", NUMBER(queue_messages, 1, 65535,
+		WSP_QUEUE_MESSAGES), .shape = "N",
+		.help = "messages in a socket's queue" },
+	{ "queue-bytes", NUMBER(queue_bytes, 1, 1 << 30, WSP_QUEUE_BYTES),
+		.shape = "N", .help = "bytes in a socket's queue" },
+	{ "overflow", OPT_WORD, .to = &settings.overflow, .reload = true,
+		.shape = OVERFLOW_WORDS,
 		.help = "when a queue is full (drop-oldest)" },
-	{ "store-bytes", OPT_NUMBER, .to = &settings.store_bytes, .min = 1024,
-		.max = 1 << 30, .shape = "N",
-		.help = "memory for all queued messages (1048576)" },
-	{ "max-message", OPT_NUMBER, .to = &settings.max_message, .min = 1,
-		.max = 16 << 20, .shape = "N",
-		.help = "bytes of a pushed message (65536)" },
-	{ "max-inbound", OPT_NUMBER, .to = &settings.max_inbound, .min = 125,
-		.max = 16 << 20, .shape = "N",
-		.help = "bytes of a client's message (16384)" },
-	{ "retained", OPT_NUMBER, .to = &settings.retained,
-		.max = SETTINGS_RETAINED, .shape = "N",
-		.help = "values that retain=1 may keep (32)" },
-	{ "send-buffer", OPT_NUMBER, .to = &settings.send_buffer, .min = 2048,
-		.max = 16 << 20, .shape = "N",
-		.help = "SO_SNDBUF of a connection (32768)" },
-	{ "session-ttl", OPT_NUMBER, .to = &settings.session_ttl,
-		.max = MAX_SECONDS, .reload = true, .shape = "S",
-		.help = "seconds an away socket is kept (300)" },
-	{ "ping-interval", OPT_NUMBER, .to = &settings.ping_interval,
-		.max = MAX_SECONDS, .shape = "S",
-		.help = "seconds between keepalive Pings; 0: off (25)" },
-	{ "pong-timeout", OPT_NUMBER, .to = &settings.pong_timeout, .min = 1,
-		.max = MAX_SECONDS, .shape = "S",
-		.help = "seconds for the Pong (10)" },
-	{ "handshake-timeout", OPT_NUMBER, .to = &settings.handshake_timeout,
-		.min = 1, .max = MAX_SECONDS, .shape = "S",
-		.help = "seconds from accept to 101 (10)" },
-	{ "ack", OPT_CALL, .call = opt_ack, .shape = "pong|sent",
+	{ "store-bytes", NUMBER(store_bytes, 1024, 1 << 30, WSP_STORE_BYTES),
+		.shape = "N", .help = "memory for all queued messages" },
+	{ "max-message", NUMBER(max_message, 1, 16 << 20, WSP_MAX_MESSAGE),
+		.shape = "N", .help = "bytes of a pushed message" },
+	{ "max-inbound", NUMBER(max_inbound, 125, 16 << 20, WSP_MAX_INBOUND),
+		.shape = "N", .help = "bytes of a client's message" },
+	{ "retained", NUMBER(retained, 0, SETTINGS_RETAINED, 32),
+		.shape = "N", .help = "values that retain=1 may keep" },
+	{ "send-buffer", NUMBER(send_buffer, 2048, 16 << 20, 32768),
+		.shape = "N", .help = "SO_SNDBUF of a connection" },
+	{ "session-ttl", NUMBER(session_ttl, 0, MAX_SECONDS, 300),
+		.shape = "S", .help = "seconds an away socket is kept",
+		.reload = true },
+	{ "ping-interval", NUMBER(ping_interval, 0, MAX_SECONDS, 25),
+		.shape = "S",
+		.help = "seconds between keepalive Pings; 0: off" },
+	{ "pong-timeout", NUMBER(pong_timeout, 1, MAX_SECONDS, 10),
+		.shape = "S", .help = "seconds for the Pong" },
+	{ "handshake-timeout", NUMBER(handshake_timeout, 1, MAX_SECONDS, 10),
+		.shape = "S", .help = "seconds from accept to 101" },
+	{ "ack", OPT_WORD, .to = &settings.ack_sent, .shape = ACK_WORDS,
 		.help = "what acknowledges a message (pong)" },
 	{ "token-key", OPT_CALL, .call = opt_token_key,
 		.list = &settings.token_keys, .reload = true, .shape = "FILE",
@@ -14599,9 +14554,9 @@ static const struct serve_option serve_options[] = {
 		.help = "take a token from ?token= too" },
 	{ "no-page", OPT_FLAG, .to = &settings.no_page,
 		.help = "no test page at /" },
-	{ "wait", OPT_NUMBER, .to = &settings.wait, .max = MAX_SECONDS,
+	{ "wait", NUMBER(wait, 0, MAX_SECONDS, 0),
 		.shape = "S",
-		.help = "try again so long for what is not to be had (0)" },
+		.help = "try again so long for what is not to be had" },
 	{ "user", OPT_TEXT, .to = &serve.user, .shape = "USER[:GROUP]",
 		.help = "become this user once everything is bound" },
 	{ "no-sandbox", OPT_FLAG, .to = &settings.no_sandbox,
@@ -14612,7 +14567,7 @@ static const struct serve_option serve_options[] = {
 		.help = "print the memory it will take, and exit" },
 	{ "check", OPT_FLAG, .to = &serve.check,
 		.help = "check options and certificate, and exit" },
-	{ "log-level", OPT_CALL, .call = opt_log_level, .reload = true,
+	{ "log-level", OPT_WORD, .to = &log_to.level, .reload = true,
 		.shape = "error|warn|info|debug", .help = "(info)" },
 	{ "syslog", OPT_FLAG, .to = &serve.syslog,
 		.help = "log to syslog, not to standard error" },
@@ -14632,6 +14587,7 @@ static const char *
 serve_set(const struct serve_option *o, const char *value)
 {
 	static char why[96];
+	int word;
 	u64 v;
 
 	switch (o->kind) {
@@ -14646,9 +14602,14 @@ serve_set(const struct serve_option *o, const char *value)
 			*(u32 *)o->to = (u32)v;
 			return NULL;
 		}
-		text_print(why, sizeof why, "it takes a number from %u to %u",
-		    o->min, o->max);
-		return why;
+		return text_print(why, sizeof why,
+		    "it takes a number from %u to %u", o->min, o->max);
+	case OPT_WORD:
+		word = opt_word(o->shape, text_of(value));
+		if (word >= 0)
+			*(u32 *)o->to = (u32)word;
+		return word >= 0 ? NULL :
+		    text_print(why, sizeof why, "it is one of %s", o->shape);
 	case OPT_CALL:
 		return o->call(value);
 	}
@@ -14677,8 +14638,11 @@ serve_usage(void)
 		const struct serve_option *o = &serve_options[i];
 		char left[64];
 
-		print("  %-36s %s\n", text_print(left, sizeof left, "--%s %s",
+		print("  %-36s %s", text_print(left, sizeof left, "--%s %s",
 		    o->name, o->shape ? o->shape : ""), o->help);
+		if (o->kind == OPT_NUMBER)
+			print(" (%u)", o->value);
+		print("\n");
 	}
 }
 
@@ -14775,15 +14739,10 @@ static void
 serve_defaults(void)
 {
 	settings = (struct settings){ .push_path = WSP_PUSH_PATH,
-		.push_mode = 0660, .state = WSP_STATE_DIR,
-		.max_sockets = WSP_SOCKETS,
-		.queue_messages = WSP_QUEUE_MESSAGES,
-		.queue_bytes = WSP_QUEUE_BYTES,
-		.store_bytes = WSP_STORE_BYTES,
-		.max_message = WSP_MAX_MESSAGE,
-		.max_inbound = WSP_MAX_INBOUND, .send_buffer = 32768, .retained = 32,
-		.session_ttl = 300, .ping_interval = 25, .pong_timeout = 10,
-		.handshake_timeout = 10 };
+		.push_mode = 0660, .state = WSP_STATE_DIR };
+	for (u32 i = 0; i < COUNT(serve_options); i++)
+		if (serve_options[i].kind == OPT_NUMBER)
+			*(u32 *)serve_options[i].to = serve_options[i].value;
 }
 
 /* What one option cannot know of another.  NULL: all is well. */
@@ -15376,15 +15335,14 @@ serve_unlink_push(void)
 static int
 serve_load_certificate(void)
 {
-	char cert[PATH_MAX], key[PATH_MAX];
+	struct cert_paths own;
 
 	if (!serve_has_tls())
 		return 0;
 	if (settings.cert)
 		return tls_load(settings.cert, settings.key) < 0;
-	text_print(cert, sizeof cert, "%s/cert.pem", settings.state);
-	text_print(key, sizeof key, "%s/key.pem", settings.state);
-	return tls_load(cert, key) < 0;
+	return cert_set_paths(&own, settings.state) < 0 ||
+	    tls_load(own.cert, own.key) < 0;
 }
 
 static int
@@ -15680,37 +15638,34 @@ serve_name_restart(const char *option)
 	    "why=\"it needs a restart\"", option);
 }
 
+static bool
+serve_text_differs(const void *a, const void *b)
+{
+	const char *was, *is;
+
+	memcpy(&was, a, sizeof was);
+	memcpy(&is, b, sizeof is);
+	return !was != !is || (was && strcmp(was, is) != 0);
+}
+
 static void
 serve_take_over(const struct settings *new)
 {
 	for (u32 i = 0; i < COUNT(serve_options); i++) {
 		const struct serve_option *o = &serve_options[i];
 		uintptr_t at = (uintptr_t)o->to - (uintptr_t)&settings;
-		const char *was, *is;
-		bool differs = false;
+		size_t n = o->kind == OPT_FLAG ? sizeof(bool) : sizeof(u32);
+		char *was = (char *)&settings + at;
+		const char *is = (const char *)new + at;
 
-		if (o->reload || at >= sizeof settings)
+		if (at >= sizeof settings)
 			continue;
-		if (o->kind == OPT_NUMBER)
-			differs = memcmp((const char *)&settings + at,
-			    (const char *)new + at, sizeof(u32)) != 0;
-		else if (o->kind == OPT_FLAG)
-			differs = memcmp((const char *)&settings + at,
-			    (const char *)new + at, sizeof(bool)) != 0;
-		else if (o->kind == OPT_TEXT) {
-			memcpy(&was, (const char *)&settings + at, sizeof was);
-			memcpy(&is, (const char *)new + at, sizeof is);
-			differs = !was != !is || (was && strcmp(was, is) != 0);
-		}
-		if (differs)
+		if (o->kind != OPT_TEXT && o->reload)
+			memcpy(was, is, n);
+		else if (!o->reload && (o->kind == OPT_TEXT ?
+		    serve_text_differs(was, is) : memcmp(was, is, n) != 0))
 			serve_name_restart(o->name);
 	}
-	if (new->duplicate_reject != settings.duplicate_reject)
-		serve_name_restart("duplicate");
-	if (new->ack_sent != settings.ack_sent)
-		serve_name_restart("ack");
-	if (new->push_mode != settings.push_mode)
-		serve_name_restart("push-mode");
 	memcpy(settings.origin, new->origin, sizeof settings.origin);
 	settings.origins = new->origins;
 	memcpy(settings.allow_uid, new->allow_uid, sizeof settings.allow_uid);
@@ -15720,8 +15675,6 @@ serve_take_over(const struct settings *new)
 	settings.allows = new->allows;
 	memcpy(settings.token_key, new->token_key, sizeof settings.token_key);
 	settings.token_keys = new->token_keys;
-	settings.overflow = new->overflow;
-	settings.session_ttl = new->session_ttl;
 }
 
 /* Listeners and services are lists: any change needs a restart. */
@@ -15814,11 +15767,11 @@ serve_run(void)
 static int
 serve_only_check(void)
 {
-	char path[PATH_MAX];
+	struct cert_paths own;
 
 	/* A certificate that would be made at the start is not made now. */
-	text_print(path, sizeof path, "%s/cert.pem", settings.state);
-	if (((settings.cert || access(path, F_OK) == 0) &&
+	if (((settings.cert || (cert_set_paths(&own, settings.state) == 0 &&
+	    access(own.cert, F_OK) == 0)) &&
 	    serve_load_certificate() != 0) || serve_token_keys() != 0)
 		return say(2, "%s", refusal);
 	return 0;
