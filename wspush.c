@@ -13529,14 +13529,16 @@ push_next_waiter(int64_t latest)
 	return latest;
 }
 
+SMALL_CODE
+
 /* ----- 33. Sandbox -------------------------------------------------------
  *
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
  * from `ready` on only those system calls that the loop, a reload and the end
- * need, each as it needs it: no new connection to anybody (with --syslog to
- * UNIX sockets), no memory that can be executed.  Any other call is answered
- * EPERM and logged.  A few that only an intruder makes are death.
+ * need, each as it needs it: no new connection to anybody, no memory that can
+ * be executed.  Any other call is answered EPERM and logged.  A few that only
+ * an intruder makes are death.
  *
  * The helper of exec: services was forked before, and none of this holds for
  * it or its children: they are the owner's programs, and may be su, sudo or
@@ -13589,7 +13591,6 @@ push_next_waiter(int64_t latest)
 struct sandbox_call {
 	u32 nr;
 	u32 arg, mask, value;
-	bool for_syslog; /* only then */
 };
 
 /*
@@ -13688,14 +13689,9 @@ static const struct sandbox_call sandbox_allowed[] = {
 	{ .nr = __NR_lseek },
 	{ .nr = __NR_fsync },
 
-	/* syslog() comes back to a log daemon that has gone.  A listener that
-	 * is shut down could connect, too. */
-	{ .nr = __NR_socket, .arg = 0, .mask = ~0U, .value = AF_UNIX,
-		.for_syslog = true },
-	{ .nr = __NR_connect, .for_syslog = true },
-	{ .nr = __NR_getpid },
+	{ .nr = __NR_getpid }, /* for a line of the syslog */
 
-	/* libc's memory, stdio and locks. */
+	/* libc's memory and locks. */
 	{ .nr = __NR_brk },
 #ifdef __NR_mmap2
 	{ .nr = __NR_mmap2, .arg = 2, .mask = PROT_EXEC },
@@ -13869,8 +13865,7 @@ sandbox_build(struct sock_fprog *f)
 	sandbox_return(f, SECCOMP_RET_KILL_PROCESS);
 	sandbox_load(f, offsetof(struct seccomp_data, nr));
 	for (size_t i = 0; i < COUNT(sandbox_allowed); i++)
-		if (!sandbox_allowed[i].for_syslog || log_to.to_syslog)
-			sandbox_allow(f, &sandbox_allowed[i]);
+		sandbox_allow(f, &sandbox_allowed[i]);
 	for (size_t i = 0; i < COUNT(sandbox_deadly); i++) {
 		sandbox_unless_skip(f, sandbox_deadly[i], 1);
 		sandbox_return(f, SECCOMP_RET_KILL_PROCESS);
@@ -13946,6 +13941,8 @@ sandbox_enter(void)
 		log_event(LOG_LEVEL_DEBUG, "sandbox", "calls=%zu",
 		    COUNT(sandbox_allowed));
 }
+
+FAST_CODE
 
 /* ----- 34. Loop ----------------------------------------------------------
  *
