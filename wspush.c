@@ -3144,32 +3144,32 @@ struct waiter {
 
 _Static_assert(WSP_WAITERS <= 254, "a message names its waiter in a byte");
 
-/* What `stats` counts since start. */
+/* What is counted since start, and what it is, as /metrics says it. */
 #define COUNTERS(X)                                                           \
-	X(connections)                                                        \
-	X(handshakes_full)                                                    \
-	X(handshakes_resumed)                                                 \
-	X(handshakes_failed)                                                  \
-	X(messages_taken)                                                     \
-	X(delivered)                                                          \
-	X(acknowledged)                                                       \
-	X(dropped)                                                            \
-	X(replaced)                                                           \
-	X(expired)                                                            \
-	X(unconfirmed)                                                        \
-	X(pongs_missed)                                                       \
-	X(forgotten)                                                          \
-	X(refused)                                                            \
-	X(replies_lost)                                                       \
-	X(events_lost)                                                        \
-	X(inbound_messages)                                                   \
-	X(inbound_dropped)                                                    \
-	X(handler_dropped)                                                    \
-	X(http_refused)                                                       \
-	X(turned_away)
+	X(connections, "Connections accepted.")                               \
+	X(handshakes_full, "TLS handshakes with a new session.")              \
+	X(handshakes_resumed, "TLS handshakes that resumed a session.")       \
+	X(handshakes_failed, "TLS handshakes that failed.")                   \
+	X(messages_taken, "Messages taken from senders.")                     \
+	X(delivered, "Messages written whole, once for each socket.")         \
+	X(acknowledged, "Messages acknowledged, once for each socket.")       \
+	X(dropped, "Unsent messages that overflow or eviction took.")         \
+	X(replaced, "Unsent messages replaced by one with their key.")        \
+	X(expired, "Unsent messages whose ttl was over.")                     \
+	X(unconfirmed, "Written messages that yielded before their Pong.")    \
+	X(pongs_missed, "Pings that no Pong answered in time.")               \
+	X(forgotten, "Messages that went with their socket.")                 \
+	X(refused, "Requests on the push socket refused.")                    \
+	X(replies_lost, "Replies to senders that could not be sent.")         \
+	X(events_lost, "Events to watchers that could not be sent.")          \
+	X(inbound_messages, "Messages from clients.")                         \
+	X(inbound_dropped, "Messages from clients that nobody wanted.")       \
+	X(handler_dropped, "Events that a service did not take.")             \
+	X(http_refused, "HTTP requests refused.")                             \
+	X(turned_away, "Connections closed at accept by a limit.")
 
 struct counters {
-#define X(name) u64 name;
+#define X(name, help) u64 name;
 	COUNTERS(X)
 #undef X
 };
@@ -5736,6 +5736,7 @@ log_quote(struct log_room *room, struct str s)
  * file, both of which stay in memory.
  */
 #define SETTINGS_LISTENERS 8
+#define LISTEN_METRICS     SETTINGS_LISTENERS /* its row */
 #define SETTINGS_SERVICES  16
 #define SETTINGS_ORIGINS   16
 #define SETTINGS_RETAINED  1024
@@ -5770,8 +5771,8 @@ struct listener {
 };
 
 struct settings {
-	struct listener listen[SETTINGS_LISTENERS];
-	u32 listeners;
+	struct listener listen[SETTINGS_LISTENERS + 1];
+	u32 listeners;   /* without that of --metrics */
 	const char *push_path;
 	u32 push_mode;
 	const char *push_group;
@@ -5801,6 +5802,13 @@ struct settings {
 };
 
 static struct settings settings;
+
+static bool
+listener_is_used(u32 i)
+{
+	return i < settings.listeners ||
+	    (i == LISTEN_METRICS && settings.listen[i].text);
+}
 /* ----- 18. Certificates --------------------------------------------------
  *
  * Owns the server's certificate and key: reads them from PEM or DER, whatever
@@ -7806,6 +7814,7 @@ struct conn {
 	bool notified : 1; /* our last TLS alert is out */
 	bool shut : 1;    /* our FIN is out */
 	bool judged : 1;  /* a program is asked whether it may come in */
+	bool metrics : 1; /* came by the listener of --metrics */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
 	u32 expires;      /* its token, s of the monotonic clock; 0: never */
@@ -9709,7 +9718,7 @@ conn_is_room(void)
 }
 
 static void
-conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
+conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 {
 	u32 slot = srv.free;
 	struct conn *c;
@@ -9720,12 +9729,13 @@ conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
 		slot = srv.fresh++;
 	c = &srv.conn[slot];
 	*c = (struct conn){ .fd = fd, .gen = c->gen, .sock = NONE,
-		.tls = is_tls, .dirty = c->dirty, .urgent = c->urgent };
+		.tls = l->tls, .dirty = c->dirty, .urgent = c->urgent,
+		.metrics = l == &settings.listen[LISTEN_METRICS] };
 	srv.live++;
-	srv.queues.total.connections++;
+	srv.queues.total.connections += !c->metrics;
 	c->rx_ms = (u32)srv.now;
 	conn_set_peer(c, from);
-	conn_enter(c, is_tls ? CONN_WAIT : CONN_HTTP);
+	conn_enter(c, l->tls ? CONN_WAIT : CONN_HTTP);
 	conn_arm(c, DEADLINE_HANDSHAKE);
 	c->asked = conn_interest(c);
 	if (sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, fd, c->asked,
@@ -9860,6 +9870,88 @@ service_sessions(void)
 
 	while ((sock = deadline_due(&srv.away, 0, srv.now)) != NONE)
 		service_forget(sock, LEAVE_FORGOTTEN);
+}
+
+/*
+ * ---- Figures
+ *
+ * One list of names, for `stats` in both its formats and for /metrics.
+ */
+struct figure {
+	const char *name, *help;
+	u64 value;
+	bool counter; /* it only grows */
+};
+
+/* Calls `each` for every figure; returns their number. */
+static u32
+figures_walk(struct out *o, void (*each)(struct out *o,
+    const struct figure *f))
+{
+	const struct counters *t = &srv.queues.total;
+	int days = tls_cert_days();
+	const struct figure all[] = {
+		{ "sockets_open", "Sockets that have a connection.",
+			srv.sockets.count - srv.sockets.away, false },
+		{ "sockets_away", "Stateful sockets without a connection.",
+			srv.sockets.away, false },
+		{ "sockets_max", "Rows of the socket table.",
+			srv.sockets.rows, false },
+#define X(name, help) { #name, help, t->name, true },
+		COUNTERS(X)
+#undef X
+		{ "store_bytes", "Bytes of the store that messages hold.",
+			srv.queues.store.held, false },
+		{ "store_bytes_max", "Bytes that they may hold.",
+			srv.queues.store.limit, false },
+		{ "cert_days", "Days until the certificate ends; 0: none.",
+			(u64)(days > 0 ? days : 0), false },
+		{ "uptime", "Seconds since the start.",
+			(u64)(srv.now - srv.started) / 1000, false },
+	};
+
+	for (size_t i = 0; i < COUNT(all); i++)
+		each(o, &all[i]);
+	return COUNT(all);
+}
+
+static void
+figure_text(struct out *o, const struct figure *f)
+{
+	out_text(o, f->name);
+	out_char(o, ' ');
+	out_u64(o, f->value);
+	out_char(o, '\n');
+}
+
+static void
+figure_json(struct out *o, const struct figure *f)
+{
+	out_text(o, o->n == 0 ? "{\"" : ",\"");
+	out_text(o, f->name);
+	out_text(o, "\":");
+	out_u64(o, f->value);
+}
+
+/* The text format of Prometheus, version 0.0.4. */
+static void
+figure_metric(struct out *o, const struct figure *f)
+{
+	static const char *const line[] = { "# HELP wspush_",
+		"# TYPE wspush_", "wspush_" };
+
+	for (u32 i = 0; i < COUNT(line); i++) {
+		out_text(o, line[i]);
+		out_text(o, f->name);
+		out_text(o, f->counter ? "_total " : " ");
+		if (i == 0)
+			out_text(o, f->help);
+		else if (i == 1)
+			out_text(o, f->counter ? "counter" : "gauge");
+		else
+			out_u64(o, f->value);
+		out_char(o, '\n');
+	}
 }
 
 /* ----- 26. Delivery ------------------------------------------------------
@@ -11097,30 +11189,59 @@ service_health(struct conn *c, const struct http_request *r)
 	conn_reply(c, &o);
 }
 
+/* Bounded and copied once: the values differ, the names do not. */
+static void
+service_metrics(struct conn *c, const struct http_request *r)
+{
+	struct out o = out_to(srv.scratch_answer, srv.buffer_size);
+	struct out body = out_to(srv.scratch_out, SCRATCH_OUT);
+
+	(void)figures_walk(&body, figure_metric);
+	http_response(&o, 200, "Cache-Control: no-cache\r\n",
+	    "text/plain; version=0.0.4; charset=utf-8",
+	    (struct str){ body.p, body.n }, r->method == HTTP_HEAD);
+	assert(!body.full && !o.full);
+	conn_reply(c, &o);
+}
+
+/* The page that the path names on this port, or NULL. */
+typedef void (*service_page_at)(struct conn *c, const struct http_request *r);
+
+static service_page_at
+service_find_page(const struct conn *c, struct str path)
+{
+	if (str_is(path, "/healthz"))
+		return service_health;
+	if (c->metrics)
+		return str_is(path, "/metrics") ? service_metrics : NULL;
+	return str_is(path, "/") && !settings.no_page ? service_page : NULL;
+}
+
 /* A whole request head has come. */
 static void
 service_request(struct conn *c, const struct http_request *r)
 {
 	struct arrival a = { .c = c, .r = r, .headers = "", .why = "" };
-	bool plain = r->method != HTTP_OTHER && !r->upgrade;
+	service_page_at show = service_find_page(c, r->path);
 	u32 sock;
 
-	if (plain && str_is(r->path, "/") && !settings.no_page) {
-		service_page(c, r);
+	if (show && r->upgrade) {
+		conn_refuse(c, 404, "", "this is a page, services are under "
+		    "/services/", false);
 		return;
 	}
-	if (plain && str_is(r->path, "/healthz")) {
-		service_health(c, r);
+	if (show && r->method == HTTP_OTHER) {
+		conn_refuse(c, 405, "Allow: GET, HEAD\r\n",
+		    "only GET and HEAD are understood here", false);
 		return;
 	}
-	if ((str_is(r->path, "/") && !settings.no_page) ||
-	    str_is(r->path, "/healthz")) {
-		if (r->upgrade)
-			conn_refuse(c, 404, "", "this is a page, services are "
-			    "under /services/", false);
-		else
-			conn_refuse(c, 405, "Allow: GET, HEAD\r\n",
-			    "only GET and HEAD are understood here", false);
+	if (show) {
+		show(c, r);
+		return;
+	}
+	if (c->metrics) {
+		conn_refuse(c, 404, "", "this port has /metrics and /healthz "
+		    "only", r->method == HTTP_HEAD);
 		return;
 	}
 	if (!arrival_check(&a)) {
@@ -11981,54 +12102,11 @@ asking_watch(struct asking *q)
 	asking_end(q);
 }
 
-/* Calls `each` for every line of `stats`; what only grows is a counter. */
-static u32
-stats_walk(struct out *o, void (*each)(struct out *o, const char *name, u64 v,
-    bool counter))
-{
-	const struct counters *t = &srv.queues.total;
-	u32 n = 0;
-
-#define GAUGE(name, value) (each(o, name, (u64)(value), false), n++)
-	GAUGE("sockets_open", srv.sockets.count - srv.sockets.away);
-	GAUGE("sockets_away", srv.sockets.away);
-#define X(name) (each(o, #name, t->name, true), n++);
-	COUNTERS(X)
-#undef X
-	GAUGE("store_bytes", srv.queues.store.held);
-	GAUGE("store_bytes_max", srv.queues.store.limit);
-	GAUGE("sockets_max", srv.sockets.rows);
-	GAUGE("cert_days", tls_cert_days() > 0 ? tls_cert_days() : 0);
-	GAUGE("uptime", (srv.now - srv.started) / 1000);
-#undef GAUGE
-	return n;
-}
-
-static void
-stats_text(struct out *o, const char *name, u64 v, bool counter)
-{
-	(void)counter;
-	out_text(o, name);
-	out_char(o, ' ');
-	out_u64(o, v);
-	out_char(o, '\n');
-}
-
-static void
-stats_json(struct out *o, const char *name, u64 v, bool counter)
-{
-	(void)counter;
-	out_text(o, o->n == 0 ? "{\"" : ",\"");
-	out_text(o, name);
-	out_text(o, "\":");
-	out_u64(o, v);
-}
-
 static void
 asking_stats(struct asking *q)
 {
 	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
-	u32 lines = stats_walk(&o, q->r.json ? stats_json : stats_text);
+	u32 lines = figures_walk(&o, q->r.json ? figure_json : figure_text);
 
 	if (q->r.json)
 		out_text(&o, "}\n");
@@ -13545,9 +13623,11 @@ loop_listen(bool on)
 	if (srv.listening == on)
 		return;
 	srv.listening = on;
-	for (u32 i = 0; i < settings.listeners; i++)
-		sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD, settings.listen[i].fd,
-		    on ? EPOLLIN : 0, LOOP_LISTENER + i);
+	for (u32 i = 0; i <= LISTEN_METRICS; i++)
+		if (listener_is_used(i))
+			sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD,
+			    settings.listen[i].fd, on ? EPOLLIN : 0,
+			    LOOP_LISTENER + i);
 }
 
 /* Takes newcomers.  Without a row for one more the listener rests, and the
@@ -13579,7 +13659,7 @@ loop_accept(const struct listener *l)
 		if (fd == -EAGAIN)
 			return;
 		if (fd >= 0)
-			conn_add(fd, l->tls, &from);
+			conn_add(fd, l, &from);
 	}
 }
 
@@ -13774,13 +13854,21 @@ serve_address(struct sockaddr_storage *to, const char *text)
 }
 
 static const char *
-opt_listen(const char *value, bool is_tls)
+opt_address(const char *value)
 {
 	struct sockaddr_storage a;
 
-	if (serve_address(&a, value) == 0)
-		return "it takes [ADDR:]PORT, such as 8443, 127.0.0.1:8443 or "
-		    "[::1]:8443";
+	return serve_address(&a, value) > 0 ? NULL :
+	    "it takes [ADDR:]PORT, such as 8443, 127.0.0.1:8443 or [::1]:8443";
+}
+
+static const char *
+opt_listen(const char *value, bool is_tls)
+{
+	const char *why = opt_address(value);
+
+	if (why)
+		return why;
 	if (settings.listeners == SETTINGS_LISTENERS)
 		return "there are too many listeners";
 	settings.listen[settings.listeners++] = (struct listener){
@@ -14097,6 +14185,9 @@ static const struct serve_option serve_options[] = {
 	{ "listen-plain", OPT_CALL, .call = opt_listen_plain,
 		.list = &settings.listeners, .shape = "[ADDR:]PORT",
 		.help = "serve ws here; repeatable" },
+	{ "metrics", OPT_TEXT, .to = &settings.listen[LISTEN_METRICS].text,
+		.call = opt_address, .shape = "[ADDR:]PORT",
+		.help = "serve /metrics for Prometheus, and /healthz, here" },
 	{ "push", OPT_TEXT, .to = &settings.push_path, .shape = "PATH",
 		.help = "the push socket (" WSP_PUSH_PATH ")" },
 	{ "push-mode", OPT_CALL, .call = opt_push_mode, .shape = "MODE",
@@ -14217,6 +14308,8 @@ serve_set(const struct serve_option *o, const char *value)
 		return NULL;
 	case OPT_TEXT:
 		*(const char **)o->to = value;
+		if (o->call)
+			return o->call(value);
 		return value[0] ? NULL : "it needs a value";
 	case OPT_NUMBER:
 		if (text_u64(&v, text_of(value), o->max) && v >= o->min) {
@@ -14364,7 +14457,8 @@ serve_read_file(const char *path)
 static void
 serve_defaults(void)
 {
-	settings = (struct settings){ .push_path = WSP_PUSH_PATH,
+	settings = (struct settings){ .listen[LISTEN_METRICS].fd = -1,
+		.push_path = WSP_PUSH_PATH,
 		.push_mode = 0660, .state = WSP_STATE_DIR,
 		.max_sockets = WSP_SOCKETS,
 		.queue_messages = WSP_QUEUE_MESSAGES,
@@ -14778,13 +14872,14 @@ manager_take_sockets(void)
 	return 0;
 }
 
-/* What was passed stands in for what the options say, at each reading. */
+/* What was passed stands in for what the options say, at each reading.
+ * --metrics keeps its row. */
 static void
 manager_stand_in(void)
 {
 	if (manager.listeners > 0) {
 		memcpy(settings.listen, manager.listen,
-		    sizeof settings.listen);
+		    sizeof manager.listen);
 		settings.listeners = manager.listeners;
 	}
 	if (manager.push >= 0)
@@ -15124,8 +15219,9 @@ serve_acquire(void)
 {
 	if (serve_certificate() != 0 || serve_token_keys() != 0)
 		return 1;
-	for (u32 i = 0; i < settings.listeners; i++)
-		if (serve_listen(&settings.listen[i]) != 0)
+	for (u32 i = 0; i <= LISTEN_METRICS; i++)
+		if (listener_is_used(i) &&
+		    serve_listen(&settings.listen[i]) != 0)
 			return 1;
 	return serve_bind_push();
 }
@@ -15166,11 +15262,28 @@ serve_arm(void)
 	if (err == 0)
 		err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, srv.signals,
 		    EPOLLIN, LOOP_SIGNAL);
-	for (u32 i = 0; i < settings.listeners && err == 0; i++)
-		err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD,
-		    settings.listen[i].fd, EPOLLIN, LOOP_LISTENER + i);
+	for (u32 i = 0; i <= LISTEN_METRICS && err == 0; i++)
+		if (listener_is_used(i))
+			err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD,
+			    settings.listen[i].fd, EPOLLIN, LOOP_LISTENER + i);
 	srv.listening = true;
 	return err == 0 ? 0 : serve_cannot("epoll: %s", strerror(-err));
+}
+
+static void
+serve_say_listener(struct out *o, const char *word, const struct listener *l)
+{
+	struct sockaddr_storage a;
+	socklen_t n = sizeof a;
+	struct conn c = { 0 };
+	char text[64];
+
+	if (getsockname(l->fd, (struct sockaddr *)&a, &n) < 0)
+		return;
+	conn_set_peer(&c, &a);
+	conn_peer(text, &c);
+	out_text(o, word);
+	out_text(o, text);
 }
 
 /* The one line that scripts wait for. */
@@ -15179,24 +15292,17 @@ serve_say_ready(void)
 {
 	char line[1024];
 	struct out o = out_to(line, sizeof line);
+	const struct listener *l = settings.listen;
 
 	out_text(&o, "wspush: ready");
-	for (u32 k = 0; k < settings.listeners * 2; k++) {
-		const struct listener *l =
-		    &settings.listen[k % settings.listeners];
-		struct sockaddr_storage a;
-		socklen_t n = sizeof a;
-		struct conn c = { 0 };
-		char text[64];
-
-		if (l->tls != (k < settings.listeners) ||
-		    getsockname(l->fd, (struct sockaddr *)&a, &n) < 0)
-			continue;
-		conn_set_peer(&c, &a);
-		conn_peer(text, &c);
-		out_text(&o, l->tls ? " wss=" : " ws=");
-		out_text(&o, text);
-	}
+	for (u32 i = 0; i < settings.listeners; i++)
+		if (l[i].tls)
+			serve_say_listener(&o, " wss=", &l[i]);
+	for (u32 i = 0; i < settings.listeners; i++)
+		if (!l[i].tls)
+			serve_say_listener(&o, " ws=", &l[i]);
+	if (listener_is_used(LISTEN_METRICS))
+		serve_say_listener(&o, " metrics=", &l[LISTEN_METRICS]);
 	out_text(&o, " push=");
 	out_text(&o, settings.push_path);
 	out_char(&o, '\n');
@@ -15218,8 +15324,9 @@ serve_stop(void)
 	manager_notify("STOPPING=1");
 	srv.stopping = true;
 	srv.stop_at = srv.now + 1000;
-	for (u32 i = 0; i < settings.listeners; i++)
-		close(settings.listen[i].fd);
+	for (u32 i = 0; i <= LISTEN_METRICS; i++)
+		if (listener_is_used(i))
+			close(settings.listen[i].fd);
 	srv.listening = false;
 	serve_unlink_push();
 	(void)push_drain();

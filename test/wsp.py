@@ -590,11 +590,12 @@ class Server:
     def read_ready(self):
         line = self.wait_log(r"^wspush: ready ", patience=3 * PATIENCE)
         match = re.fullmatch(r"wspush: ready((?: wss=\S+)*)((?: ws=\S+)*)"
-                             r"(?: \S+=\S+)*? push=(\S+)", line)
+                             r"(?: metrics=(\S+))? push=(\S+)", line)
         assert match, f"not the promised ready line: {line!r}"
         self.wss = [address_of(word[4:]) for word in match[1].split()]
         self.ws = [address_of(word[3:]) for word in match[2].split()]
-        self.path = match[3]
+        self.metrics = match[3] and address_of(match[3])
+        self.path = match[4]
         self.sender = Push(self.path)
 
     # ways in
