@@ -5650,9 +5650,14 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 /* ----- 16. Clock and log -------------------------------------------------
  *
  * One clock, read once a turn.  One line per event: a fixed word, then
- * key=value; text from a peer is quoted and escaped.  A log that cannot be
- * written (a full disk, a closed pipe) is lost and the server goes on.
+ * key=value (logfmt); text from a peer, a path and a sentence are quoted and
+ * escaped.  LOG_LINES of a word in a second are a flood: then a line and a
+ * count a second.  A log that cannot be written (a full disk, a closed pipe)
+ * is lost and the server goes on.
  */
+#define LOG_LINES 20
+#define LOG_WORDS 24 /* kinds of events; more are not limited */
+
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO,
 	LOG_LEVEL_DEBUG };
 
@@ -5660,28 +5665,43 @@ static struct {
 	enum log_level level;
 	bool to_syslog;
 	unsigned lost; /* lines that could not be written */
+	u32 floods;    /* events that have a count to be said */
 } log_to = { .level = LOG_LEVEL_INFO };
+
+/* What was said of each kind of event in its second. */
+static struct log_word {
+	const char *event;
+	enum log_level level;
+	int64_t until;       /* when the second is over */
+	u32 n, said;         /* events in it, lines in it */
+	bool flood;
+} log_words[LOG_WORDS];
 
 /* Writes one event.  `format` makes the key=value part. */
 static void log_event(enum log_level level, const char *event,
     const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* The same without a limit, for who has one of its own. */
+static void log_line(enum log_level level, const char *event,
+    const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static void log_write(enum log_level level, const char *event,
+    const char *format, va_list ap) __attribute__((format(printf, 3, 0)));
+
 static void
-log_event(enum log_level level, const char *event, const char *format, ...)
+log_write(enum log_level level, const char *event, const char *format,
+    va_list ap)
 {
 	static const int priority[] = { LOG_ERR, LOG_WARNING, LOG_INFO,
 		LOG_DEBUG };
 	static const char *const word[] = { "error", "warn", "info", "debug" };
 	char line[1024];
-	va_list ap;
 	int n, m;
 
 	if (level > log_to.level)
 		return;
 	n = snprintf(line, sizeof line, "wspush: %s %s ", word[level], event);
-	va_start(ap, format);
 	m = vsnprintf(line + n, sizeof line - (size_t)n - 1, format, ap);
-	va_end(ap);
 	if (m > 0)
 		n += m;
 	if ((size_t)n > sizeof line - 2)
@@ -5699,10 +5719,83 @@ log_event(enum log_level level, const char *event, const char *format, ...)
 		log_to.lost = 0;
 }
 
+static void
+log_line(enum log_level level, const char *event, const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	log_write(level, event, format, ap);
+	va_end(ap);
+}
+
+/* Counts what was not said in the second that is over, and begins the next. */
+static void
+log_next_second(struct log_word *w, int64_t now)
+{
+	if (w->n > w->said) {
+		log_line(w->level, w->event, "more=%u", w->n - w->said);
+		log_to.floods--;
+	}
+	w->flood = w->n > LOG_LINES && now < w->until + 1000;
+	w->n = w->said = 0;
+	w->until = now + 1000;
+}
+
+/* Is it said, or only counted? */
+static bool
+log_is_said(enum log_level level, const char *event)
+{
+	int64_t now = sys_clock_ms(CLOCK_MONOTONIC);
+	struct log_word *w = log_words;
+
+	while (w < log_words + LOG_WORDS && w->event &&
+	    strcmp(w->event, event) != 0)
+		w++;
+	if (w == log_words + LOG_WORDS)
+		return true;
+	w->event = event;
+	w->level = level;
+	if (now >= w->until)
+		log_next_second(w, now);
+	if (w->n++ < (w->flood ? 1 : LOG_LINES)) {
+		w->said++;
+		return true;
+	}
+	log_to.floods += w->n == w->said + 1;
+	return false;
+}
+
+/* Says how many were not, once the second is over. */
+static void
+log_tick(int64_t now)
+{
+	if (log_to.floods == 0)
+		return;
+	for (u32 i = 0; i < LOG_WORDS; i++)
+		if (log_words[i].n > log_words[i].said &&
+		    now >= log_words[i].until)
+			log_next_second(&log_words[i], now);
+}
+
+static void
+log_event(enum log_level level, const char *event, const char *format, ...)
+{
+	va_list ap;
+
+	/* Who asks for debug lines wants them all. */
+	if (level > log_to.level ||
+	    (level < LOG_LEVEL_DEBUG && !log_is_said(level, event)))
+		return;
+	va_start(ap, format);
+	log_write(level, event, format, ap);
+	va_end(ap);
+}
+
 /* A peer's bytes as they may stand in a log line: quoted, everything but
  * printable ASCII escaped, cut when long.  `room` holds the result. */
 struct log_room {
-	char text[160];
+	char text[600];
 };
 
 static const char *
@@ -6278,11 +6371,12 @@ static void
 cert_warn(void)
 {
 	int days = tls_cert_days();
+	struct log_room room;
 
 	if (certs.used > 0 && days < WSP_CERT_RENEW)
-		log_event(LOG_LEVEL_WARN, "certificate", "%s path=%s days=%d",
-		    days < 0 ? "expired" : "expires soon", certs.cert_path,
-		    days);
+		log_event(LOG_LEVEL_WARN, "certificate", "state=%s path=%s "
+		    "days=%d", days < 0 ? "expired" : "ending", log_quote(
+		    &room, text_of(certs.cert_path)), days);
 }
 
 /*
@@ -6657,6 +6751,7 @@ tls_state_certificate(const char *dir, char *why, size_t why_n)
 {
 	struct cert_paths paths;
 	struct cert *c = cert_spare();
+	struct log_room room;
 	int make = -1;
 
 	if (cert_set_paths(&paths, dir) == 0)
@@ -6665,8 +6760,9 @@ tls_state_certificate(const char *dir, char *why, size_t why_n)
 	if (make == 1 && cert_make(dir, NULL, 0, WSP_CERT_DAYS) < 0)
 		make = -1;
 	if (make == 1)
-		log_event(LOG_LEVEL_INFO, "certificate", "made path=%s days=%d",
-		    paths.cert, WSP_CERT_DAYS);
+		log_event(LOG_LEVEL_INFO, "certificate", "state=made path=%s "
+		    "days=%d", log_quote(&room, text_of(paths.cert)),
+		    WSP_CERT_DAYS);
 	return cert_tell(make, why, why_n);
 }
 
@@ -7898,8 +7994,6 @@ static struct {
 	char *scratch_reply, *scratch_list;
 	u8 *scratch_answer;      /* a frame aside, or a page */
 	u64 written;             /* bytes, to all connections */
-	int64_t refusals_until;  /* when the second that counts them is over */
-	u32 refusals;            /* requests refused in it */
 	int64_t started;
 	int64_t listen_again;    /* when the listeners rest, 0: they do not */
 	int64_t expire_at;       /* when expired messages are looked for */
@@ -12355,7 +12449,8 @@ handler_children(void)
 	return n;
 }
 
-/* A flood is one line and a count. */
+/* A flood is a few lines and a count, for each service: one that chatters
+ * hides nobody else's lines. */
 static void
 handler_log(u32 service, const char *event, struct str text)
 {
@@ -12365,7 +12460,7 @@ handler_log(u32 service, const char *event, struct str text)
 
 	if (srv.now >= h->says_until) {
 		if (h->unsaid > 0)
-			log_event(LOG_LEVEL_WARN, "handler", "service=%.*s "
+			log_line(LOG_LEVEL_WARN, "handler", "service=%.*s "
 			    "lines_not_logged=%u", (int)name.n, name.p,
 			    h->unsaid);
 		h->says = h->unsaid = 0;
@@ -12375,7 +12470,7 @@ handler_log(u32 service, const char *event, struct str text)
 		h->unsaid++;
 		return;
 	}
-	log_event(LOG_LEVEL_WARN, event, "service=%.*s text=%s", (int)name.n,
+	log_line(LOG_LEVEL_WARN, event, "service=%.*s text=%s", (int)name.n,
 	    name.p, log_quote(&room, text));
 }
 
@@ -13062,9 +13157,6 @@ helper_stop(void)
 #define PUSH_BUDGET       64
 #define PUSH_BUDGET_BYTES 65536
 
-/* Lines a second about refused requests; the rest is a number. */
-#define PUSH_LOG_LINES 20
-
 static void
 push_reply(int fd, const struct sockaddr_un *to, socklen_t to_n, const char *p,
     size_t n)
@@ -13079,15 +13171,6 @@ push_log_refusal(const struct asking *q, const struct ucred *who)
 {
 	struct log_room room;
 
-	if (srv.now >= srv.refusals_until) {
-		if (srv.refusals > PUSH_LOG_LINES)
-			log_event(LOG_LEVEL_WARN, "refused", "more=%u",
-			    srv.refusals - PUSH_LOG_LINES);
-		srv.refusals_until = srv.now + 1000;
-		srv.refusals = 0;
-	}
-	if (srv.refusals++ >= PUSH_LOG_LINES)
-		return;
 	log_event(LOG_LEVEL_WARN, "refused", "pid=%d uid=%d reply=%s",
 	    (int)who->pid, (int)who->uid, log_quote(&room,
 	    (struct str){ q->reply.p, min_size(q->reply.n, 120) }));
@@ -13687,6 +13770,8 @@ loop_timeout(void)
 		next = srv.now + LOOP_FULL_MS;
 	if (srv.stop_at != 0 && srv.stop_at < next)
 		next = srv.stop_at;
+	if (log_to.floods > 0 && next > srv.now + 1000)
+		next = srv.now + 1000;
 	return next <= srv.now ? 0 : (int)(next - srv.now);
 }
 
@@ -13763,6 +13848,7 @@ loop_turn(void)
 	service_tokens();
 	push_answer_waiters();
 	tls_tick(srv.now);
+	log_tick(srv.now);
 	conn_free_dead();
 	sandbox_report();
 	if (!srv.listening && !srv.stopping && srv.now >= srv.listen_again) {
@@ -13775,7 +13861,7 @@ loop_turn(void)
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
- * line's list replaces the file's.
+ * line's list replaces the file's. What is wrong is a sentence in serve_why.
  */
 
 enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_CALL };
@@ -13792,7 +13878,21 @@ struct serve_option {
 	const char *help;
 };
 
-static char serve_why[256]; /* why the start failed: one sentence */
+static char serve_why[512]; /* why a start or a reload fails: a sentence */
+
+static int serve_cannot(const char *format, ...)
+    __attribute__((format(printf, 1, 2)));
+
+static int
+serve_cannot(const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(serve_why, sizeof serve_why, format, ap);
+	va_end(ap);
+	return 1;
+}
 
 static struct {
 	const char *config;
@@ -14353,8 +14453,7 @@ serve_usage(FILE *to)
 	}
 }
 
-/* Reads the command line.  With `only_config` just --config is looked for.
- * Returns 0, or 2 when the sentence is out. */
+/* Reads the command line.  With `only_config` just --config is looked for. */
 static int
 serve_read_arguments(int argc, char **argv, bool only_config)
 {
@@ -14369,26 +14468,20 @@ serve_read_arguments(int argc, char **argv, bool only_config)
 			o = serve_find_option(name);
 			value = arg.p;
 		}
-		if (!o) {
-			fprintf(stderr, "wspush: unknown option %s; see "
-			    "wspush help serve\n", argv[i]);
-			return 2;
-		}
+		if (!o)
+			return serve_cannot("unknown option %s; see wspush "
+			    "help serve", argv[i]);
 		if (o->kind == OPT_FLAG ? value != NULL :
-		    !value && !(value = argv[++i])) {
-			fprintf(stderr, "wspush: --%s takes %s\n", o->name,
+		    !value && !(value = argv[++i]))
+			return serve_cannot("--%s takes %s", o->name,
 			    o->kind == OPT_FLAG ? "no value" : o->shape);
-			return 2;
-		}
 		if (only_config != (o->to == &serve.config))
 			continue;
 		serve_replace_list(o);
 		why = serve_set(o, value);
-		if (why) {
-			fprintf(stderr, "wspush: --%s %s: %s\n", o->name,
-			    value, why);
-			return 2;
-		}
+		if (why)
+			return serve_cannot("--%s %.80s: %s", o->name, value,
+			    why);
 	}
 	return 0;
 }
@@ -14428,11 +14521,9 @@ serve_read_file(const char *path)
 	serve_file_next = serve_file_now < 0 ? 0 : 1 + (serve_file_now == 1);
 	text = serve_file[serve_file_next];
 	n = sys_read_file(path, text, sizeof serve_file[0]);
-	if (n < 0) {
-		fprintf(stderr, "wspush: --config %s: %s\n", path,
+	if (n < 0)
+		return serve_cannot("--config %s: %s", path,
 		    strerror((int)-n));
-		return 2;
-	}
 	text[n] = '\0';
 	serve.from_file = true;
 	for (line = text; line && result == 0; line = next, number++) {
@@ -14444,11 +14535,9 @@ serve_read_file(const char *path)
 			*next++ = '\0';
 		snprintf(shown, sizeof shown, "%.60s", line);
 		why = serve_read_line(line);
-		if (why) {
-			fprintf(stderr, "wspush: %s:%d: %s: %s\n", path,
-			    number, shown, why);
-			result = 2;
-		}
+		if (why)
+			result = serve_cannot("%s:%d: %s: %s", path, number,
+			    shown, why);
 	}
 	serve.from_file = false;
 	return result;
@@ -14499,11 +14588,11 @@ serve_read_settings(int argc, char **argv)
 	serve_defaults();
 	memset(serve.replaced, 0, sizeof serve.replaced);
 	if (serve_read_arguments(argc, argv, true) != 0)
-		return 2;
+		return 1;
 	if (serve.config && serve_read_file(serve.config) != 0)
-		return 2;
+		return 1;
 	if (serve_read_arguments(argc, argv, false) != 0)
-		return 2;
+		return 1;
 	if (settings.listeners == 0)
 		(void)opt_listen("8443", true);
 	if (settings.services == 0)
@@ -14512,9 +14601,7 @@ serve_read_settings(int argc, char **argv)
 		if (!settings.service[i].has_ack)
 			settings.service[i].ack_sent = settings.ack_sent;
 	why = serve_check();
-	if (why)
-		fprintf(stderr, "wspush: %s\n", why);
-	return why ? 2 : 0;
+	return why ? serve_cannot("%s", why) : 0;
 }
 
 /* ----- 36. Memory --------------------------------------------------------
@@ -14715,20 +14802,6 @@ serve_place(void)
  * its sentence is in serve_why; with --wait what is not to be had is tried
  * again.
  */
-
-static int serve_cannot(const char *format, ...)
-    __attribute__((format(printf, 1, 2)));
-
-static int
-serve_cannot(const char *format, ...)
-{
-	va_list ap;
-
-	va_start(ap, format);
-	vsnprintf(serve_why, sizeof serve_why, format, ap);
-	va_end(ap);
-	return 1;
-}
 
 /* What newcomers inherit from the listener costs no call of their own. */
 static int
@@ -15137,9 +15210,12 @@ serve_watch_signals(void)
 static void
 serve_warn_unreadable(const char *path)
 {
+	struct log_room room;
+
 	if (path && access(path, R_OK) < 0)
-		log_event(LOG_LEVEL_WARN, "key", "path=%s why=\"user %s "
-		    "cannot read it, a reload will fail\"", path, serve.user);
+		log_event(LOG_LEVEL_WARN, "key", "path=%s user=%s why=\"it "
+		    "cannot be read by this user, a reload will fail\"",
+		    log_quote(&room, text_of(path)), serve.user);
 }
 
 static int
@@ -15232,6 +15308,7 @@ serve_acquire_patiently(void)
 {
 	int64_t until = sys_clock_ms(CLOCK_MONOTONIC) +
 	    settings.wait * INT64_C(1000);
+	struct log_room room;
 	bool said = false;
 
 	while (serve_acquire() != 0) {
@@ -15242,8 +15319,9 @@ serve_acquire_patiently(void)
 		if (now >= until)
 			return 1;
 		if (!said)
-			log_event(LOG_LEVEL_WARN, "waiting", "why=\"%s\" "
-			    "for=%us", serve_why, settings.wait);
+			log_event(LOG_LEVEL_WARN, "waiting", "why=%s for=%us",
+			    log_quote(&room, text_of(serve_why)),
+			    settings.wait);
 		said = true;
 		poll(&p, 1, (int)min_size(1000, (size_t)(until - now)));
 		if (p.revents && read(srv.signals, &info, sizeof info) > 0 &&
@@ -15461,6 +15539,16 @@ serve_reload_certificate(const struct settings *new)
 }
 
 static void
+serve_log_why(const char *event)
+{
+	struct log_room room;
+
+	log_event(LOG_LEVEL_ERROR, event, "why=%s",
+	    log_quote(&room, text_of(serve_why)));
+}
+
+/* What cannot be read keeps its old value. */
+static void
 serve_reload(void)
 {
 	static struct settings old;
@@ -15470,8 +15558,7 @@ serve_reload(void)
 	manager_notify_reload();
 	old = new = settings;
 	if (serve_read_settings(serve.argc, serve.argv) != 0) {
-		log_event(LOG_LEVEL_ERROR, "reload",
-		    "why=\"bad settings, the old ones stay\"");
+		serve_log_why("reload");
 		settings = old;
 		log_to.level = level;
 	} else {
@@ -15483,9 +15570,9 @@ serve_reload(void)
 		serve_file_now = serve_file_next;
 	}
 	if (serve_token_keys() != 0)
-		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", serve_why);
+		serve_log_why("reload");
 	if (serve_reload_certificate(&new) < 0)
-		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", serve_why);
+		serve_log_why("reload");
 	else
 		log_event(LOG_LEVEL_INFO, "reloaded", "cert_days=%d",
 		    serve_has_tls() ? tls_cert_days() : 0);
@@ -15572,8 +15659,6 @@ serve_start(void)
 static int
 serve_command(int argc, char **argv)
 {
-	int status;
-
 	for (int i = 1; i < argc; i++)
 		if (strcmp(argv[i], "--help") == 0) {
 			serve_usage(stdout);
@@ -15581,9 +15666,10 @@ serve_command(int argc, char **argv)
 		}
 	serve.argc = argc;
 	serve.argv = argv;
-	status = serve_read_settings(argc, argv);
-	if (status != 0)
-		return status;
+	if (serve_read_settings(argc, argv) != 0) {
+		fprintf(stderr, "wspush: %s\n", serve_why);
+		return 2;
+	}
 	serve_file_now = serve_file_next;
 	if (serve.check)
 		return serve_only_check();
@@ -15595,6 +15681,8 @@ serve_command(int argc, char **argv)
 	}
 	if (serve_start() != 0) {
 		fprintf(stderr, "wspush: %s\n", serve_why);
+		if (log_to.to_syslog)
+			serve_log_why("start");
 		return 1;
 	}
 	return serve_run();
