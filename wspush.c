@@ -5647,6 +5647,31 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 
 #endif /* WSP_FAKE_SYS */
 
+/* A directory, and those above it that are missing, as mkdir -p makes them.
+ * Returns 0 or the error of the first that is not there and cannot be made. */
+static int
+sys_make_directories(const char *path)
+{
+	char part[PATH_MAX];
+	size_t n = strlen(path);
+
+	if (n >= sizeof part)
+		return -ENAMETOOLONG;
+	for (size_t i = 1; i <= n; i++) {
+		if (i < n && path[i] != '/')
+			continue;
+		memcpy(part, path, i);
+		part[i] = '\0';
+		if (mkdir(part, 0755) < 0 && errno != EEXIST) {
+			int err = -errno;
+
+			if (access(part, F_OK) < 0)
+				return err;
+		}
+	}
+	return 0;
+}
+
 /* ----- 16. Clock and log -------------------------------------------------
  *
  * One clock, read once a turn.  One line per event: a fixed word, then
@@ -6694,11 +6719,13 @@ cert_make(const char *dir, const char *const *names, size_t count, int days)
 	struct cert_plan plan = { .names = names, .count = count };
 	/* an hour early, for clients whose clock is slow */
 	int64_t now = sys_clock_ms(CLOCK_REALTIME) / 1000 - 3600;
+	int err;
 
 	if (cert_set_paths(&paths, dir) < 0)
 		return -1;
-	if (mkdir(dir, 0755) < 0 && errno != EEXIST)
-		return cert_fail(dir, "cannot be made: %s", strerror(errno));
+	err = sys_make_directories(dir);
+	if (err < 0)
+		return cert_fail(dir, "cannot be made: %s", strerror(-err));
 	if (count == 0) {
 		cert_own_names(&own);
 		plan.names = own.list;

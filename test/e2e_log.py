@@ -160,12 +160,12 @@ def test_a_start_that_fails_is_in_syslog_and_on_standard_error(
         syslog, tmp_path):
     script, log = syslog
     done = subprocess.run(
-        [script, "serve", "--syslog", "--push", "/nowhere/at/all/push.sock",
+        [script, "serve", "--syslog", "--push", "/proc/none/push.sock",
          "--listen-plain", "127.0.0.1:0"], stdin=subprocess.DEVNULL,
         capture_output=True, timeout=wsp.PATIENCE, check=False)
     assert done.returncode == 1
     [line] = done.stderr.decode().splitlines()
-    assert "/nowhere/at/all" in line
+    assert "/proc/none" in line
     assert "error start why=\"" in log.recv(4096).decode()
 
 
