@@ -264,9 +264,9 @@ out_format(struct out *o, const char *f, va_list ap)
 		pad = *++f;
 		for (f += pad == '-'; *f >= '0' && *f <= '9'; f++)
 			width = width * 10 + *f - '0';
-		if (*f == '.') {
+		if (*f == '.' && *++f == '*') {
 			most = va_arg(ap, int);
-			f += 2;
+			f++;
 		}
 		for (; *f == 'l' || *f == 'z'; f++)
 			size++;
@@ -3312,32 +3312,32 @@ struct waiter {
 
 _Static_assert(WSP_WAITERS <= 254, "a message names its waiter in a byte");
 
-/* What `stats` counts since start. */
+/* What is counted since start, and what it is, as /metrics says it. */
 #define COUNTERS(X)                                                           \
-	X(connections)                                                        \
-	X(handshakes_full)                                                    \
-	X(handshakes_resumed)                                                 \
-	X(handshakes_failed)                                                  \
-	X(messages_taken)                                                     \
-	X(delivered)                                                          \
-	X(acknowledged)                                                       \
-	X(dropped)                                                            \
-	X(replaced)                                                           \
-	X(expired)                                                            \
-	X(unconfirmed)                                                        \
-	X(pongs_missed)                                                       \
-	X(forgotten)                                                          \
-	X(refused)                                                            \
-	X(replies_lost)                                                       \
-	X(events_lost)                                                        \
-	X(inbound_messages)                                                   \
-	X(inbound_dropped)                                                    \
-	X(handler_dropped)                                                    \
-	X(http_refused)                                                       \
-	X(turned_away)
+	X(connections, "Connections accepted.")                               \
+	X(handshakes_full, "TLS handshakes with a new session.")              \
+	X(handshakes_resumed, "TLS handshakes that resumed a session.")       \
+	X(handshakes_failed, "TLS handshakes that failed.")                   \
+	X(messages_taken, "Messages taken from senders.")                     \
+	X(delivered, "Messages written whole, once for each socket.")         \
+	X(acknowledged, "Messages acknowledged, once for each socket.")       \
+	X(dropped, "Unsent messages that overflow or eviction took.")         \
+	X(replaced, "Unsent messages replaced by one with their key.")        \
+	X(expired, "Unsent messages whose ttl was over.")                     \
+	X(unconfirmed, "Written messages that yielded before their Pong.")    \
+	X(pongs_missed, "Pings that no Pong answered in time.")               \
+	X(forgotten, "Messages that went with their socket.")                 \
+	X(refused, "Requests on the push socket refused.")                    \
+	X(replies_lost, "Replies to senders that could not be sent.")         \
+	X(events_lost, "Events to watchers that could not be sent.")          \
+	X(inbound_messages, "Messages from clients.")                         \
+	X(inbound_dropped, "Messages from clients that nobody wanted.")       \
+	X(handler_dropped, "Events that a service did not take.")             \
+	X(http_refused, "HTTP requests refused.")                             \
+	X(turned_away, "Connections closed at accept by a limit.")
 
 struct counters {
-#define X(name) u64 name;
+#define X(name, help) u64 name;
 	COUNTERS(X)
 #undef X
 };
@@ -5815,15 +5815,45 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 
 #endif /* WSP_FAKE_SYS */
 
+/* A directory, and those above it that are missing, as mkdir -p makes them.
+ * Returns 0 or the error of the first that is not there and cannot be made. */
+static int
+sys_make_directories(const char *path)
+{
+	char part[PATH_MAX];
+	size_t n = strlen(path);
+
+	if (n >= sizeof part)
+		return -ENAMETOOLONG;
+	for (size_t i = 1; i <= n; i++) {
+		if (i < n && path[i] != '/')
+			continue;
+		memcpy(part, path, i);
+		part[i] = '\0';
+		if (mkdir(part, 0755) < 0 && errno != EEXIST) {
+			int err = -errno;
+
+			if (access(part, F_OK) < 0)
+				return err;
+		}
+	}
+	return 0;
+}
+
 SMALL_CODE
 
 /* ----- 16. Log and print -------------------------------------------------
  *
- * One line per event: a fixed word, then key=value; text from a peer is quoted
- * and escaped.  A log that cannot be written (a full disk, a closed pipe) is
- * lost and the server goes on.  What verbs print goes through one buffer; what
- * goes wrong with them is a line on standard error.
+ * One line per event: a fixed word, then key=value (logfmt); text from a peer,
+ * a path and a sentence are quoted and escaped.  LOG_LINES of a word in a
+ * second are a flood: then a line and a count a second.  A log that cannot be
+ * written (a full disk, a closed pipe) is lost and the server goes on.  What
+ * verbs print goes through one buffer; what goes wrong with them is a line on
+ * standard error.
  */
+#define LOG_LINES 20
+#define LOG_WORDS 24 /* kinds of events; more are not limited */
+
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO,
 	LOG_LEVEL_DEBUG };
 
@@ -5831,14 +5861,32 @@ static struct {
 	enum log_level level;
 	int syslog;    /* a socket for it, or -1 */
 	unsigned lost; /* lines that could not be written */
+	u32 floods;    /* events that have a count to be said */
 } log_to = { .level = LOG_LEVEL_INFO, .syslog = -1 };
+
+/* What was said of each kind of event in its second. */
+static struct log_word {
+	const char *event;
+	enum log_level level;
+	int64_t until;       /* when the second is over */
+	u32 n, said;         /* events in it, lines in it */
+	bool flood;
+} log_words[LOG_WORDS];
 
 /* Writes one event.  `format` makes the key=value part. */
 static void log_event(enum log_level level, const char *event,
     const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* The same without a limit, for who has one of its own. */
+static void log_line(enum log_level level, const char *event,
+    const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static void log_write(enum log_level level, const char *event,
+    const char *format, va_list ap) __attribute__((format(printf, 3, 0)));
+
 static void
-log_event(enum log_level level, const char *event, const char *format, ...)
+log_write(enum log_level level, const char *event, const char *format,
+    va_list ap)
 {
 	static const struct sockaddr_un to = { AF_UNIX, "/dev/log" };
 	static const char *const word[] = { "error", "warn", "info", "debug" };
@@ -5847,7 +5895,6 @@ log_event(enum log_level level, const char *event, const char *format, ...)
 	char line[1024];
 	struct out o = out_to(line, sizeof line - LOST);
 	ssize_t r;
-	va_list ap;
 
 	if (level > log_to.level)
 		return;
@@ -5856,9 +5903,7 @@ log_event(enum log_level level, const char *event, const char *format, ...)
 	else
 		out_text(&o, "wspush: ");
 	out_print(&o, "%s %s ", word[level], event);
-	va_start(ap, format);
 	out_format(&o, format, ap);
-	va_end(ap);
 	if (log_to.syslog >= 0) {
 		r = sys_sendto(log_to.syslog, line, o.n, &to, sizeof to);
 	} else {
@@ -5871,10 +5916,83 @@ log_event(enum log_level level, const char *event, const char *format, ...)
 	log_to.lost = r < 0 ? log_to.lost + 1 : 0;
 }
 
+static void
+log_line(enum log_level level, const char *event, const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	log_write(level, event, format, ap);
+	va_end(ap);
+}
+
+/* Counts what was not said in the second that is over, and begins the next. */
+static void
+log_next_second(struct log_word *w, int64_t now)
+{
+	if (w->n > w->said) {
+		log_line(w->level, w->event, "more=%u", w->n - w->said);
+		log_to.floods--;
+	}
+	w->flood = w->n > LOG_LINES && now < w->until + 1000;
+	w->n = w->said = 0;
+	w->until = now + 1000;
+}
+
+/* Is it said, or only counted? */
+static bool
+log_is_said(enum log_level level, const char *event)
+{
+	int64_t now = sys_clock_ms(CLOCK_MONOTONIC);
+	struct log_word *w = log_words;
+
+	while (w < log_words + LOG_WORDS && w->event &&
+	    strcmp(w->event, event) != 0)
+		w++;
+	if (w == log_words + LOG_WORDS)
+		return true;
+	w->event = event;
+	w->level = level;
+	if (now >= w->until)
+		log_next_second(w, now);
+	if (w->n++ < (w->flood ? 1 : LOG_LINES)) {
+		w->said++;
+		return true;
+	}
+	log_to.floods += w->n == w->said + 1;
+	return false;
+}
+
+/* Says how many were not, once the second is over. */
+static void
+log_tick(int64_t now)
+{
+	if (log_to.floods == 0)
+		return;
+	for (u32 i = 0; i < LOG_WORDS; i++)
+		if (log_words[i].n > log_words[i].said &&
+		    now >= log_words[i].until)
+			log_next_second(&log_words[i], now);
+}
+
+static void
+log_event(enum log_level level, const char *event, const char *format, ...)
+{
+	va_list ap;
+
+	/* Who asks for debug lines wants them all. */
+	if (level > log_to.level ||
+	    (level < LOG_LEVEL_DEBUG && !log_is_said(level, event)))
+		return;
+	va_start(ap, format);
+	log_write(level, event, format, ap);
+	va_end(ap);
+}
+
 /* A peer's bytes as they may stand in a log line: quoted, everything but
  * printable ASCII escaped, cut when long.  `room` holds the result. */
 struct log_room {
-	char text[160];
+	char text[600];
 };
 
 static const char *
@@ -5987,6 +6105,7 @@ say(int status, const char *format, ...)
  * file, both of which stay in memory.
  */
 #define SETTINGS_LISTENERS 8
+#define LISTEN_METRICS     SETTINGS_LISTENERS /* its row */
 #define SETTINGS_SERVICES  16
 #define SETTINGS_ORIGINS   16
 #define SETTINGS_RETAINED  1024
@@ -6021,8 +6140,8 @@ struct listener {
 };
 
 struct settings {
-	struct listener listen[SETTINGS_LISTENERS];
-	u32 listeners;
+	struct listener listen[SETTINGS_LISTENERS + 1];
+	u32 listeners;   /* without that of --metrics */
 	const char *push_path;
 	u32 push_mode;
 	const char *push_group;
@@ -6095,6 +6214,13 @@ words_option(struct words *w, const char *known)
 		return *k;
 	say(2, "option -%c needs a value", *k);
 	return -1;
+}
+
+static bool
+listener_is_used(u32 i)
+{
+	return i < settings.listeners ||
+	    (i == LISTEN_METRICS && settings.listen[i].text);
 }
 /* ----- 18. Certificates --------------------------------------------------
  *
@@ -6703,11 +6829,12 @@ static void
 cert_warn(void)
 {
 	int days = tls_cert_days();
+	struct log_room room;
 
 	if (certs.used > 0 && days < WSP_CERT_RENEW)
-		log_event(LOG_LEVEL_WARN, "certificate", "%s path=%s days=%d",
-		    days < 0 ? "expired" : "expires soon", certs.paths,
-		    days);
+		log_event(LOG_LEVEL_WARN, "certificate", "state=%s path=%s "
+		    "days=%d", days < 0 ? "expired" : "ending", log_quote(
+		    &room, text_of(certs.paths)), days);
 }
 
 /*
@@ -7061,11 +7188,13 @@ cert_make(const char *dir, const char *const *names, size_t count, int days)
 	struct cert_plan plan = { .names = names, .count = count };
 	/* an hour early, for clients whose clock is slow */
 	int64_t now = sys_clock_ms(CLOCK_REALTIME) / 1000 - 3600;
+	int err;
 
 	if (cert_set_paths(&paths, dir) < 0)
 		return -1;
-	if (mkdir(dir, 0755) < 0 && errno != EEXIST)
-		return cert_fail(dir, "cannot be made: %s", strerror(errno));
+	err = sys_make_directories(dir);
+	if (err < 0)
+		return cert_fail(dir, "cannot be made: %s", strerror(-err));
 	if (count == 0) {
 		cert_own_names(&own);
 		plan.names = own.list;
@@ -7118,6 +7247,7 @@ tls_state_certificate(const char *dir)
 {
 	struct cert_paths paths;
 	struct cert *c = cert_spare();
+	struct log_room room;
 	int make = -1;
 
 	if (cert_set_paths(&paths, dir) == 0)
@@ -7126,8 +7256,9 @@ tls_state_certificate(const char *dir)
 	if (make == 1 && cert_make(dir, NULL, 0, WSP_CERT_DAYS) < 0)
 		make = -1;
 	if (make == 1)
-		log_event(LOG_LEVEL_INFO, "certificate", "made path=%s days=%d",
-		    paths.cert, WSP_CERT_DAYS);
+		log_event(LOG_LEVEL_INFO, "certificate", "state=made path=%s "
+		    "days=%d", log_quote(&room, text_of(paths.cert)),
+		    WSP_CERT_DAYS);
 	return make;
 }
 
@@ -8235,6 +8366,7 @@ struct conn {
 	bool notified : 1; /* our last TLS alert is out */
 	bool shut : 1;    /* our FIN is out */
 	bool judged : 1;  /* a program is asked whether it may come in */
+	bool metrics : 1; /* came by the listener of --metrics */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
 	u32 expires;      /* its token, s of the monotonic clock; 0: never */
@@ -8318,8 +8450,6 @@ static struct {
 	char *scratch_reply, *scratch_list;
 	u8 *scratch_answer;      /* a frame aside, or a page */
 	u64 written;             /* bytes, to all connections */
-	int64_t refusals_until;  /* when the second that counts them is over */
-	u32 refusals;            /* requests refused in it */
 	int64_t started;
 	int64_t listen_again;    /* when the listeners rest, 0: they do not */
 	int64_t expire_at;       /* when expired messages are looked for */
@@ -10129,7 +10259,7 @@ conn_is_room(void)
 }
 
 static void
-conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
+conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 {
 	u32 slot = srv.free;
 	struct conn *c;
@@ -10140,12 +10270,13 @@ conn_add(int fd, bool is_tls, const struct sockaddr_storage *from)
 		slot = srv.fresh++;
 	c = &srv.conn[slot];
 	*c = (struct conn){ .fd = fd, .gen = c->gen, .sock = NONE,
-		.tls = is_tls, .dirty = c->dirty, .urgent = c->urgent };
+		.tls = l->tls, .dirty = c->dirty, .urgent = c->urgent,
+		.metrics = l == &settings.listen[LISTEN_METRICS] };
 	srv.live++;
-	srv.queues.total.connections++;
+	srv.queues.total.connections += !c->metrics;
 	c->rx_ms = (u32)srv.now;
 	conn_set_peer(c, from);
-	conn_enter(c, is_tls ? CONN_WAIT : CONN_HTTP);
+	conn_enter(c, l->tls ? CONN_WAIT : CONN_HTTP);
 	conn_arm(c, DEADLINE_HANDSHAKE);
 	c->asked = conn_interest(c);
 	if (sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, fd, c->asked,
@@ -10280,6 +10411,88 @@ service_sessions(void)
 
 	while ((sock = deadline_due(&srv.away, 0, srv.now)) != NONE)
 		service_forget(sock, LEAVE_FORGOTTEN);
+}
+
+/*
+ * ---- Figures
+ *
+ * One list of names, for `stats` in both its formats and for /metrics.
+ */
+struct figure {
+	const char *name, *help;
+	u64 value;
+	bool counter; /* it only grows */
+};
+
+/* Calls `each` for every figure; returns their number. */
+static u32
+figures_walk(struct out *o, void (*each)(struct out *o,
+    const struct figure *f))
+{
+	const struct counters *t = &srv.queues.total;
+	int days = tls_cert_days();
+	const struct figure all[] = {
+		{ "sockets_open", "Sockets that have a connection.",
+			srv.sockets.count - srv.sockets.away, false },
+		{ "sockets_away", "Stateful sockets without a connection.",
+			srv.sockets.away, false },
+		{ "sockets_max", "Rows of the socket table.",
+			srv.sockets.rows, false },
+#define X(name, help) { #name, help, t->name, true },
+		COUNTERS(X)
+#undef X
+		{ "store_bytes", "Bytes of the store that messages hold.",
+			srv.queues.store.held, false },
+		{ "store_bytes_max", "Bytes that they may hold.",
+			srv.queues.store.limit, false },
+		{ "cert_days", "Days until the certificate ends; 0: none.",
+			(u64)(days > 0 ? days : 0), false },
+		{ "uptime", "Seconds since the start.",
+			(u64)(srv.now - srv.started) / 1000, false },
+	};
+
+	for (size_t i = 0; i < COUNT(all); i++)
+		each(o, &all[i]);
+	return COUNT(all);
+}
+
+static void
+figure_text(struct out *o, const struct figure *f)
+{
+	out_text(o, f->name);
+	out_char(o, ' ');
+	out_u64(o, f->value);
+	out_char(o, '\n');
+}
+
+static void
+figure_json(struct out *o, const struct figure *f)
+{
+	out_text(o, o->n == 0 ? "{\"" : ",\"");
+	out_text(o, f->name);
+	out_text(o, "\":");
+	out_u64(o, f->value);
+}
+
+/* The text format of Prometheus, version 0.0.4. */
+static void
+figure_metric(struct out *o, const struct figure *f)
+{
+	static const char *const line[] = { "# HELP wspush_",
+		"# TYPE wspush_", "wspush_" };
+
+	for (u32 i = 0; i < COUNT(line); i++) {
+		out_text(o, line[i]);
+		out_text(o, f->name);
+		out_text(o, f->counter ? "_total " : " ");
+		if (i == 0)
+			out_text(o, f->help);
+		else if (i == 1)
+			out_text(o, f->counter ? "counter" : "gauge");
+		else
+			out_u64(o, f->value);
+		out_char(o, '\n');
+	}
 }
 
 /* ----- 26. Delivery ------------------------------------------------------
@@ -11538,30 +11751,59 @@ service_health(struct conn *c, const struct http_request *r)
 	conn_reply(c, &o);
 }
 
+/* Bounded and copied once: the values differ, the names do not. */
+static void
+service_metrics(struct conn *c, const struct http_request *r)
+{
+	struct out o = out_to(srv.scratch_answer, srv.buffer_size);
+	struct out body = out_to(srv.scratch_out, SCRATCH_OUT);
+
+	(void)figures_walk(&body, figure_metric);
+	http_response(&o, 200, "Cache-Control: no-cache\r\n",
+	    "text/plain; version=0.0.4; charset=utf-8",
+	    (struct str){ body.p, body.n }, r->method == HTTP_HEAD);
+	assert(!body.full && !o.full);
+	conn_reply(c, &o);
+}
+
+/* The page that the path names on this port, or NULL. */
+typedef void (*service_page_at)(struct conn *c, const struct http_request *r);
+
+static service_page_at
+service_find_page(const struct conn *c, struct str path)
+{
+	if (str_is(path, "/healthz"))
+		return service_health;
+	if (c->metrics)
+		return str_is(path, "/metrics") ? service_metrics : NULL;
+	return str_is(path, "/") && !settings.no_page ? service_page : NULL;
+}
+
 /* A whole request head has come. */
 static void
 service_request(struct conn *c, const struct http_request *r)
 {
 	struct arrival a = { .c = c, .r = r, .headers = "", .why = "" };
-	bool plain = r->method != HTTP_OTHER && !r->upgrade;
+	service_page_at show = service_find_page(c, r->path);
 	u32 sock;
 
-	if (plain && str_is(r->path, "/") && !settings.no_page) {
-		service_page(c, r);
+	if (show && r->upgrade) {
+		conn_refuse(c, 404, "", "this is a page, services are under "
+		    "/services/", false);
 		return;
 	}
-	if (plain && str_is(r->path, "/healthz")) {
-		service_health(c, r);
+	if (show && r->method == HTTP_OTHER) {
+		conn_refuse(c, 405, "Allow: GET, HEAD\r\n",
+		    "only GET and HEAD are understood here", false);
 		return;
 	}
-	if ((str_is(r->path, "/") && !settings.no_page) ||
-	    str_is(r->path, "/healthz")) {
-		if (r->upgrade)
-			conn_refuse(c, 404, "", "this is a page, services are "
-			    "under /services/", false);
-		else
-			conn_refuse(c, 405, "Allow: GET, HEAD\r\n",
-			    "only GET and HEAD are understood here", false);
+	if (show) {
+		show(c, r);
+		return;
+	}
+	if (c->metrics) {
+		conn_refuse(c, 404, "", "this port has /metrics and /healthz "
+		    "only", r->method == HTTP_HEAD);
 		return;
 	}
 	if (!arrival_check(&a)) {
@@ -12391,48 +12633,11 @@ asking_watch(struct asking *q)
 	asking_end(q);
 }
 
-/* Calls `each` for every line of `stats`; what only grows is a counter. */
-static u32
-stats_walk(struct out *o, void (*each)(struct out *o, const char *name, u64 v,
-    bool counter))
-{
-	const struct counters *t = &srv.queues.total;
-	u32 n = 0;
-
-#define GAUGE(name, value) (each(o, name, (u64)(value), false), n++)
-	GAUGE("sockets_open", srv.sockets.count - srv.sockets.away);
-	GAUGE("sockets_away", srv.sockets.away);
-#define X(name) (each(o, #name, t->name, true), n++);
-	COUNTERS(X)
-#undef X
-	GAUGE("store_bytes", srv.queues.store.held);
-	GAUGE("store_bytes_max", srv.queues.store.limit);
-	GAUGE("sockets_max", srv.sockets.rows);
-	GAUGE("cert_days", tls_cert_days() > 0 ? tls_cert_days() : 0);
-	GAUGE("uptime", (srv.now - srv.started) / 1000);
-#undef GAUGE
-	return n;
-}
-
-static void
-stats_text(struct out *o, const char *name, u64 v, bool counter)
-{
-	(void)counter;
-	out_print(o, "%s %llu\n", name, v);
-}
-
-static void
-stats_json(struct out *o, const char *name, u64 v, bool counter)
-{
-	(void)counter;
-	out_print(o, "%c\"%s\":%llu", o->n == 0 ? '{' : ',', name, v);
-}
-
 static void
 asking_stats(struct asking *q)
 {
 	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
-	u32 lines = stats_walk(&o, q->r.json ? stats_json : stats_text);
+	u32 lines = figures_walk(&o, q->r.json ? figure_json : figure_text);
 
 	if (q->r.json)
 		out_text(&o, "}\n");
@@ -12681,7 +12886,8 @@ handler_children(void)
 	return n;
 }
 
-/* A flood is one line and a count. */
+/* A flood is a few lines and a count, for each service: one that chatters
+ * hides nobody else's lines. */
 static void
 handler_log(u32 service, const char *event, struct str text)
 {
@@ -12691,7 +12897,7 @@ handler_log(u32 service, const char *event, struct str text)
 
 	if (srv.now >= h->says_until) {
 		if (h->unsaid > 0)
-			log_event(LOG_LEVEL_WARN, "handler", "service=%.*s "
+			log_line(LOG_LEVEL_WARN, "handler", "service=%.*s "
 			    "lines_not_logged=%u", STR_ARGS(name),
 			    h->unsaid);
 		h->says = h->unsaid = 0;
@@ -12701,7 +12907,7 @@ handler_log(u32 service, const char *event, struct str text)
 		h->unsaid++;
 		return;
 	}
-	log_event(LOG_LEVEL_WARN, event, "service=%.*s text=%s",
+	log_line(LOG_LEVEL_WARN, event, "service=%.*s text=%s",
 	    STR_ARGS(name), log_quote(&room, text));
 }
 
@@ -13412,9 +13618,6 @@ FAST_CODE
 #define PUSH_BUDGET       64
 #define PUSH_BUDGET_BYTES 65536
 
-/* Lines a second about refused requests; the rest is a number. */
-#define PUSH_LOG_LINES 20
-
 static void
 push_reply(int fd, const struct sockaddr_un *to, socklen_t to_n, const char *p,
     size_t n)
@@ -13429,15 +13632,6 @@ push_log_refusal(const struct asking *q, const struct ucred *who)
 {
 	struct log_room room;
 
-	if (srv.now >= srv.refusals_until) {
-		if (srv.refusals > PUSH_LOG_LINES)
-			log_event(LOG_LEVEL_WARN, "refused", "more=%u",
-			    srv.refusals - PUSH_LOG_LINES);
-		srv.refusals_until = srv.now + 1000;
-		srv.refusals = 0;
-	}
-	if (srv.refusals++ >= PUSH_LOG_LINES)
-		return;
 	log_event(LOG_LEVEL_WARN, "refused", "pid=%d uid=%d reply=%s",
 	    (int)who->pid, (int)who->uid, log_quote(&room,
 	    (struct str){ q->reply.p, min_size(q->reply.n, 120) }));
@@ -13970,9 +14164,11 @@ loop_listen(bool on)
 	if (srv.listening == on)
 		return;
 	srv.listening = on;
-	for (u32 i = 0; i < settings.listeners; i++)
-		sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD, settings.listen[i].fd,
-		    on ? EPOLLIN : 0, LOOP_LISTENER + i);
+	for (u32 i = 0; i <= LISTEN_METRICS; i++)
+		if (listener_is_used(i))
+			sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD,
+			    settings.listen[i].fd, on ? EPOLLIN : 0,
+			    LOOP_LISTENER + i);
 }
 
 /* Takes newcomers.  Without a row for one more the listener rests, and the
@@ -14004,7 +14200,7 @@ loop_accept(const struct listener *l)
 		if (fd == -EAGAIN)
 			return;
 		if (fd >= 0)
-			conn_add(fd, l->tls, &from);
+			conn_add(fd, l, &from);
 	}
 }
 
@@ -14032,6 +14228,8 @@ loop_timeout(void)
 		next = srv.now + LOOP_FULL_MS;
 	if (srv.stop_at != 0 && srv.stop_at < next)
 		next = srv.stop_at;
+	if (log_to.floods > 0 && next > srv.now + 1000)
+		next = srv.now + 1000;
 	return next <= srv.now ? 0 : (int)(next - srv.now);
 }
 
@@ -14108,6 +14306,7 @@ loop_turn(void)
 	service_tokens();
 	push_answer_waiters();
 	tls_tick(srv.now);
+	log_tick(srv.now);
 	conn_free_dead();
 	sandbox_report();
 	if (!srv.listening && !srv.stopping && srv.now >= srv.listen_again) {
@@ -14122,7 +14321,7 @@ SMALL_CODE
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
- * line's list replaces the file's.
+ * line's list replaces the file's. What is wrong is a sentence in `refusal`.
  */
 
 enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_WORD, OPT_CALL };
@@ -14138,6 +14337,22 @@ struct serve_option {
 	u32 *list;             /* length of what a repeatable one collects */
 	bool reload;           /* SIGHUP reads it again */
 };
+
+static int serve_cannot(const char *format, ...)
+    __attribute__((format(printf, 1, 2)));
+
+static int
+serve_cannot(const char *format, ...)
+{
+	struct out o = out_to(refusal, sizeof refusal - 1);
+	va_list ap;
+
+	va_start(ap, format);
+	out_format(&o, format, ap);
+	va_end(ap);
+	refusal[o.n] = '\0';
+	return 1;
+}
 
 static struct {
 	const char *config;
@@ -14192,13 +14407,21 @@ serve_address(struct sockaddr_storage *to, const char *text)
 }
 
 static const char *
-opt_listen(const char *value, bool is_tls)
+opt_address(const char *value)
 {
 	struct sockaddr_storage a;
 
-	if (serve_address(&a, value) == 0)
-		return "it takes [ADDR:]PORT, such as 8443, 127.0.0.1:8443 or "
-		    "[::1]:8443";
+	return serve_address(&a, value) > 0 ? NULL :
+	    "it takes [ADDR:]PORT, such as 8443, 127.0.0.1:8443 or [::1]:8443";
+}
+
+static const char *
+opt_listen(const char *value, bool is_tls)
+{
+	const char *why = opt_address(value);
+
+	if (why)
+		return why;
 	if (settings.listeners == SETTINGS_LISTENERS)
 		return "there are too many listeners";
 	settings.listen[settings.listeners++] = (struct listener){
@@ -14480,6 +14703,9 @@ static const struct serve_option serve_options[] = {
 	{ "listen-plain", OPT_CALL, .call = opt_listen_plain,
 		.list = &settings.listeners, .shape = "[ADDR:]PORT",
 		.help = "serve ws here; repeatable" },
+	{ "metrics", OPT_TEXT, .to = &settings.listen[LISTEN_METRICS].text,
+		.call = opt_address, .shape = "[ADDR:]PORT",
+		.help = "serve /metrics for Prometheus, and /healthz, here" },
 	{ "push", OPT_TEXT, .to = &settings.push_path, .shape = "PATH",
 		.help = "the push socket (" WSP_PUSH_PATH ")" },
 	{ "push-mode", OPT_CALL, .call = opt_push_mode,
@@ -14593,6 +14819,8 @@ serve_set(const struct serve_option *o, const char *value)
 		return NULL;
 	case OPT_TEXT:
 		*(const char **)o->to = value;
+		if (o->call)
+			return o->call(value);
 		return value[0] ? NULL : "it needs a value";
 	case OPT_NUMBER:
 		if (text_u64(&v, text_of(value), o->max) && v >= o->min) {
@@ -14643,8 +14871,7 @@ serve_usage(void)
 	}
 }
 
-/* Reads the command line.  With `only_config` just --config is looked for.
- * Returns 0, or 2 when the sentence is out. */
+/* Reads the command line.  With `only_config` just --config is looked for. */
 static int
 serve_read_arguments(int argc, char **argv, bool only_config)
 {
@@ -14660,18 +14887,19 @@ serve_read_arguments(int argc, char **argv, bool only_config)
 			value = arg.p;
 		}
 		if (!o)
-			return say(2, "unknown option %s; see wspush help "
-			    "serve", argv[i]);
+			return serve_cannot("unknown option %s; see wspush "
+			    "help serve", argv[i]);
 		if (o->kind == OPT_FLAG ? value != NULL :
 		    !value && !(value = argv[++i]))
-			return say(2, "--%s takes %s", o->name,
+			return serve_cannot("--%s takes %s", o->name,
 			    o->kind == OPT_FLAG ? "no value" : o->shape);
 		if (only_config != (o->to == &serve.config))
 			continue;
 		serve_replace_list(o);
 		why = serve_set(o, value);
 		if (why)
-			return say(2, "--%s %s: %s", o->name, value, why);
+			return serve_cannot("--%s %.*s: %s", o->name,
+			    (int)min_size(strlen(value), 80), value, why);
 	}
 	return 0;
 }
@@ -14712,7 +14940,8 @@ serve_read_file(const char *path)
 	text = serve_file[serve_file_next];
 	n = sys_read_file(path, text, sizeof serve_file[0]);
 	if (n < 0)
-		return say(2, "--config %s: %s", path, strerror((int)-n));
+		return serve_cannot("--config %s: %s", path,
+		    strerror((int)-n));
 	text[n] = '\0';
 	serve.from_file = true;
 	for (line = text; line && result == 0; line = next, number++) {
@@ -14725,8 +14954,8 @@ serve_read_file(const char *path)
 		text_print(shown, 61, "%s", line);
 		why = serve_read_line(line);
 		if (why)
-			result = say(2, "%s:%d: %s: %s", path, number, shown,
-			    why);
+			result = serve_cannot("%s:%d: %s: %s", path, number,
+			    shown, why);
 	}
 	serve.from_file = false;
 	return result;
@@ -14735,7 +14964,8 @@ serve_read_file(const char *path)
 static void
 serve_defaults(void)
 {
-	settings = (struct settings){ .push_path = WSP_PUSH_PATH,
+	settings = (struct settings){ .listen[LISTEN_METRICS].fd = -1,
+		.push_path = WSP_PUSH_PATH,
 		.push_mode = 0660, .state = WSP_STATE_DIR };
 	for (u32 i = 0; i < COUNT(serve_options); i++)
 		if (serve_options[i].kind == OPT_NUMBER)
@@ -14771,11 +15001,11 @@ serve_read_settings(int argc, char **argv)
 	serve_defaults();
 	memset(serve.replaced, 0, sizeof serve.replaced);
 	if (serve_read_arguments(argc, argv, true) != 0)
-		return 2;
+		return 1;
 	if (serve.config && serve_read_file(serve.config) != 0)
-		return 2;
+		return 1;
 	if (serve_read_arguments(argc, argv, false) != 0)
-		return 2;
+		return 1;
 	if (settings.listeners == 0)
 		(void)opt_listen("8443", true);
 	if (settings.services == 0)
@@ -14784,7 +15014,7 @@ serve_read_settings(int argc, char **argv)
 		if (!settings.service[i].has_ack)
 			settings.service[i].ack_sent = settings.ack_sent;
 	why = serve_check();
-	return why ? say(2, "%s", why) : 0;
+	return why ? serve_cannot("%s", why) : 0;
 }
 
 /* ----- 36. Memory --------------------------------------------------------
@@ -14986,22 +15216,6 @@ serve_place(void)
  * again.
  */
 
-static int serve_cannot(const char *format, ...)
-    __attribute__((format(printf, 1, 2)));
-
-static int
-serve_cannot(const char *format, ...)
-{
-	struct out o = out_to(refusal, sizeof refusal - 1);
-	va_list ap;
-
-	va_start(ap, format);
-	out_format(&o, format, ap);
-	va_end(ap);
-	refusal[o.n] = '\0';
-	return 1;
-}
-
 /* What newcomers inherit from the listener costs no call of their own. */
 static int
 serve_set_listener(int fd, const struct sockaddr *to, socklen_t to_n)
@@ -15142,13 +15356,14 @@ manager_take_sockets(void)
 	return 0;
 }
 
-/* What was passed stands in for what the options say, at each reading. */
+/* What was passed stands in for what the options say, at each reading.
+ * --metrics keeps its row. */
 static void
 manager_stand_in(void)
 {
 	if (manager.listeners > 0) {
 		memcpy(settings.listen, manager.listen,
-		    sizeof settings.listen);
+		    sizeof manager.listen);
 		settings.listeners = manager.listeners;
 	}
 	if (manager.push >= 0)
@@ -15401,9 +15616,12 @@ serve_watch_signals(void)
 static void
 serve_warn_unreadable(const char *path)
 {
+	struct log_room room;
+
 	if (path && access(path, R_OK) < 0)
-		log_event(LOG_LEVEL_WARN, "key", "path=%s why=\"user %s "
-		    "cannot read it, a reload will fail\"", path, serve.user);
+		log_event(LOG_LEVEL_WARN, "key", "path=%s user=%s why=\"it "
+		    "cannot be read by this user, a reload will fail\"",
+		    log_quote(&room, text_of(path)), serve.user);
 }
 
 static int
@@ -15483,8 +15701,9 @@ serve_acquire(void)
 {
 	if (serve_certificate() != 0 || serve_token_keys() != 0)
 		return 1;
-	for (u32 i = 0; i < settings.listeners; i++)
-		if (serve_listen(&settings.listen[i]) != 0)
+	for (u32 i = 0; i <= LISTEN_METRICS; i++)
+		if (listener_is_used(i) &&
+		    serve_listen(&settings.listen[i]) != 0)
 			return 1;
 	return serve_bind_push();
 }
@@ -15495,6 +15714,7 @@ serve_acquire_patiently(void)
 {
 	int64_t until = sys_clock_ms(CLOCK_MONOTONIC) +
 	    settings.wait * INT64_C(1000);
+	struct log_room room;
 	bool said = false;
 
 	while (serve_acquire() != 0) {
@@ -15505,8 +15725,9 @@ serve_acquire_patiently(void)
 		if (now >= until)
 			return 1;
 		if (!said)
-			log_event(LOG_LEVEL_WARN, "waiting", "why=\"%s\" "
-			    "for=%us", refusal, settings.wait);
+			log_event(LOG_LEVEL_WARN, "waiting", "why=%s for=%us",
+			    log_quote(&room, text_of(refusal)),
+			    settings.wait);
 		said = true;
 		poll(&p, 1, (int)min_size(1000, (size_t)(until - now)));
 		if (p.revents && read(srv.signals, &info, sizeof info) > 0 &&
@@ -15525,11 +15746,28 @@ serve_arm(void)
 	if (err == 0)
 		err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, srv.signals,
 		    EPOLLIN, LOOP_SIGNAL);
-	for (u32 i = 0; i < settings.listeners && err == 0; i++)
-		err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD,
-		    settings.listen[i].fd, EPOLLIN, LOOP_LISTENER + i);
+	for (u32 i = 0; i <= LISTEN_METRICS && err == 0; i++)
+		if (listener_is_used(i))
+			err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD,
+			    settings.listen[i].fd, EPOLLIN, LOOP_LISTENER + i);
 	srv.listening = true;
 	return err == 0 ? 0 : serve_cannot("epoll: %s", strerror(-err));
+}
+
+static void
+serve_say_listener(struct out *o, const char *word, const struct listener *l)
+{
+	struct sockaddr_storage a;
+	socklen_t n = sizeof a;
+	struct conn c = { 0 };
+	char text[64];
+
+	if (getsockname(l->fd, (struct sockaddr *)&a, &n) < 0)
+		return;
+	conn_set_peer(&c, &a);
+	conn_peer(text, &c);
+	out_text(o, word);
+	out_text(o, text);
 }
 
 /* The one line that scripts wait for. */
@@ -15538,23 +15776,17 @@ serve_say_ready(void)
 {
 	char line[1024];
 	struct out o = out_to(line, sizeof line);
+	const struct listener *l = settings.listen;
 
 	out_text(&o, "wspush: ready");
-	for (u32 k = 0; k < settings.listeners * 2; k++) {
-		const struct listener *l =
-		    &settings.listen[k % settings.listeners];
-		struct sockaddr_storage a;
-		socklen_t n = sizeof a;
-		struct conn c = { 0 };
-		char text[64];
-
-		if (l->tls != (k < settings.listeners) ||
-		    getsockname(l->fd, (struct sockaddr *)&a, &n) < 0)
-			continue;
-		conn_set_peer(&c, &a);
-		conn_peer(text, &c);
-		out_print(&o, l->tls ? " wss=%s" : " ws=%s", text);
-	}
+	for (u32 i = 0; i < settings.listeners; i++)
+		if (l[i].tls)
+			serve_say_listener(&o, " wss=", &l[i]);
+	for (u32 i = 0; i < settings.listeners; i++)
+		if (!l[i].tls)
+			serve_say_listener(&o, " ws=", &l[i]);
+	if (listener_is_used(LISTEN_METRICS))
+		serve_say_listener(&o, " metrics=", &l[LISTEN_METRICS]);
 	out_print(&o, " push=%s\n", settings.push_path);
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
@@ -15574,8 +15806,9 @@ serve_stop(void)
 	manager_notify("STOPPING=1");
 	srv.stopping = true;
 	srv.stop_at = srv.now + 1000;
-	for (u32 i = 0; i < settings.listeners; i++)
-		close(settings.listen[i].fd);
+	for (u32 i = 0; i <= LISTEN_METRICS; i++)
+		if (listener_is_used(i))
+			close(settings.listen[i].fd);
 	srv.listening = false;
 	serve_unlink_push();
 	(void)push_drain();
@@ -15705,6 +15938,16 @@ serve_reload_certificate(const struct settings *new)
 }
 
 static void
+serve_log_why(const char *event)
+{
+	struct log_room room;
+
+	log_event(LOG_LEVEL_ERROR, event, "why=%s",
+	    log_quote(&room, text_of(refusal)));
+}
+
+/* What cannot be read keeps its old value. */
+static void
 serve_reload(void)
 {
 	static struct settings old;
@@ -15714,8 +15957,7 @@ serve_reload(void)
 	manager_notify_reload();
 	old = new = settings;
 	if (serve_read_settings(serve.argc, serve.argv) != 0) {
-		log_event(LOG_LEVEL_ERROR, "reload",
-		    "why=\"bad settings, the old ones stay\"");
+		serve_log_why("reload");
 		settings = old;
 		log_to.level = level;
 	} else {
@@ -15727,9 +15969,9 @@ serve_reload(void)
 		serve_file_now = serve_file_next;
 	}
 	if (serve_token_keys() != 0)
-		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", refusal);
+		serve_log_why("reload");
 	if (serve_reload_certificate(&new) < 0)
-		log_event(LOG_LEVEL_ERROR, "reload", "why=\"%s\"", refusal);
+		serve_log_why("reload");
 	else
 		log_event(LOG_LEVEL_INFO, "reloaded", "cert_days=%d",
 		    serve_has_tls() ? tls_cert_days() : 0);
@@ -15814,8 +16056,6 @@ serve_start(void)
 static int
 serve_command(int argc, char **argv)
 {
-	int status;
-
 	for (int i = 1; i < argc; i++)
 		if (strcmp(argv[i], "--help") == 0) {
 			serve_usage();
@@ -15823,9 +16063,8 @@ serve_command(int argc, char **argv)
 		}
 	serve.argc = argc;
 	serve.argv = argv;
-	status = serve_read_settings(argc, argv);
-	if (status != 0)
-		return status;
+	if (serve_read_settings(argc, argv) != 0)
+		return say(2, "%s", refusal);
 	serve_file_now = serve_file_next;
 	if (serve.check)
 		return serve_only_check();
@@ -15833,7 +16072,11 @@ serve_command(int argc, char **argv)
 		return serve_print_memory();
 	if (serve.syslog)
 		log_to.syslog = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	return serve_start() != 0 ? say(1, "%s", refusal) : serve_run();
+	if (serve_start() == 0)
+		return serve_run();
+	if (log_to.syslog >= 0)
+		serve_log_why("start");
+	return say(1, "%s", refusal);
 }
 
 /* ----- 39. Client --------------------------------------------------------

@@ -80,12 +80,39 @@ def test_the_directory_in_an_empty_run_is_made(serve, tmp_path):
     server.ok("ping")
 
 
+def test_the_state_directory_is_made_with_those_above_it(serve, tmp_path):
+    state = tmp_path / "var" / "lib" / "wspush"
+    server = serve("--state", state)
+    assert server.client(tls=True)
+    assert (state / "key.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_of_the_push_path_only_its_own_directory_is_made(tmp_path):
+    """A mistyped /rnu is an error, not a directory of the root."""
+    path = tmp_path / "rnu" / "wspush" / "push.sock"
+    status, [line] = wsp.fails("--listen-plain", "127.0.0.1:0", "--push", path)
+    assert status == 1
+    assert line == (f"wspush: cannot make {path.parent}: No such file or "
+                    "directory")
+    assert not (tmp_path / "rnu").exists()
+
+
+def test_a_state_directory_below_a_file_is_one_line_and_exit_1(
+        push, tmp_path):
+    (tmp_path / "file").write_text("")
+    state = tmp_path / "file" / "a" / "b"
+    status, [line] = wsp.fails("--listen", "127.0.0.1:0", "--state", state,
+                               *push)
+    assert status == 1
+    assert line == f"wspush: {state}/cert.pem cannot be read: Not a directory"
+
+
 class Waiting:
     """A server that cannot start yet."""
 
-    def __init__(self, *options, seconds=60):
+    def __init__(self, *options, seconds=60, words=(wsp.BINARY,)):
         self.process = subprocess.Popen(
-            [wsp.BINARY, "serve", "--wait", str(seconds), *map(str, options)],
+            [*words, "serve", "--wait", str(seconds), *map(str, options)],
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def read(self):
@@ -129,6 +156,78 @@ def test_a_certificate_that_comes_later_is_waited_for(push, tmp_path):
         assert "test.crt" in server.read()
         wsp.make_certificate(tmp_path, days=300)
         # Certificate and key do not come at one time: that is waited for too.
+        assert server.read().startswith("wspush: ready ")
+        assert server.stop()[0] == 0
+
+
+def test_a_port_that_stays_taken_is_one_line_and_exit_1_in_the_end(push):
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        with Waiting("--listen-plain", f"127.0.0.1:{port}", *push,
+                     seconds=2) as server:
+            assert " warn waiting why=" in server.read()
+            assert f"cannot listen on 127.0.0.1:{port}" in server.read()
+            assert server.process.wait(wsp.PATIENCE) == 1
+            assert server.read() == ""
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A server in a network of its own, that has nothing but loopback and
+    not even that before `up`; and a way to run others in it."""
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True,
+                      check=False).returncode:
+        pytest.skip("no network namespaces here")
+
+    def script(before=""):
+        path = tmp_path / "alone"
+        path.write_text("#!/bin/sh\nexec unshare -n sh -c '" + before +
+                        f"exec \"$@\"' sh {wsp.BINARY} \"$@\"\n")
+        path.chmod(0o755)
+        return str(path)
+
+    def inside(process, *command):
+        return subprocess.run(
+            ["nsenter", "-n", "-t", str(process.pid), *map(str, command)],
+            capture_output=True, check=True, timeout=wsp.PATIENCE).stdout
+    return script, inside
+
+
+def test_without_any_network_it_starts_and_serves_when_there_is_one(
+        push, alone):
+    script, inside = alone
+    with Waiting("--listen-plain", "8080", "--metrics", "9100", *push,
+                 words=[script()]) as server:
+        assert server.read().startswith("wspush: ready ")
+        inside(server.process, wsp.BINARY, "ping", "-s", push[1])
+        inside(server.process, "ip", "link", "set", "lo", "up")
+        for port in (8080, 9100):
+            assert inside(server.process, "curl", "-sS",
+                          f"http://127.0.0.1:{port}/healthz") == b"ok\n"
+        assert server.stop()[0] == 0
+
+
+def test_an_address_that_no_interface_has_yet_is_waited_for(push, alone):
+    script, inside = alone
+    with Waiting("--listen-plain", "192.0.2.1:8080", *push,
+                 words=[script("ip link set lo up && ")]) as server:
+        assert "cannot listen on 192.0.2.1:8080" in server.read()
+        inside(server.process, "ip", "addr", "add", "192.0.2.1/24", "dev",
+               "lo")
+        assert server.read() == ("wspush: ready ws=192.0.2.1:8080 push="
+                                 f"{push[1]}")
+        assert server.stop()[0] == 0
+
+
+def test_a_state_directory_that_is_mounted_later_is_waited_for(
+        push, state):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    with Waiting("--listen", "127.0.0.1:0", "--state", state,
+                 *push) as server:
+        assert "Read-only file system" in server.read()
+        subprocess.run(["mount", "-o", "remount,rw", state], check=True)
+        assert " certificate state=made " in server.read()
         assert server.read().startswith("wspush: ready ")
         assert server.stop()[0] == 0
 

@@ -368,7 +368,7 @@ def test_help_serve_names_every_option():
             queue-messages queue-bytes overflow store-bytes max-message
             max-inbound send-buffer session-ttl ping-interval pong-timeout
             handshake-timeout ack no-page no-sandbox wait
-            memory check log-level""".split():
+            memory check log-level metrics syslog""".split():
         assert f"--{name}" in out, name
 
 

@@ -49,7 +49,8 @@ def counted(serve, interposer, tmp_path):
     file = tmp_path / "counters"
     file.write_bytes(bytes(8 * len(NAMES)))
     server = serve("--service", MAIN, "--service", "echo=echo",
-                   binary=BINARY, env={"LD_PRELOAD": str(interposer),
+                   "--metrics", "127.0.0.1:0", binary=BINARY,
+                   env={"LD_PRELOAD": str(interposer),
                         "COUNT_ALLOC": str(file)})
 
     def read():
@@ -93,6 +94,9 @@ def use(server, tls):
     server.refused("unknown-socket", f"send /services/{MAIN}-s-absent", "x")
     server.rows("$g:[1,2]")
     server.stats()
+    scrape = wsp.Raw(server.metrics).send(request("/metrics", upgrade=False))
+    assert scrape.response().status == 200
+    scrape.close_socket()
     for got in server.fence(raw, *volatile):
         assert len(got) in (3, 4)
     assert server.ok("abort /services/echo").count in (0, 1)
@@ -137,7 +141,8 @@ def test_memory_does_not_grow_with_use(serve):
     """Also for binaries that cannot be interposed."""
     if sanitized(BINARY):
         pytest.skip("a sanitizer maps what it likes")
-    server = serve("--service", MAIN, "--service", "echo=echo", binary=BINARY)
+    server = serve("--service", MAIN, "--service", "echo=echo", "--metrics",
+                   "127.0.0.1:0", binary=BINARY)
     mapped = maps(server)
     for tls in (False, True):
         use(server, tls)

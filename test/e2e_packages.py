@@ -108,6 +108,31 @@ def test_mandoc_has_nothing_to_say_about_the_man_page():
                TOOLS / "wspush.1") == ""
 
 
+def test_the_readme_names_every_verb_and_every_option():
+    page = (wsp.ROOT / "README.md").read_text()
+    for option in re.findall(r"^  (--[a-z-]+)",
+                             run(wsp.BINARY, "serve", "--help"), re.M):
+        assert re.search(rf"`[^`]*{option}\b", page), option
+    for verb in re.findall(r"^  ([a-z]+)", run(wsp.BINARY, "help"), re.M):
+        assert re.search(rf"`(wspush )?{verb}\b", page), verb
+
+
+def test_what_the_readme_shows_is_there():
+    page = (wsp.ROOT / "README.md").read_text()
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
+    assert shown and all((wsp.ROOT / name).is_file() for name in shown)
+
+
+def test_the_readme_is_right_about_the_memory():
+    if run("uname", "-m") != "x86_64\n":
+        pytest.skip("the figures are those of x86-64")
+    page = (wsp.ROOT / "README.md").read_text()
+    [total] = re.findall(r"\| reserved in all \| ([0-9,]+) \|", page)
+    real = re.search(r"^reserved in all +(\d+)$",
+                     run(wsp.BINARY, "serve", "--memory"), re.M)[1]
+    assert abs(int(total.replace(",", "")) / int(real) - 1) < 0.1, real
+
+
 def test_the_man_page_names_every_verb_and_every_option():
     page = (TOOLS / "wspush.1").read_text()
     known = set(re.findall(r"Fl -([a-z-]+)", page))

@@ -128,6 +128,18 @@ def test_what_does_not_fit_its_name_is_one_line_and_exit_1(
     assert line.startswith("wspush: ") and says in line
 
 
+def test_sockets_that_were_passed_leave_metrics_its_listener(
+        serve, launcher):
+    server = serve("--metrics", "127.0.0.1:0", binary=launcher("ws=listening"))
+    raw = wsp.Raw(server.metrics)
+    raw.send(wsp.request("/metrics", upgrade=False))
+    assert raw.response().status == 200
+    raw.close_socket()
+    server.kick(signal.SIGHUP)
+    server.wait_log("reloaded")
+    assert not any("restart" in line for line in server.log)
+
+
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
 def test_the_manager_is_told_of_ready_reload_and_stop(
         serve, tmp_path, abstract):

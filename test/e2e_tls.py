@@ -397,7 +397,7 @@ def test_a_file_that_is_cut_short_is_one_sentence_and_exit_1(tmp_path):
 def test_an_expired_certificate_is_served_with_a_warning(serve):
     server = serve("--cert", PEM / "chain-leaf-expired.crt", "--key",
                    PEM / "chain-leaf.key")
-    server.wait_log("warn certificate expired path=.*chain-leaf-expired")
+    server.wait_log("certificate state=expired path=.*chain-leaf-expired")
     server.open(tls=True).heartbeat()
     assert server.stats()["cert_days"] == 0
 
@@ -408,7 +408,7 @@ def test_stats_count_the_days_and_below_thirty_there_is_a_warning(
     cert, key = make_certificate(tmp_path, days=days)
     server = serve("--cert", cert, "--key", key)
     assert server.stats()["cert_days"] in (days - 1, days)
-    assert any("expires soon" in line for line in server.log) == warned
+    assert any("state=ending" in line for line in server.log) == warned
 
 
 def hup(server, pattern=" reloaded "):

@@ -1248,7 +1248,7 @@ static void
 game_count(void)
 {
 	seen.turns += (u64)turn;
-#define X(name) seen.server.name += srv.queues.total.name;
+#define X(name, help) seen.server.name += srv.queues.total.name;
 	COUNTERS(X)
 #undef X
 }
@@ -1259,7 +1259,7 @@ say_what_was_seen(void)
 	print_message("%llu turns, %llu answers, %llu Pings, %llu Closes\n",
 	    (unsigned long long)seen.turns, (unsigned long long)seen.answers,
 	    (unsigned long long)seen.pings, (unsigned long long)seen.closes);
-#define X(name)                                                               \
+#define X(name, help)                                                         \
 	print_message("%llu " #name "\n",                                     \
 	    (unsigned long long)seen.server.name);
 	COUNTERS(X)

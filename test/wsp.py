@@ -42,6 +42,10 @@ PATIENCE = float(os.environ.get("WSPUSH_PATIENCE", "10"))
 TEXT, BINARY_FRAME, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 MAIN = "main_ws_service"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # the example of RFC 6455, 1.3
+# One line per event: a level, a constant word, and key=value (logfmt).
+LOGFMT = re.compile(r"wspush: (ready|(error|warn|info|debug) [a-z-]+)"
+                    r"""( [a-z_]+=("([^"\\\x00-\x1f]|\\x[0-9a-f]{2})*"|"""
+                    r"""[^" \x00-\x1f]+))*""")
 SANITIZER = re.compile(r"Sanitizer|runtime error:|==\d+==")
 
 
@@ -590,11 +594,12 @@ class Server:
     def read_ready(self):
         line = self.wait_log(r"^wspush: ready ", patience=3 * PATIENCE)
         match = re.fullmatch(r"wspush: ready((?: wss=\S+)*)((?: ws=\S+)*)"
-                             r"(?: \S+=\S+)*? push=(\S+)", line)
+                             r"(?: metrics=(\S+))? push=(\S+)", line)
         assert match, f"not the promised ready line: {line!r}"
         self.wss = [address_of(word[4:]) for word in match[1].split()]
         self.ws = [address_of(word[3:]) for word in match[2].split()]
-        self.path = match[3]
+        self.metrics = match[3] and address_of(match[3])
+        self.path = match[4]
         self.sender = Push(self.path)
 
     # ways in
@@ -722,6 +727,9 @@ class Server:
         text = "\n".join(line for line in self.log if line is not None)
         assert not SANITIZER.search(text), text
         assert self.may_be_refused or "warn sandbox call=" not in text, text
+        for line in text.split("\n"):
+            assert not line.startswith("wspush: ") or LOGFMT.fullmatch(
+                line), f"not logfmt: {line!r}"
 
     def kick(self, number):
         self.process.send_signal(number)
