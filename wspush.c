@@ -3583,6 +3583,34 @@ gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at, u32 n,
 	gather_add(g, end, 1);
 }
 
+/* Counts the finished frames from entry sent + at on that lie one behind the
+ * other in the store too, up to `room` bytes; *p, *n is where they lie. */
+static u32
+queue_run(const struct queues *t, u32 i, u32 at, u32 limit, size_t room,
+    const u8 **p, size_t *n)
+{
+	const struct entry *e = queue_entry(t, i, t->queue[i].sent + at);
+	const struct entry *end = &t->ring[((size_t)i + 1) * t->cap];
+	u32 next = t->store.row[e->message & ~ENTRY_COUNTED].place, count = 0;
+	size_t total = 0;
+
+	*p = t->store.bytes + next;
+	while (at + count < limit && total < room) {
+		const struct message *m = &t->store.row[e->message &
+		    ~ENTRY_COUNTED];
+
+		if (m->form != FORM_FRAME || m->place != next)
+			break;
+		next += m->n;
+		total += m->n;
+		count++;
+		if (++e == end)
+			e -= t->cap;
+	}
+	*n = total;
+	return count;
+}
+
 /* Gathers the stream of queue i from byte `done` on: at most `limit` entries
  * and `room` bytes. */
 static void
@@ -3593,16 +3621,16 @@ queue_gather(struct gather *g, const struct queues *t, u32 i, u32 limit,
 	g->skip = done;
 	g->room = room;
 	for (u32 at = 0; at < limit && g->room > 0;) {
-		const struct message *m = queue_row(t, i,
-		    t->queue[i].sent + at);
-		size_t payload;
-		u32 n = 1;
+		const u8 *p;
+		size_t bytes;
+		u32 n = queue_run(t, i, at, limit, g->skip + g->room, &p,
+		    &bytes);
 
-		if (m->form == FORM_FRAME) {
-			gather_add(g, t->store.bytes + m->place, m->n);
+		if (n > 0) {
+			gather_add(g, p, bytes);
 		} else {
-			n = queue_unit(t, i, at, limit, &payload);
-			gather_batch(g, t, i, at, n, payload);
+			n = queue_unit(t, i, at, limit, &bytes);
+			gather_batch(g, t, i, at, n, bytes);
 		}
 		at += n;
 	}
@@ -3642,25 +3670,27 @@ queue_pop_written(struct queues *t, u32 i, u32 limit, size_t done, u64 *last)
 {
 	struct queue *q = &t->queue[i];
 	const struct entry *ring = &t->ring[(size_t)i * t->cap];
-	u32 place = q->first, popped = 0, number = 0;
+	u32 place = q->first, popped = 0, number = 0, bytes = 0;
 
 	while (popped < limit) {
-		struct message *m = &t->store.row[ring[place].message &
-		    ~ENTRY_COUNTED];
+		struct entry e = ring[place];
+		struct message *m = &t->store.row[e.message & ~ENTRY_COUNTED];
 
-		if (ring[place].message & ENTRY_COUNTED ||
-		    m->form != FORM_FRAME || done < m->n)
+		if (e.message & ENTRY_COUNTED || m->form != FORM_FRAME ||
+		    done < m->n)
 			break;
 		done -= m->n;
-		q->bytes -= m->body;
-		number = ring[place].number;
+		bytes += m->body;
+		number = e.number;
 		if (--m->holds == 0)
-			store_release(&t->store, ring[place].message);
-		place = place + 1 == t->cap ? 0 : place + 1;
+			store_release(&t->store, e.message);
+		if (++place == t->cap)
+			place = 0;
 		popped++;
 	}
 	if (popped == 0)
 		return done;
+	q->bytes -= bytes;
 	*last = q->next_number - (u32)((u32)q->next_number - number);
 	t->total.delivered += popped;
 	q->count = (u16)(q->count - popped);
