@@ -3452,10 +3452,13 @@ queue_put(struct queues *t, u32 i, u32 row, bool counted)
 {
 	struct queue *q = &t->queue[i];
 	struct message *m = &t->store.row[row];
+	u32 place = (u32)q->first + q->count;
 
 	assert(q->count < t->cap);
+	if (place >= t->cap)
+		place -= t->cap;
 	q->count++;
-	*queue_entry(t, i, q->count - 1u) = (struct entry){
+	t->ring[(size_t)i * t->cap + place] = (struct entry){
 		.message = row | (counted ? ENTRY_COUNTED : 0),
 		.number = (u32)q->next_number++ };
 	q->bytes += m->body;
@@ -10244,7 +10247,7 @@ sending_full(struct sending *s, u32 sock)
 
 /* Makes room in a queue that has none, or where a key replaces.  False:
  * making room in the store has changed this queue, and it takes no more. */
-static bool
+static __attribute__((noinline)) bool
 sending_make_room(struct sending *s, u32 sock)
 {
 	u32 drops = srv.queues.drops[sock];
@@ -10260,25 +10263,31 @@ sending_make_room(struct sending *s, u32 sock)
 	return true;
 }
 
+/* Puts the message into the queues of n sockets. */
 static void
-sending_put(struct sending *s, u32 sock, bool counted)
+sending_put(struct sending *s, const u32 *rows, u32 n, bool counted)
 {
-	struct conn *c = service_conn(sock);
+	for (u32 k = 0; k < n; k++) {
+		u32 sock = rows[k];
+		struct conn *c = service_conn(sock);
 
-	if ((s->a.key.n > 0 || !queue_has_room(&srv.queues, sock,
-	    s->a.body)) && !sending_make_room(s, sock)) {
-		s->full++;
-		return;
-	}
-	queue_put(&srv.queues, sock, s->message, counted);
-	if (c) {
+		if (!sock_is_used(&srv.sockets, sock))
+			continue;
+		if ((s->a.key.n > 0 || !queue_has_room(&srv.queues, sock,
+		    s->a.body)) && !sending_make_room(s, sock)) {
+			s->full++;
+			continue;
+		}
+		queue_put(&srv.queues, sock, s->message, counted);
+		if (!c) {
+			s->away++;
+			continue;
+		}
 		s->open++;
 		if (s->few)
 			conn_mark_urgent(c);
 		else
 			conn_mark_dirty(c);
-	} else {
-		s->away++;
 	}
 }
 
@@ -10478,7 +10487,7 @@ retained_offer(u32 sock, const bool *had)
 
 		if ((!had || !had[i]) && sock_is_used(&srv.sockets, sock) &&
 		    retained_matches(v, sock) && sending_fits(&s, sock))
-			sending_put(&s, sock, false);
+			sending_put(&s, &sock, 1, false);
 	}
 }
 
@@ -11779,7 +11788,9 @@ sending_admit(struct sending *s, u32 count)
 	for (u32 k = 0; k < count; k++) {
 		u32 sock = srv.selected[k];
 
-		if (sending_fits(s, sock)) {
+		if ((srv.queues.store.mortal == 0 &&
+		    queue_has_room(&srv.queues, sock, s->a.body)) ||
+		    sending_fits(s, sock)) {
 			srv.selected[fit++] = sock;
 			continue;
 		}
@@ -11931,9 +11942,7 @@ asking_send(struct asking *q)
 	if (waiter)
 		asking_wait(q, waiter, s.message);
 	s.few = fit <= SENDING_FEW;
-	for (u32 k = 0; k < fit; k++)
-		if (sock_is_used(&srv.sockets, srv.selected[k]))
-			sending_put(&s, srv.selected[k], waiter != NULL);
+	sending_put(&s, srv.selected, fit, waiter != NULL);
 	if (waiter)
 		waiter->count = s.open + s.away;
 	if (count > 0 && s.open + s.away == 0) {
