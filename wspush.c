@@ -3481,6 +3481,7 @@ struct gather {
 	size_t spans;
 	size_t bytes;
 	size_t skip, room;    /* bytes still to leave out, to take */
+	bool is_full;         /* of spans or heads: there is more */
 	u8 head[GATHER_SPANS][FRAME_HEAD_MAX + 1];
 	u32 heads;
 };
@@ -3547,6 +3548,7 @@ gather_add(struct gather *g, const u8 *p, size_t n)
 		g->span[g->spans++] = (struct iovec){
 			.iov_base = (void *)(uintptr_t)p, .iov_len = n };
 	} else {
+		g->is_full = true;
 		g->room = 0;
 		return;
 	}
@@ -3574,6 +3576,7 @@ gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at, u32 n,
 	size_t head_n;
 
 	if (g->heads == COUNT(g->head)) {
+		g->is_full = true;
 		g->room = 0;
 		return;
 	}
@@ -3621,6 +3624,7 @@ queue_gather(struct gather *g, const struct queues *t, u32 i, u32 limit,
     size_t done, size_t room)
 {
 	g->spans = g->bytes = g->heads = 0;
+	g->is_full = false;
 	g->skip = done;
 	g->room = room;
 	for (u32 at = 0; at < limit && g->room > 0;) {
@@ -8582,7 +8586,7 @@ conn_copy_stream(const struct conn *c, u8 *to, size_t from, size_t room)
 			memcpy(to + n, g.span[i].iov_base, g.span[i].iov_len);
 			n += g.span[i].iov_len;
 		}
-	} while (n < room && g.bytes > 0);
+	} while (n < room && g.is_full);
 	return n;
 }
 
@@ -8593,21 +8597,21 @@ static size_t
 conn_seal_stream(const struct conn *c, size_t room, size_t *plain)
 {
 	const struct record_keys *k = &srv.keys[conn_slot(c)];
-	size_t total = 0;
+	size_t total = 0, part, want;
 	u64 seq = k->out_seq;
 
 	*plain = 0;
-	while (*plain < room) {
+	do {
 		u8 *to = srv.scratch_out + total;
-		size_t part = conn_copy_stream(c, to + record_head(k->suite),
-		    c->done + *plain, min_size(room - *plain, STREAM_RECORD));
 
-		if (part == 0)
-			break;
-		total += record_seal(tls_aead(), k, seq++, RECORD_DATA, to,
-		    part);
+		want = min_size(room - *plain, STREAM_RECORD);
+		part = conn_copy_stream(c, to + record_head(k->suite),
+		    c->done + *plain, want);
+		if (part > 0)
+			total += record_seal(tls_aead(), k, seq++,
+			    RECORD_DATA, to, part);
 		*plain += part;
-	}
+	} while (part == want && *plain < room);
 	return total;
 }
 
