@@ -8547,7 +8547,8 @@ conn_advance(struct conn *c, size_t n)
 	    &c->sent_number);
 }
 
-/* Writes some of the stream in plain.  False: the rest has to wait. */
+/* Writes some of the stream in plain, no more than the kernel takes at once
+ * (it doubles SO_SNDBUF).  False: the rest has to wait. */
 static bool
 conn_stream_plain(struct conn *c)
 {
@@ -8555,7 +8556,8 @@ conn_stream_plain(struct conn *c)
 	ssize_t n;
 
 	queue_gather(&g, &srv.queues, c->sock,
-	    queue_limit(&srv.queues, c->sock), c->done, CONN_TURN_BYTES);
+	    queue_limit(&srv.queues, c->sock), c->done,
+	    min_size(2 * settings.send_buffer, CONN_TURN_BYTES));
 	if (g.spans == 1)
 		n = sys_send(c->fd, g.span[0].iov_base, g.span[0].iov_len, 0);
 	else
