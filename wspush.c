@@ -13226,7 +13226,7 @@ helper_stop(void)
  */
 
 /* Datagrams and bytes taken at once; then clients get their turn. */
-#define PUSH_BUDGET       64
+#define PUSH_BUDGET       128
 #define PUSH_BUDGET_BYTES 65536
 
 static void
@@ -13283,13 +13283,14 @@ push_handle(size_t n, size_t full_n, const struct sockaddr_un *from,
 		push_log_refusal(&q, who);
 }
 
-/* Takes what is there, up to the budget.  True: the budget ended it. */
-static bool
-push_drain(void)
+/* Takes what is there, up to the budget, and returns how many it took. */
+static u32
+push_drain(u32 budget)
 {
 	size_t bytes = 0;
+	u32 k;
 
-	for (u32 k = 0; k < PUSH_BUDGET && bytes < PUSH_BUDGET_BYTES; k++) {
+	for (k = 0; k < budget && bytes < PUSH_BUDGET_BYTES; k++) {
 		struct sockaddr_un from;
 		socklen_t from_n;
 		struct ucred who;
@@ -13297,12 +13298,12 @@ push_drain(void)
 		    srv.push_size, &from, &from_n, &who);
 
 		if (n < 0)
-			return false;
+			break;
 		push_handle(min_size((size_t)n, srv.push_size), (size_t)n,
 		    &from, from_n, &who);
 		bytes += (size_t)n;
 	}
-	return true;
+	return k;
 }
 
 /* Answers the senders whose message has met its fate, or whose time is up. */
@@ -13755,7 +13756,7 @@ sandbox_enter(void)
 /* ----- 34. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
- * push socket again, for its senders were waiting to refill it; then who is
+ * push socket again, if its senders may have refilled it; then who is
  * owed something is written to, those few first whose message goes to few,
  * the others in slices, between which the push socket is looked at; then
  * deadlines; and the dead are freed.
@@ -13878,11 +13879,12 @@ loop_event(const struct epoll_event *ev)
 }
 
 /* Everybody who is owed something now, in slices.  Who comes on the list
- * meanwhile waits for the next turn. */
+ * meanwhile waits for the next turn.  The looks at the push socket have one
+ * budget together: a flood to thousands must not hold up newcomers. */
 static void
 loop_flush(void)
 {
-	u32 left = srv.dirties;
+	u32 left = srv.dirties, budget = PUSH_BUDGET;
 
 	conn_flush_urgent();
 	while (left > 0) {
@@ -13891,7 +13893,7 @@ loop_flush(void)
 		conn_flush_dirty(slice);
 		left -= slice;
 		if (left > 0)
-			(void)push_drain();
+			budget -= push_drain(budget);
 		conn_flush_urgent();
 	}
 }
@@ -13902,17 +13904,18 @@ loop_turn(void)
 	struct epoll_event ev[LOOP_EVENTS];
 	int n = sys_epoll_wait(srv.epoll, ev, LOOP_EVENTS, loop_timeout());
 	bool pushed = false;
+	u32 taken = 0;
 
 	srv.now = sys_clock_ms(CLOCK_MONOTONIC);
 	srv.handshakes_left = LOOP_HANDSHAKES;
 	for (int i = 0; i < n; i++)
 		pushed |= ev[i].data.u64 == LOOP_PUSH;
 	if (pushed)
-		(void)push_drain();
+		taken = push_drain(PUSH_BUDGET);
 	for (int i = 0; i < n; i++)
 		loop_event(&ev[i]);
-	if (pushed)
-		(void)push_drain();
+	if (taken > 1 || (pushed && n > 1))
+		(void)push_drain(PUSH_BUDGET);
 	loop_flush();
 	conn_deadlines();
 	service_sessions();
@@ -15479,7 +15482,7 @@ serve_stop(void)
 			close(settings.listen[i].fd);
 	srv.listening = false;
 	serve_unlink_push();
-	(void)push_drain();
+	(void)push_drain(PUSH_BUDGET);
 	sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, srv.push, 0, 0);
 }
 
