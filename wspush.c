@@ -1059,12 +1059,14 @@ json_span(const struct json_token *t, struct str text)
 	return (struct str){ text.p + t->at, t->n };
 }
 
-/* Is that what a string token stands for?  Names are short. */
+/* Is this value a string, and does it stand for the word?  Names are
+ * short. */
 static bool
-json_string_is(struct str quoted, const char *word)
+json_string_is(struct str value, const char *word)
 {
 	char plain[64];
-	int n = json_decode(plain, sizeof plain, quoted);
+	int n = value.p[0] == '"' ? json_decode(plain, sizeof plain, value) :
+	    -1;
 
 	assert(strlen(word) < sizeof plain);
 	return n >= 0 && str_is((struct str){ plain, (size_t)n }, word);
