@@ -9520,12 +9520,13 @@ conn_hello(struct conn *c)
 	}
 	if (n == sizeof head)
 		need += load16(head + 3);
-	if (need > 5 && sys_available(c->fd) < need) {
-		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, need);
+	if (n == sizeof head && need == 5) {
+		/* Waiting for more would not wait: these five are enough. */
+		conn_kill(c, "an empty TLS record"); /* RFC 5246, 6.2.1 */
 		return;
 	}
-	if (need == 5) {
-		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, 5);
+	if (need == 5 || sys_available(c->fd) < need) {
+		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, need);
 		return;
 	}
 	conn_join_line(c);
