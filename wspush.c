@@ -12622,12 +12622,12 @@ handler_line(u32 service, struct str head, const u8 *body, size_t n,
 	if (h->pipe[PIPE_IN] < 0 || h->line_n > 0)
 		return false;
 	out_str(&o, head);
-	if (binary && n < HANDLER_LINE / 2) {
+	if (binary) {
 		out_text(&o, " \"");
+		if ((n + 2) / 3 * 4 > o.cap - o.n)
+			return false;
 		o.n += base64_encode(o.p + o.n, body, n);
 		out_char(&o, '"');
-	} else if (binary) {
-		return false;
 	} else if (body) {
 		out_char(&o, ' ');
 		json_string(&o, (struct str){ (const char *)body, n });
@@ -12638,9 +12638,6 @@ handler_line(u32 service, struct str head, const u8 *body, size_t n,
 	h->line_n = o.n;
 	return handler_flush(service) > 0; /* of half a line the rest follows */
 }
-
-_Static_assert(HANDLER_HEAD + 4 + (HANDLER_LINE / 2 + 2) / 3 * 4 <
-    HANDLER_LINE, "base64 has its room");
 
 /* Gives an event to a service's program.  `body` NULL: it has none.  False:
  * it was dropped. */

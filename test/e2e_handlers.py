@@ -208,13 +208,16 @@ def test_a_line_over_64_kib_is_dropped(run, program):
     lines = program.wait(3)
     assert [len(line) for line in lines[1:]] == [65535, head - 1 + 3]
     assert dropped(server) == 2
-    raw.frame(BINARY_FRAME, b"\xff" * 40000)
-    raw.frame(BINARY_FRAME, b"\xff" * 30000)
+    head = len('message /services/p-s-1 binary ""\n')
+    most = (65536 - head) // 4 * 3
+    raw.frame(BINARY_FRAME, b"\xff" * (most + 1))
+    raw.frame(BINARY_FRAME, b"\xff" * 150000)
+    raw.frame(BINARY_FRAME, b"\xff" * most)
     raw.text("end")
     lines = program.wait(5)
     assert base64.b64decode(json.loads(lines[3].split(" ", 3)[3])) == (
-        b"\xff" * 30000)
-    assert dropped(server) == 3
+        b"\xff" * most)
+    assert dropped(server) == 4
 
 
 # ----- requests -----------------------------------------------------------
