@@ -11797,16 +11797,24 @@ sending_admit(struct sending *s, u32 count)
 	for (u32 k = 0; k < count; k++) {
 		u32 sock = srv.selected[k];
 
-		if ((srv.queues.store.mortal == 0 &&
-		    queue_has_room(&srv.queues, sock, s->a.body)) ||
-		    sending_fits(s, sock)) {
-			srv.selected[fit++] = sock;
+		if ((srv.queues.store.mortal > 0 ||
+		    !queue_has_room(&srv.queues, sock, s->a.body)) &&
+		    !sending_fits(s, sock))
 			continue;
-		}
-		if (sock_is_used(&srv.sockets, sock))
-			sending_full(s, sock);
+		srv.selected[k] = srv.selected[fit];
+		srv.selected[fit++] = sock;
 	}
 	return fit;
+}
+
+/* The others, behind them, feel the policy: when it is known that the
+ * request is not refused for another reason than theirs. */
+static void
+sending_turn_away(struct sending *s, u32 fit, u32 count)
+{
+	for (u32 k = fit; k < count; k++)
+		if (sock_is_used(&srv.sockets, srv.selected[k]))
+			sending_full(s, srv.selected[k]);
 }
 
 static struct waiter *
@@ -11929,6 +11937,7 @@ asking_send(struct asking *q)
 		return;
 	fit = sending_admit(&s, count);
 	if (count > 0 && fit == 0) {
+		sending_turn_away(&s, 0, count);
 		asking_refuse(q, REFUSED_QUEUE_FULL,
 		    "the queues of all selected sockets are full");
 		return;
@@ -11943,6 +11952,7 @@ asking_send(struct asking *q)
 			return;
 		}
 	}
+	sending_turn_away(&s, fit, count);
 	if ((fit > 0 || q->r.retain) && !sending_store(&s, fit)) {
 		asking_refuse(q, REFUSED_NO_ROOM,
 		    "the store is full of messages that may not be dropped");
