@@ -5900,6 +5900,7 @@ log_quote(struct log_room *room, struct str s)
 #define SETTINGS_ALLOWED   64
 #define SETTINGS_TOKEN_KEYS 8
 #define SERVICE_PROTOCOLS  4
+#define SERVICE_PROTOCOL   256 /* bytes of one: service_open() has 512 */
 
 enum handler { HANDLER_MAIN, HANDLER_ECHO, HANDLER_NONE, HANDLER_UNIX,
 	HANDLER_EXEC };
@@ -14249,7 +14250,8 @@ opt_service_option(struct service *s, struct str name, struct str value)
 		if (s->protocols == SERVICE_PROTOCOLS)
 			return "a service has too many protocols";
 		s->protocol[s->protocols++] = value;
-		return value.n > 0 ? NULL : "protocol= needs a name";
+		return value.n > 0 && value.n <= SERVICE_PROTOCOL ? NULL :
+		    "protocol= takes a name of 1 to 256 bytes";
 	}
 	if (str_is(name, "origin")) {
 		if (s->origins == SERVICE_PROTOCOLS)

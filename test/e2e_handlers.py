@@ -356,7 +356,9 @@ def test_a_server_that_is_killed_takes_its_children_along(run, program):
     ("p=unix:" + "x" * 108, "1 to 107 bytes"),
     ("p=exec:" + "x " * 33, "1 to 32 words"),
     ("p=exec:" + "x" * 1024, "1024"), ("p=fork:x", "exec:COMMAND"),
-    ("p=main,auth=1", "unix:PATH"), ("p=exec:cat,auth=2", "only 1")])
+    ("p=main,auth=1", "unix:PATH"), ("p=exec:cat,auth=2", "only 1"),
+    ("p=main,protocol=" + "x" * 257, "1 to 256"),
+    ("p=main,protocol=", "1 to 256")])
 def test_a_bad_handler_is_wrong_usage(service, why):
     status, lines = wsp.fails("--service", service)
     assert status == 2 and why in lines[0], lines
