@@ -5484,7 +5484,13 @@ sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
 		struct cmsghdr align;
 		char room[CMSG_SPACE(sizeof(struct ucred))];
 	} control;
-	struct msghdr m = { .msg_name = from, .msg_namelen = sizeof *from,
+	/* Behind a path of 108 bytes the kernel counts an end for which the
+	 * structure has no room (unix(7)), and takes no such length back. */
+	union {
+		struct sockaddr_un to;
+		char room[sizeof(struct sockaddr_un) + 1];
+	} name = { .to = { 0 } };
+	struct msghdr m = { .msg_name = &name, .msg_namelen = sizeof name.room,
 		.msg_iov = &iov, .msg_iovlen = 1 };
 	ssize_t r;
 
@@ -5497,7 +5503,8 @@ sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
 	do
 		r = recvmsg(fd, &m, MSG_DONTWAIT | MSG_TRUNC);
 	while (r < 0 && errno == EINTR);
-	*from_n = m.msg_namelen;
+	*from = name.to;
+	*from_n = (socklen_t)min_size(m.msg_namelen, sizeof *from);
 	if (who && r >= 0) {
 		struct cmsghdr *c = CMSG_FIRSTHDR(&m);
 
