@@ -11474,6 +11474,10 @@ struct command_text {
 	struct out answer;
 };
 
+_Static_assert(WSP_MAX_LIST >= 8192 && WSP_MAX_LIST + FRAME_HEAD_MAX +
+    2 * RECORD_OVERHEAD_MAX <= WSP_MAX_HTTP_HEAD + RECORD_MAX,
+    "a row fits a reply, and the answers to commands a buffer");
+
 /* The text of a member's value as it was sent, or null. */
 static struct str
 command_raw(const struct command_text *t, int object, const char *name)
