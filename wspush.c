@@ -12791,7 +12791,7 @@ handler_request(u32 service, char *p, size_t n)
 	static struct request r;
 	const char *why = NULL;
 
-	while (n > 0 && strchr(" \t\r", p[n - 1]))
+	while (n > 0 && memchr(" \t\r", p[n - 1], 3))
 		n--;
 	for (; n > 0 && (*p == ' ' || *p == '\t'); n--)
 		p++;

@@ -242,6 +242,7 @@ def test_a_childs_lines_are_requests(run, program):
 
 @pytest.mark.parametrize("line, code", [
     ("frobnicate $x", "unknown-verb"), ('send ack=1 * "x"', "bad-option"),
+    ("ping\0", "bad-request"), ('send * "x"\0', "bad-request"),
     ('send * "x', "bad-request"), ('send * "x" y', "bad-request"),
     ('send * "\\q"', "bad-request"), ('send * "\\ud800"', "bad-request"),
     ('send kind=binary * "?"', "bad-request"), ('send "x"', "bad-target"),
