@@ -1425,7 +1425,7 @@ server_refused(struct held *h, struct str code, struct str why)
 	if (str_is(code, "queue-full") || str_is(code, "denied") ||
 	    (str_is(code, "no-room") && !h->retain)) {
 		if (server.pause_ms == 0 || str_is(code, "denied"))
-			log_event(LOG_WARN, "refused", "code=%.*s; trying on",
+			log_event(LOG_WARN, "refused", "code=%.*s state=again",
 			    (int)code.n, code.p);
 		counters.retried++;
 		h->state = HELD;
@@ -1682,8 +1682,8 @@ incoming_event(struct str all)
 	bool text = str_is(line, "text");
 
 	if (str_is(event, "auth"))
-		log_event(LOG_ERROR, "auth", "a service with auth=1 cannot "
-		    "be the bridge's: nobody is let in");
+		log_event(LOG_ERROR, "auth", "why=\"a service with auth=1 "
+		    "cannot be the bridge's: nobody is let in\"");
 	if (!str_is(event, "message"))
 		return;
 	if (!topic_from(topic, sizeof topic, socket)) {
@@ -1915,9 +1915,9 @@ on_log(struct mosquitto *m, void *x, int level, const char *text)
 {
 	(void)m, (void)x;
 	if (level == MOSQ_LOG_ERR)
-		log_event(LOG_ERROR, "library", "%s", text);
+		log_event(LOG_ERROR, "library", "why=\"%s\"", text);
 	else if (level != MOSQ_LOG_DEBUG)
-		log_event(LOG_DEBUG, "library", "%s", text);
+		log_event(LOG_DEBUG, "library", "why=\"%s\"", text);
 }
 
 static const char *
