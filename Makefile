@@ -63,6 +63,20 @@ need_bearssl = echo '\#include <bearssl.h>' | \
 	    'install gcc libc6-dev libbearssl-dev. Elsewhere: make' \
 	    'BEARSSL=DIRECTORY.' >&2; exit 1; }
 
+# ----- the MQTT bridge: a program of its own, with libmosquitto
+
+MQTT = $(CC) $(CPPFLAGS) $(WSP_CFLAGS) $(CFLAGS)
+
+mqtt: build/wspush-mqtt ## build/wspush-mqtt, the bridge to an MQTT broker
+
+build/wspush-mqtt: tools/mqtt/wspush-mqtt.c Makefile
+	@mkdir -p $(@D)
+	$(MQTT) -o $@ $< $(LDFLAGS) -lmosquitto $(LDLIBS)
+
+build/asan/wspush-mqtt: tools/mqtt/wspush-mqtt.c Makefile
+	@mkdir -p $(@D)
+	gcc $(WSP_CFLAGS) -O1 -g $(SANITIZE) -o $@ $< -lmosquitto
+
 run: ## build, then serve the test page on https://localhost:8443
 	@tools/packages build
 	@$(MAKE) --no-print-directory all
@@ -148,7 +162,7 @@ build/asan/wspush: wspush.c wspush.h build/page.h Makefile
 	    $(BEARSSL_LIBS)
 
 # Both compilers, at the levels that see different things, must be silent.
-SILENT = $(addprefix build/silent/,gcc-O0 gcc-O2 gcc-Os clang-O0 clang-O2)
+SILENT = $(addprefix build/silent/,gcc-O0 gcc-O2 gcc-Os clang-O0 clang-O2 mqtt)
 
 build/silent/%: wspush.c wspush.h build/page.h Makefile
 	@mkdir -p $(@D)
@@ -172,6 +186,12 @@ build/alone: wspush.c wspush.h Makefile
 	@mkdir -p $(@D)
 	cc wspush.c -lbearssl -o $@
 
+build/silent/mqtt: tools/mqtt/wspush-mqtt.c Makefile
+	@mkdir -p $(@D)
+	gcc $(WSP_CFLAGS) -Werror -O2 -c -o $@.o $<
+	clang $(WSP_CFLAGS) -Werror -O2 -c -o $@.o $<
+	@touch $@
+
 silent-checks:
 	@echo $(SILENT)
 
@@ -187,7 +207,8 @@ lint: ## what clang-tidy and shellcheck think
 	    $(WSP_CPPFLAGS) $(WSP_CFLAGS)
 	shellcheck -x tools/packages tools/run tools/cross tools/bench/run \
 	    tools/bench/costs tools/buildroot/S50wspush \
-	    tools/openwrt/wspush/files/wspush.init .ci/run
+	    tools/openwrt/wspush/files/wspush.init tools/mqtt/wspush-mqtt.init \
+	    .ci/run
 
 rooms: ## the rooms of wspush.c: lines, functions, calls upward
 	@tools/packages lint
@@ -208,6 +229,6 @@ costs: ## how the costs of wspush grow
 	@$(MAKE) --no-print-directory all
 	@tools/bench/costs
 
-.PHONY: all run install uninstall clean cross test fuzz test-arm \
+.PHONY: all mqtt run install uninstall clean cross test fuzz test-arm \
 	silent-checks fmt lint rooms bench costs help
 .DELETE_ON_ERROR:

@@ -1208,12 +1208,14 @@ json_span(const struct json_token *t, struct str text)
 	return (struct str){ text.p + t->at, t->n };
 }
 
-/* Is that what a string token stands for?  Names are short. */
+/* Is this value a string, and does it stand for the word?  Names are
+ * short. */
 static bool
-json_string_is(struct str quoted, const char *word)
+json_string_is(struct str value, const char *word)
 {
 	char plain[64];
-	int n = json_decode(plain, sizeof plain, quoted);
+	int n = value.p[0] == '"' ? json_decode(plain, sizeof plain, value) :
+	    -1;
 
 	assert(strlen(word) < sizeof plain);
 	return n >= 0 && str_is((struct str){ plain, (size_t)n }, word);
@@ -3620,10 +3622,13 @@ queue_put(struct queues *t, u32 i, u32 row, bool counted)
 {
 	struct queue *q = &t->queue[i];
 	struct message *m = &t->store.row[row];
+	u32 place = (u32)q->first + q->count;
 
 	assert(q->count < t->cap);
+	if (place >= t->cap)
+		place -= t->cap;
 	q->count++;
-	*queue_entry(t, i, q->count - 1u) = (struct entry){
+	t->ring[(size_t)i * t->cap + place] = (struct entry){
 		.message = row | (counted ? ENTRY_COUNTED : 0),
 		.number = (u32)q->next_number++ };
 	q->bytes += m->body;
@@ -3646,6 +3651,7 @@ struct gather {
 	size_t spans;
 	size_t bytes;
 	size_t skip, room;    /* bytes still to leave out, to take */
+	bool is_full;         /* of spans or heads: there is more */
 	u8 head[GATHER_SPANS][FRAME_HEAD_MAX + 1];
 	u32 heads;
 };
@@ -3712,6 +3718,7 @@ gather_add(struct gather *g, const u8 *p, size_t n)
 		g->span[g->spans++] = (struct iovec){
 			.iov_base = (void *)(uintptr_t)p, .iov_len = n };
 	} else {
+		g->is_full = true;
 		g->room = 0;
 		return;
 	}
@@ -3739,6 +3746,7 @@ gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at, u32 n,
 	size_t head_n;
 
 	if (g->heads == COUNT(g->head)) {
+		g->is_full = true;
 		g->room = 0;
 		return;
 	}
@@ -3751,6 +3759,34 @@ gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at, u32 n,
 	gather_add(g, end, 1);
 }
 
+/* Counts the finished frames from entry sent + at on that lie one behind the
+ * other in the store too, up to `room` bytes; *p, *n is where they lie. */
+static u32
+queue_run(const struct queues *t, u32 i, u32 at, u32 limit, size_t room,
+    const u8 **p, size_t *n)
+{
+	const struct entry *e = queue_entry(t, i, t->queue[i].sent + at);
+	const struct entry *end = &t->ring[((size_t)i + 1) * t->cap];
+	u32 next = t->store.row[e->message & ~ENTRY_COUNTED].place, count = 0;
+	size_t total = 0;
+
+	*p = t->store.bytes + next;
+	while (at + count < limit && total < room) {
+		const struct message *m = &t->store.row[e->message &
+		    ~ENTRY_COUNTED];
+
+		if (m->form != FORM_FRAME || m->place != next)
+			break;
+		next += m->n;
+		total += m->n;
+		count++;
+		if (++e == end)
+			e -= t->cap;
+	}
+	*n = total;
+	return count;
+}
+
 /* Gathers the stream of queue i from byte `done` on: at most `limit` entries
  * and `room` bytes. */
 static void
@@ -3758,19 +3794,20 @@ queue_gather(struct gather *g, const struct queues *t, u32 i, u32 limit,
     size_t done, size_t room)
 {
 	g->spans = g->bytes = g->heads = 0;
+	g->is_full = false;
 	g->skip = done;
 	g->room = room;
 	for (u32 at = 0; at < limit && g->room > 0;) {
-		const struct message *m = queue_row(t, i,
-		    t->queue[i].sent + at);
-		size_t payload;
-		u32 n = 1;
+		const u8 *p;
+		size_t bytes;
+		u32 n = queue_run(t, i, at, limit, g->skip + g->room, &p,
+		    &bytes);
 
-		if (m->form == FORM_FRAME) {
-			gather_add(g, t->store.bytes + m->place, m->n);
+		if (n > 0) {
+			gather_add(g, p, bytes);
 		} else {
-			n = queue_unit(t, i, at, limit, &payload);
-			gather_batch(g, t, i, at, n, payload);
+			n = queue_unit(t, i, at, limit, &bytes);
+			gather_batch(g, t, i, at, n, bytes);
 		}
 		at += n;
 	}
@@ -3810,25 +3847,27 @@ queue_pop_written(struct queues *t, u32 i, u32 limit, size_t done, u64 *last)
 {
 	struct queue *q = &t->queue[i];
 	const struct entry *ring = &t->ring[(size_t)i * t->cap];
-	u32 place = q->first, popped = 0, number = 0;
+	u32 place = q->first, popped = 0, number = 0, bytes = 0;
 
 	while (popped < limit) {
-		struct message *m = &t->store.row[ring[place].message &
-		    ~ENTRY_COUNTED];
+		struct entry e = ring[place];
+		struct message *m = &t->store.row[e.message & ~ENTRY_COUNTED];
 
-		if (ring[place].message & ENTRY_COUNTED ||
-		    m->form != FORM_FRAME || done < m->n)
+		if (e.message & ENTRY_COUNTED || m->form != FORM_FRAME ||
+		    done < m->n)
 			break;
 		done -= m->n;
-		q->bytes -= m->body;
-		number = ring[place].number;
+		bytes += m->body;
+		number = e.number;
 		if (--m->holds == 0)
-			store_release(&t->store, ring[place].message);
-		place = place + 1 == t->cap ? 0 : place + 1;
+			store_release(&t->store, e.message);
+		if (++place == t->cap)
+			place = 0;
 		popped++;
 	}
 	if (popped == 0)
 		return done;
+	q->bytes -= bytes;
 	*last = q->next_number - (u32)((u32)q->next_number - number);
 	t->total.delivered += popped;
 	q->count = (u16)(q->count - popped);
@@ -5613,7 +5652,13 @@ sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
 		struct cmsghdr align;
 		char room[CMSG_SPACE(sizeof(struct ucred))];
 	} control;
-	struct msghdr m = { .msg_name = from, .msg_namelen = sizeof *from,
+	/* Behind a path of 108 bytes the kernel counts an end for which the
+	 * structure has no room (unix(7)), and takes no such length back. */
+	union {
+		struct sockaddr_un to;
+		char room[sizeof(struct sockaddr_un) + 1];
+	} name = { .to = { 0 } };
+	struct msghdr m = { .msg_name = &name, .msg_namelen = sizeof name.room,
 		.msg_iov = &iov, .msg_iovlen = 1 };
 	ssize_t r;
 
@@ -5626,7 +5671,8 @@ sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
 	do
 		r = recvmsg(fd, &m, MSG_DONTWAIT | MSG_TRUNC);
 	while (r < 0 && errno == EINTR);
-	*from_n = m.msg_namelen;
+	*from = name.to;
+	*from_n = (socklen_t)min_size(m.msg_namelen, sizeof *from);
 	if (who && r >= 0) {
 		struct cmsghdr *c = CMSG_FIRSTHDR(&m);
 
@@ -6112,6 +6158,7 @@ say(int status, const char *format, ...)
 #define SETTINGS_ALLOWED   64
 #define SETTINGS_TOKEN_KEYS 8
 #define SERVICE_PROTOCOLS  4
+#define SERVICE_PROTOCOL   256 /* bytes of one: service_open() has 512 */
 
 enum handler { HANDLER_MAIN, HANDLER_ECHO, HANDLER_NONE, HANDLER_UNIX,
 	HANDLER_EXEC };
@@ -8932,7 +8979,8 @@ conn_advance(struct conn *c, size_t n)
 	    &c->sent_number);
 }
 
-/* Writes some of the stream in plain.  False: the rest has to wait. */
+/* Writes some of the stream in plain, no more than the kernel takes at once
+ * (it doubles SO_SNDBUF).  False: the rest has to wait. */
 static bool
 conn_stream_plain(struct conn *c)
 {
@@ -8940,7 +8988,8 @@ conn_stream_plain(struct conn *c)
 	ssize_t n;
 
 	queue_gather(&g, &srv.queues, c->sock,
-	    queue_limit(&srv.queues, c->sock), c->done, CONN_TURN_BYTES);
+	    queue_limit(&srv.queues, c->sock), c->done,
+	    min_size(2 * settings.send_buffer, CONN_TURN_BYTES));
 	if (g.spans == 1)
 		n = sys_send(c->fd, g.span[0].iov_base, g.span[0].iov_len, 0);
 	else
@@ -8971,7 +9020,7 @@ conn_copy_stream(const struct conn *c, u8 *to, size_t from, size_t room)
 			memcpy(to + n, g.span[i].iov_base, g.span[i].iov_len);
 			n += g.span[i].iov_len;
 		}
-	} while (n < room && g.bytes > 0);
+	} while (n < room && g.is_full);
 	return n;
 }
 
@@ -8982,21 +9031,21 @@ static size_t
 conn_seal_stream(const struct conn *c, size_t room, size_t *plain)
 {
 	const struct record_keys *k = &srv.keys[conn_slot(c)];
-	size_t total = 0;
+	size_t total = 0, part, want;
 	u64 seq = k->out_seq;
 
 	*plain = 0;
-	while (*plain < room) {
+	do {
 		u8 *to = srv.scratch_out + total;
-		size_t part = conn_copy_stream(c, to + record_head(k->suite),
-		    c->done + *plain, min_size(room - *plain, STREAM_RECORD));
 
-		if (part == 0)
-			break;
-		total += record_seal(tls_aead(), k, seq++, RECORD_DATA, to,
-		    part);
+		want = min_size(room - *plain, STREAM_RECORD);
+		part = conn_copy_stream(c, to + record_head(k->suite),
+		    c->done + *plain, want);
+		if (part > 0)
+			total += record_seal(tls_aead(), k, seq++,
+			    RECORD_DATA, to, part);
 		*plain += part;
-	}
+	} while (part == want && *plain < room);
 	return total;
 }
 
@@ -9899,12 +9948,13 @@ conn_hello(struct conn *c)
 	}
 	if (n == sizeof head)
 		need += load16(head + 3);
-	if (need > 5 && sys_available(c->fd) < need) {
-		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, need);
+	if (n == sizeof head && need == 5) {
+		/* Waiting for more would not wait: these five are enough. */
+		conn_kill(c, "an empty TLS record"); /* RFC 5246, 6.2.1 */
 		return;
 	}
-	if (need == 5) {
-		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, 5);
+	if (need == 5 || sys_available(c->fd) < need) {
+		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, need);
 		return;
 	}
 	conn_join_line(c);
@@ -10634,7 +10684,7 @@ sending_full(struct sending *s, u32 sock)
 
 /* Makes room in a queue that has none, or where a key replaces.  False:
  * making room in the store has changed this queue, and it takes no more. */
-static bool
+static __attribute__((noinline)) bool
 sending_make_room(struct sending *s, u32 sock)
 {
 	u32 drops = srv.queues.drops[sock];
@@ -10650,25 +10700,31 @@ sending_make_room(struct sending *s, u32 sock)
 	return true;
 }
 
+/* Puts the message into the queues of n sockets. */
 static void
-sending_put(struct sending *s, u32 sock, bool counted)
+sending_put(struct sending *s, const u32 *rows, u32 n, bool counted)
 {
-	struct conn *c = service_conn(sock);
+	for (u32 k = 0; k < n; k++) {
+		u32 sock = rows[k];
+		struct conn *c = service_conn(sock);
 
-	if ((s->a.key.n > 0 || !queue_has_room(&srv.queues, sock,
-	    s->a.body)) && !sending_make_room(s, sock)) {
-		s->full++;
-		return;
-	}
-	queue_put(&srv.queues, sock, s->message, counted);
-	if (c) {
+		if (!sock_is_used(&srv.sockets, sock))
+			continue;
+		if ((s->a.key.n > 0 || !queue_has_room(&srv.queues, sock,
+		    s->a.body)) && !sending_make_room(s, sock)) {
+			s->full++;
+			continue;
+		}
+		queue_put(&srv.queues, sock, s->message, counted);
+		if (!c) {
+			s->away++;
+			continue;
+		}
 		s->open++;
 		if (s->few)
 			conn_mark_urgent(c);
 		else
 			conn_mark_dirty(c);
-	} else {
-		s->away++;
 	}
 }
 
@@ -10868,7 +10924,7 @@ retained_offer(u32 sock, const bool *had)
 
 		if ((!had || !had[i]) && sock_is_used(&srv.sockets, sock) &&
 		    retained_matches(v, sock) && sending_fits(&s, sock))
-			sending_put(&s, sock, false);
+			sending_put(&s, &sock, 1, false);
 	}
 }
 
@@ -11859,6 +11915,10 @@ struct command_text {
 	struct out answer;
 };
 
+_Static_assert(WSP_MAX_LIST >= 8192 && WSP_MAX_LIST + FRAME_HEAD_MAX +
+    2 * RECORD_OVERHEAD_MAX <= WSP_MAX_HTTP_HEAD + RECORD_MAX,
+    "a row fits a reply, and the answers to commands a buffer");
+
 /* The text of a member's value as it was sent, or null. */
 static struct str
 command_raw(const struct command_text *t, int object, const char *name)
@@ -12184,14 +12244,24 @@ sending_admit(struct sending *s, u32 count)
 	for (u32 k = 0; k < count; k++) {
 		u32 sock = srv.selected[k];
 
-		if (sending_fits(s, sock)) {
-			srv.selected[fit++] = sock;
+		if ((srv.queues.store.mortal > 0 ||
+		    !queue_has_room(&srv.queues, sock, s->a.body)) &&
+		    !sending_fits(s, sock))
 			continue;
-		}
-		if (sock_is_used(&srv.sockets, sock))
-			sending_full(s, sock);
+		srv.selected[k] = srv.selected[fit];
+		srv.selected[fit++] = sock;
 	}
 	return fit;
+}
+
+/* The others, behind them, feel the policy: when it is known that the
+ * request is not refused for another reason than theirs. */
+static void
+sending_turn_away(struct sending *s, u32 fit, u32 count)
+{
+	for (u32 k = fit; k < count; k++)
+		if (sock_is_used(&srv.sockets, srv.selected[k]))
+			sending_full(s, srv.selected[k]);
 }
 
 static struct waiter *
@@ -12314,6 +12384,7 @@ asking_send(struct asking *q)
 		return;
 	fit = sending_admit(&s, count);
 	if (count > 0 && fit == 0) {
+		sending_turn_away(&s, 0, count);
 		asking_refuse(q, REFUSED_QUEUE_FULL,
 		    "the queues of all selected sockets are full");
 		return;
@@ -12328,6 +12399,7 @@ asking_send(struct asking *q)
 			return;
 		}
 	}
+	sending_turn_away(&s, fit, count);
 	if ((fit > 0 || q->r.retain) && !sending_store(&s, fit)) {
 		asking_refuse(q, REFUSED_NO_ROOM,
 		    "the store is full of messages that may not be dropped");
@@ -12336,9 +12408,7 @@ asking_send(struct asking *q)
 	if (waiter)
 		asking_wait(q, waiter, s.message);
 	s.few = fit <= SENDING_FEW;
-	for (u32 k = 0; k < fit; k++)
-		if (sock_is_used(&srv.sockets, srv.selected[k]))
-			sending_put(&s, srv.selected[k], waiter != NULL);
+	sending_put(&s, srv.selected, fit, waiter != NULL);
 	if (waiter)
 		waiter->count = s.open + s.away;
 	if (count > 0 && s.open + s.away == 0) {
@@ -12984,12 +13054,12 @@ handler_line(u32 service, struct str head, const u8 *body, size_t n,
 	if (h->pipe[PIPE_IN] < 0 || h->line_n > 0)
 		return false;
 	out_str(&o, head);
-	if (binary && n < HANDLER_LINE / 2) {
+	if (binary) {
 		out_text(&o, " \"");
+		if ((n + 2) / 3 * 4 > o.cap - o.n)
+			return false;
 		o.n += base64_encode(o.p + o.n, body, n);
 		out_char(&o, '"');
-	} else if (binary) {
-		return false;
 	} else if (body) {
 		out_char(&o, ' ');
 		json_string(&o, (struct str){ (const char *)body, n });
@@ -13000,9 +13070,6 @@ handler_line(u32 service, struct str head, const u8 *body, size_t n,
 	h->line_n = o.n;
 	return handler_flush(service) > 0; /* of half a line the rest follows */
 }
-
-_Static_assert(HANDLER_HEAD + 4 + (HANDLER_LINE / 2 + 2) / 3 * 4 <
-    HANDLER_LINE, "base64 has its room");
 
 /* Gives an event to a service's program.  `body` NULL: it has none.  False:
  * it was dropped. */
@@ -13131,7 +13198,7 @@ handler_request(u32 service, char *p, size_t n)
 	static struct request r;
 	const char *why = NULL;
 
-	while (n > 0 && strchr(" \t\r", p[n - 1]))
+	while (n > 0 && memchr(" \t\r", p[n - 1], 3))
 		n--;
 	for (; n > 0 && (*p == ' ' || *p == '\t'); n--)
 		p++;
@@ -13615,7 +13682,7 @@ FAST_CODE
  */
 
 /* Datagrams and bytes taken at once; then clients get their turn. */
-#define PUSH_BUDGET       64
+#define PUSH_BUDGET       128
 #define PUSH_BUDGET_BYTES 65536
 
 static void
@@ -13672,13 +13739,14 @@ push_handle(size_t n, size_t full_n, const struct sockaddr_un *from,
 		push_log_refusal(&q, who);
 }
 
-/* Takes what is there, up to the budget.  True: the budget ended it. */
-static bool
-push_drain(void)
+/* Takes what is there, up to the budget, and returns how many it took. */
+static u32
+push_drain(u32 budget)
 {
 	size_t bytes = 0;
+	u32 k;
 
-	for (u32 k = 0; k < PUSH_BUDGET && bytes < PUSH_BUDGET_BYTES; k++) {
+	for (k = 0; k < budget && bytes < PUSH_BUDGET_BYTES; k++) {
 		struct sockaddr_un from;
 		socklen_t from_n;
 		struct ucred who;
@@ -13686,12 +13754,12 @@ push_drain(void)
 		    srv.push_size, &from, &from_n, &who);
 
 		if (n < 0)
-			return false;
+			break;
 		push_handle(min_size((size_t)n, srv.push_size), (size_t)n,
 		    &from, from_n, &who);
 		bytes += (size_t)n;
 	}
-	return true;
+	return k;
 }
 
 /* Answers the senders whose message has met its fate, or whose time is up. */
@@ -14141,7 +14209,7 @@ FAST_CODE
 /* ----- 34. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
- * push socket again, for its senders were waiting to refill it; then who is
+ * push socket again, if its senders may have refilled it; then who is
  * owed something is written to, those few first whose message goes to few,
  * the others in slices, between which the push socket is looked at; then
  * deadlines; and the dead are freed.
@@ -14264,11 +14332,12 @@ loop_event(const struct epoll_event *ev)
 }
 
 /* Everybody who is owed something now, in slices.  Who comes on the list
- * meanwhile waits for the next turn. */
+ * meanwhile waits for the next turn.  The looks at the push socket have one
+ * budget together: a flood to thousands must not hold up newcomers. */
 static void
 loop_flush(void)
 {
-	u32 left = srv.dirties;
+	u32 left = srv.dirties, budget = PUSH_BUDGET;
 
 	conn_flush_urgent();
 	while (left > 0) {
@@ -14277,7 +14346,7 @@ loop_flush(void)
 		conn_flush_dirty(slice);
 		left -= slice;
 		if (left > 0)
-			(void)push_drain();
+			budget -= push_drain(budget);
 		conn_flush_urgent();
 	}
 }
@@ -14288,17 +14357,18 @@ loop_turn(void)
 	struct epoll_event ev[LOOP_EVENTS];
 	int n = sys_epoll_wait(srv.epoll, ev, LOOP_EVENTS, loop_timeout());
 	bool pushed = false;
+	u32 taken = 0;
 
 	srv.now = sys_clock_ms(CLOCK_MONOTONIC);
 	srv.handshakes_left = LOOP_HANDSHAKES;
 	for (int i = 0; i < n; i++)
 		pushed |= ev[i].data.u64 == LOOP_PUSH;
 	if (pushed)
-		(void)push_drain();
+		taken = push_drain(PUSH_BUDGET);
 	for (int i = 0; i < n; i++)
 		loop_event(&ev[i]);
-	if (pushed)
-		(void)push_drain();
+	if (taken > 1 || (pushed && n > 1))
+		(void)push_drain(PUSH_BUDGET);
 	loop_flush();
 	conn_deadlines();
 	service_sessions();
@@ -14579,7 +14649,8 @@ opt_service_option(struct service *s, struct str name, struct str value)
 		if (s->protocols == SERVICE_PROTOCOLS)
 			return "a service has too many protocols";
 		s->protocol[s->protocols++] = value;
-		return value.n > 0 ? NULL : "protocol= needs a name";
+		return value.n > 0 && value.n <= SERVICE_PROTOCOL ? NULL :
+		    "protocol= takes a name of 1 to 256 bytes";
 	}
 	if (str_is(name, "origin")) {
 		if (s->origins == SERVICE_PROTOCOLS)
@@ -15811,7 +15882,7 @@ serve_stop(void)
 			close(settings.listen[i].fd);
 	srv.listening = false;
 	serve_unlink_push();
-	(void)push_drain();
+	(void)push_drain(PUSH_BUDGET);
 	sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, srv.push, 0, 0);
 }
 

@@ -115,8 +115,9 @@
 #define WSP_MAX_BATCH 65536
 #endif
 
-/* The rows of one `list` reply, in bytes.  One more costs two bytes at start;
- * a row is at most 5 KB. */
+/* The rows of one `list` reply, in bytes, and the answers to the commands in
+ * one message.  One more costs two bytes at start.  From 8 KiB, for a row is
+ * at most 5 KB, to 16 KiB and WSP_MAX_HTTP_HEAD: the answers fit a buffer. */
 #ifndef WSP_MAX_LIST
 #define WSP_MAX_LIST 16384
 #endif

@@ -110,6 +110,15 @@ def test_what_is_no_command_is_bad_json_with_a_null_uid(client, text):
     assert len(got) == 1 and got[0]["message"]
 
 
+@pytest.mark.parametrize("value", [
+    5, 0.5, True, None, [], {}, ["init_socket"], {"init_socket": 1}, ""])
+def test_an_action_or_type_of_any_kind_is_no_command(server, client, value):
+    got = ask(client, [{"socket_action": value, "uid": 1}, {"type": value}])
+    assert [a["error"] for a in got] == ["unknown-action"] * 2
+    assert ask(client, {"type": value})[0]["error"] == "unknown-action"
+    assert server.process.poll() is None
+
+
 def test_heartbeats_are_bare_and_other_texts_are_counted(server, client):
     assert ask(client, '{"type":"ping","n":1}') == {"type": "pong"}
     before = server.stats()["inbound_dropped"]

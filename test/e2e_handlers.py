@@ -208,13 +208,16 @@ def test_a_line_over_64_kib_is_dropped(run, program):
     lines = program.wait(3)
     assert [len(line) for line in lines[1:]] == [65535, head - 1 + 3]
     assert dropped(server) == 2
-    raw.frame(BINARY_FRAME, b"\xff" * 40000)
-    raw.frame(BINARY_FRAME, b"\xff" * 30000)
+    head = len('message /services/p-s-1 binary ""\n')
+    most = (65536 - head) // 4 * 3
+    raw.frame(BINARY_FRAME, b"\xff" * (most + 1))
+    raw.frame(BINARY_FRAME, b"\xff" * 150000)
+    raw.frame(BINARY_FRAME, b"\xff" * most)
     raw.text("end")
     lines = program.wait(5)
     assert base64.b64decode(json.loads(lines[3].split(" ", 3)[3])) == (
-        b"\xff" * 30000)
-    assert dropped(server) == 3
+        b"\xff" * most)
+    assert dropped(server) == 4
 
 
 # ----- requests -----------------------------------------------------------
@@ -239,6 +242,7 @@ def test_a_childs_lines_are_requests(run, program):
 
 @pytest.mark.parametrize("line, code", [
     ("frobnicate $x", "unknown-verb"), ('send ack=1 * "x"', "bad-option"),
+    ("ping\0", "bad-request"), ('send * "x"\0', "bad-request"),
     ('send * "x', "bad-request"), ('send * "x" y', "bad-request"),
     ('send * "\\q"', "bad-request"), ('send * "\\ud800"', "bad-request"),
     ('send kind=binary * "?"', "bad-request"), ('send "x"', "bad-target"),
@@ -353,7 +357,9 @@ def test_a_server_that_is_killed_takes_its_children_along(run, program):
     ("p=unix:" + "x" * 108, "1 to 107 bytes"),
     ("p=exec:" + "x " * 33, "1 to 32 words"),
     ("p=exec:" + "x" * 1024, "1024"), ("p=fork:x", "exec:COMMAND"),
-    ("p=main,auth=1", "unix:PATH"), ("p=exec:cat,auth=2", "only 1")])
+    ("p=main,auth=1", "unix:PATH"), ("p=exec:cat,auth=2", "only 1"),
+    ("p=main,protocol=" + "x" * 257, "1 to 256"),
+    ("p=main,protocol=", "1 to 256")])
 def test_a_bad_handler_is_wrong_usage(service, why):
     status, lines = wsp.fails("--service", service)
     assert status == 2 and why in lines[0], lines

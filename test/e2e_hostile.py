@@ -229,6 +229,21 @@ def test_frames_may_come_in_the_record_of_the_request(server):
     assert raw.read_text() == "$ok"
 
 
+@pytest.mark.parametrize("cut", [5, 3])
+def test_an_empty_tls_record_is_the_end_and_no_reason_to_spin(serve, cut):
+    """It made the server look at it again and again until the handshake
+    deadline."""
+    server = serve("--handshake-timeout", "600", "--log-level", "debug")
+    with socket.create_connection(server.address(tls=True)) as client:
+        client.settimeout(wsp.PATIENCE)
+        client.sendall(b"\x16\x03\x01\x00\x00"[:cut])
+        server.ok("ping")
+        with contextlib.suppress(ConnectionError):
+            client.sendall(b"\x16\x03\x01\x00\x00"[cut:])
+            assert client.recv(100) == b""
+        server.wait_log('why="an empty TLS record"')
+
+
 # ----- a crowd that does not finish ---------------------------------------
 
 def client_hello():

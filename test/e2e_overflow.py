@@ -147,13 +147,17 @@ def test_close_cuts_the_slow_client_and_keeps_its_queue(serve):
 
 
 def test_who_is_cut_counts_as_full_beside_others(serve):
-    server = serve("--overflow", "close", "--queue-messages", 8)
+    server = serve("--overflow", "close", "--queue-messages", 8,
+                   "--retained", 1)
     raw, sent = stall(server)
     while sent - server.stats()["delivered"] < 8:
         server.ok(f"send {S}1", "y" * 8000)
         time.sleep(0.01)  # a turn, that takes what the kernel has room for
         sent += 1
     other = server.open("2")
+    server.ok("send retain=1 $none", "the one value")
+    server.refused("no-room", "send retain=1 *", "x")
+    assert server.row(f"{S}1")["state"] == "open", "a refusal cut somebody"
     reply = server.ok("send *", "x")
     assert (reply.count, reply.number("full")) == (1, 1)
     assert texts(other, 1)[0] == ["x"]

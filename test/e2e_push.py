@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The push socket: every verb, every reply, every refusal."""
+import ctypes
 import json
 import os
 import re
 import socket
+import struct
 import subprocess
 
 import pytest
@@ -147,6 +149,19 @@ def test_a_sender_bound_to_a_path_or_an_abstract_name_gets_replies(
     assert make_push(server.path, str(server.dir / "me"))("ping").count == 0
     name = f"\0wspush-test-{os.getpid()}"
     assert make_push(server.path, name)("ping").count == 0
+
+
+def test_a_path_of_108_bytes_is_an_address_too(server):
+    """It has no zero at its end, which the kernel counts all the same."""
+    path = str(server.dir / ("x" * 108)).encode()[:108]
+    libc = ctypes.CDLL(None, use_errno=True)
+    with wsp.Push(server.path, bind=None) as push:
+        address = struct.pack("=H", socket.AF_UNIX) + path
+        assert libc.bind(push.socket.fileno(), address, len(address)) == 0
+        assert push("ping").count == 0
+        assert push("watch *").count == 0
+        server.open("1").close_socket()
+        assert push.socket.recv(1000) == f"open {S}1".encode()
 
 
 def test_a_sender_without_an_address_gets_none_and_is_served(

@@ -30,6 +30,13 @@ def test_each_has_its_protocols(server, service, answered):
     assert answer.get("Sec-WebSocket-Protocol") == answered
 
 
+def test_the_longest_protocol_is_answered(serve):
+    server = serve("--service", "p=main,protocol=" + "x" * 256)
+    answer = status(server, "p", Sec_WebSocket_Protocol="x" * 256)
+    assert answer.status == 101
+    assert answer.get("Sec-WebSocket-Protocol") == "x" * 256
+
+
 @pytest.mark.parametrize("service, good", [
     ("one", "https://a.example"), ("two", "https://b.example"),
     ("three", "http://localhost")])

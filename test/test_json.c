@@ -364,6 +364,19 @@ a_member_is_found_by_its_name(void **state)
 	assert_int_equal(json_member(t, text, 1, ""), -1);
 }
 
+static void
+only_a_string_is_a_word(void **state)
+{
+	(void)state;
+	assert_true(json_string_is(STR("\"ping\""), "ping"));
+	assert_true(json_string_is(STR("\"p\\u0069ng\""), "ping"));
+	assert_false(json_string_is(STR("\"pin\""), "ping"));
+	assert_false(json_string_is(STR("5"), "ping"));
+	assert_false(json_string_is(STR("null"), "ul"));
+	assert_false(json_string_is(STR("12345"), "234"));
+	assert_false(json_string_is(STR("[]"), ""));
+}
+
 int
 main(void)
 {
@@ -379,6 +392,7 @@ main(void)
 		cmocka_unit_test(
 		    a_value_is_given_without_the_white_space_around_it),
 		cmocka_unit_test(a_string_is_escaped_in_the_shortest_way),
+		cmocka_unit_test(only_a_string_is_a_word),
 		cmocka_unit_test(every_character_goes_there_and_back),
 		cmocka_unit_test(escapes_mean_their_characters),
 		cmocka_unit_test(half_a_surrogate_pair_is_no_character),
