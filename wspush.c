@@ -8490,7 +8490,7 @@ conn_aside(struct conn *c, const u8 *p, size_t n)
 	if (c->out == 0)
 		buffer_take(c, &c->out);
 	b = buffer_row(c->out);
-	if (n > srv.buffer_size - RECORD_OVERHEAD_MAX * 2 - b->n) {
+	if (b->n + n + RECORD_OVERHEAD_MAX * 2 > srv.buffer_size) {
 		conn_kill(c, "it does not take its answers");
 		return;
 	}

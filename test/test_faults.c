@@ -1331,6 +1331,11 @@ game_begin(void)
 	game_settings();
 	game_memory();
 	serve_place();
+	/* Hardly more than a record: what is half out of a batch then fills a
+	 * buffer to the last byte. */
+	if (once_in(2))
+		srv.buffer_size = STREAM_RECORD + RECORD_OVERHEAD_MAX +
+		    dice(200);
 	kernel.push_events = kernel.listener_events = EPOLLIN;
 	kernel.listener_data = LOOP_LISTENER;
 	srv.listening = true;
@@ -1541,6 +1546,47 @@ without_descriptors_newcomers_wait_and_the_server_rests(void **state)
 	}
 }
 
+/* A client of the game that is up and talks in plain. */
+static struct conn *
+game_one_client(void)
+{
+	seed = turn = 0;
+	game_begin();
+	kernel.faults = false;
+	player_connect(&players[0], -1);
+	players[0].tls = false;
+	while (players[0].stage != UP && turn < 100)
+		game_turn();
+	assert_int_equal(players[0].stage, UP);
+	return &srv.conn[0];
+}
+
+/* What was half out of the stream lies in the out buffer, and of that only
+ * the last bytes are free. */
+static void
+a_close_that_finds_no_room_behind_the_rest_is_not_written(void **state)
+{
+	char reason[FRAME_MAX_REASON];
+
+	(void)state;
+	memset(reason, 'r', sizeof reason);
+	for (u32 free_n = 0; free_n < 300; free_n++) {
+		struct conn *c = game_one_client();
+		struct buffer *b;
+
+		buffer_take(c, &c->out);
+		b = buffer_row(c->out);
+		b->n = b->raw = (u32)srv.buffer_size - free_n;
+		c->blocked = true;
+		conn_close(c, WSP_CLOSE_NORMAL, (struct str){ reason,
+		    sizeof reason });
+		assert_true(b->n <= srv.buffer_size);
+		assert_int_equal(c->state, free_n < 4 + sizeof reason +
+		    2 * RECORD_OVERHEAD_MAX ? CONN_DEAD : CONN_CLOSING);
+		game_over();
+	}
+}
+
 int
 main(void)
 {
@@ -1549,6 +1595,8 @@ main(void)
 		    whatever_the_kernel_does_nothing_is_lost_doubled_or_leaked),
 		cmocka_unit_test(
 		    without_descriptors_newcomers_wait_and_the_server_rests),
+		cmocka_unit_test(
+		    a_close_that_finds_no_room_behind_the_rest_is_not_written),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
