@@ -7941,6 +7941,7 @@ enum conn_deadline {
 #define LINE_LOOK_MS    50   /* and how often all of them are */
 #define CONTEXT_MS      2000 /* for the client's turn in a TLS handshake, when
                               * others wait in line */
+#define HELLO_LOOKS     15   /* at what has come of a ClientHello */
 
 /* The pong timeout begins when the kernel holds nothing before the Ping, which
  * it does not tell: it is asked so many times in the course of it. */
@@ -7985,6 +7986,7 @@ struct conn {
 	bool shut : 1;    /* our FIN is out */
 	bool judged : 1;  /* a program is asked whether it may come in */
 	bool metrics : 1; /* came by the listener of --metrics */
+	unsigned looks : 4; /* at its ClientHello, see HELLO_LOOKS */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
 	u32 expires;      /* its token, s of the monotonic clock; 0: never */
@@ -9506,7 +9508,9 @@ conn_join_line(struct conn *c)
 }
 
 /* Waits for a whole ClientHello, which stays in the kernel until a context
- * is free: half of one costs us nothing. */
+ * is free: half of one costs us nothing.  The kernel wakes us for its header,
+ * then for all of it; who is looked at oftener sends what nobody waits for, an
+ * empty record or an urgent byte, and would keep us busy. */
 static void
 conn_hello(struct conn *c)
 {
@@ -9518,6 +9522,10 @@ conn_hello(struct conn *c)
 		return;
 	if (n <= 0) {
 		conn_eof(c, n);
+		return;
+	}
+	if (c->looks++ == HELLO_LOOKS) {
+		conn_kill(c, "no ClientHello");
 		return;
 	}
 	if (head[0] != RECORD_HANDSHAKE) {

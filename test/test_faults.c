@@ -1587,6 +1587,35 @@ a_close_that_finds_no_room_behind_the_rest_is_not_written(void **state)
 	}
 }
 
+/* The kernel may say again and again that there is something to read, and
+ * there is not: behind an empty record nothing comes, and an urgent byte
+ * hides what is behind it. */
+static void
+half_a_hello_does_not_keep_the_server_busy(void **state)
+{
+	static const struct {
+		const char *text;
+		size_t n;
+	} hello[] = { { "\x16\x03\x01", 3 }, { "\x16\x03\x01\0\0", 5 },
+		{ "\x16\x03\x01\2\0\1", 6 } };
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(hello); i++) {
+		seed = turn = 0;
+		game_begin();
+		kernel.faults = false;
+		settings.listen[0].tls = true;
+		player_connect(&players[0], -1);
+		players[0].tls = false;
+		players[0].tx.n = 0;
+		player_say(&players[0], hello[i].text, hello[i].n);
+		while (players[0].stage != GONE && turn < 1000)
+			game_turn();
+		assert_in_range(turn, 2, 100);
+		game_over();
+	}
+}
+
 int
 main(void)
 {
@@ -1597,6 +1626,7 @@ main(void)
 		    without_descriptors_newcomers_wait_and_the_server_rests),
 		cmocka_unit_test(
 		    a_close_that_finds_no_room_behind_the_rest_is_not_written),
+		cmocka_unit_test(half_a_hello_does_not_keep_the_server_busy),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
