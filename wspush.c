@@ -14812,10 +14812,11 @@ serve_memory_rows(struct memory_row *m)
 	return n;
 }
 
-static size_t
+/* More than 32 bits can say, where the options ask for it. */
+static u64
 memory_size(const struct memory_row *m)
 {
-	return (m->each * m->count + 63) & ~(size_t)63;
+	return ((u64)m->each * m->count + 63) & ~(u64)63;
 }
 
 static int
@@ -14823,15 +14824,16 @@ serve_print_memory(void)
 {
 	struct memory_row rows[MEMORY_ROWS];
 	u32 n = serve_memory_rows(rows);
-	size_t total = 0;
+	u64 total = 0;
 
 	printf("%-26s %12s %10s %14s\n", "what", "bytes each", "rows", "bytes");
 	for (u32 i = 0; i < n; i++) {
-		printf("%-26s %12zu %10zu %14zu\n", rows[i].what, rows[i].each,
-		    rows[i].count, memory_size(&rows[i]));
+		printf("%-26s %12zu %10zu %14llu\n", rows[i].what, rows[i].each,
+		    rows[i].count, (unsigned long long)memory_size(&rows[i]));
 		total += memory_size(&rows[i]);
 	}
-	printf("%-26s %12s %10s %14zu\n", "reserved in all", "", "", total);
+	printf("%-26s %12s %10s %14llu\n", "reserved in all", "", "",
+	    (unsigned long long)total);
 	printf("A page that is never used is never touched and costs "
 	    "nothing.\n");
 	return fflush(stdout) == 0 ? 0 : 1;
@@ -14844,21 +14846,22 @@ serve_take_memory(void)
 {
 	struct memory_row rows[MEMORY_ROWS];
 	u32 n = serve_memory_rows(rows);
-	size_t total = 0;
-	u8 *p;
+	u64 total = 0;
+	u8 *p = MAP_FAILED;
 
 	for (u32 i = 0; i < n; i++)
 		total += memory_size(&rows[i]);
-	p = mmap(NULL, total, PROT_READ | PROT_WRITE,
-	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (total <= PTRDIFF_MAX)
+		p = mmap(NULL, (size_t)total, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED) {
-		snprintf(serve_why, sizeof serve_why, "there are no %zu bytes "
-		    "of memory; see --memory", total);
+		snprintf(serve_why, sizeof serve_why, "there are no %llu bytes "
+		    "of memory; see --memory", (unsigned long long)total);
 		return 1;
 	}
 	for (u32 i = 0; i < n; i++) {
 		*rows[i].to = p;
-		p += memory_size(&rows[i]);
+		p += (size_t)memory_size(&rows[i]);
 	}
 	return 0;
 }

@@ -1616,6 +1616,28 @@ half_a_hello_does_not_keep_the_server_busy(void **state)
 	}
 }
 
+/* Where an address has 32 bits the sum would be some 180 MB. */
+static void
+tables_that_no_address_reaches_are_refused(void **state)
+{
+	struct memory_row rows[MEMORY_ROWS];
+	u64 total = 0;
+	u32 n;
+
+	(void)state;
+	serve_defaults();
+	settings.max_sockets = 65536;
+	settings.queue_messages = 65535;
+	n = serve_memory_rows(rows);
+	for (u32 i = 0; i < n; i++)
+		total += memory_size(&rows[i]);
+	assert_true(total > UINT64_C(34000000000));
+	if (serve_take_memory() == 0) {
+		assert_true(total <= SIZE_MAX);
+		assert_int_equal(munmap(*rows[0].to, (size_t)total), 0);
+	}
+}
+
 int
 main(void)
 {
@@ -1627,6 +1649,7 @@ main(void)
 		cmocka_unit_test(
 		    a_close_that_finds_no_room_behind_the_rest_is_not_written),
 		cmocka_unit_test(half_a_hello_does_not_keep_the_server_busy),
+		cmocka_unit_test(tables_that_no_address_reaches_are_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
