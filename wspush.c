@@ -9233,7 +9233,7 @@ conn_http(struct conn *c, u8 *p, size_t n)
 	if (used == 0)
 		return 0;
 	if (used < 0) {
-		conn_refuse(c, -used, "", r.why, false);
+		conn_refuse(c, -used, "", r.why, r.method == HTTP_HEAD);
 		return n;
 	}
 	service_request(c, &r);
@@ -11412,7 +11412,7 @@ service_request(struct conn *c, const struct http_request *r)
 
 	if (show && r->upgrade) {
 		conn_refuse(c, 404, "", "this is a page, services are under "
-		    "/services/", false);
+		    "/services/", r->method == HTTP_HEAD);
 		return;
 	}
 	if (show && r->method == HTTP_OTHER) {

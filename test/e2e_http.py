@@ -236,6 +236,14 @@ def test_another_method_is_405_and_names_the_two(server, method, target):
     assert re.fullmatch(r"GET, ?HEAD", answer.get("Allow"))
 
 
+@pytest.mark.parametrize("status, data", [
+    (404, request("/", "HEAD")), (404, request("/healthz", "HEAD")),
+    (400, request("/", "HEAD", host="a b")),
+    (431, request("/", "HEAD", headers={"X": ["x"] * 64}))])
+def test_no_refusal_of_head_has_a_body(server, status, data):
+    refused(server, status, data)
+
+
 GOOD = request(PATH)
 BAD_SYNTAX = {
     "no Host": request(PATH, headers={"Host": None}),
