@@ -8796,6 +8796,7 @@ conn_flushed(struct conn *c)
 	if (c->state == CONN_DRAIN && c->out == 0 && !c->shut) {
 		c->shut = true;
 		sys_shutdown(c->fd, SHUT_WR);
+		conn_arm(c, DEADLINE_DRAIN);
 	}
 	if (c->state == CONN_OPEN)
 		conn_ping_if_due(c);
@@ -9021,14 +9022,19 @@ conn_fail(struct conn *c, u16 code, const char *why)
 		conn_mark_dirty(c);
 }
 
-/* An HTTP answer that is not 101, and the end. */
+/* An HTTP answer that is not 101, and the end.  What the kernel does not take
+ * at once, of the page with a small --send-buffer, has as long as the request
+ * had. */
 static void
 conn_reply(struct conn *c, struct out *o)
 {
 	conn_enter(c, CONN_DRAIN);
 	conn_aside(c, (u8 *)o->p, o->n);
-	if (c->state != CONN_DEAD)
-		conn_mark_dirty(c);
+	if (c->state == CONN_DEAD)
+		return;
+	if (c->out != 0)
+		conn_arm(c, DEADLINE_HANDSHAKE);
+	conn_mark_dirty(c);
 }
 
 static void

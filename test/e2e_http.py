@@ -2,6 +2,7 @@
 """HTTP: every answer, and which of two mistakes is answered first."""
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -142,6 +143,15 @@ def test_head_is_get_without_the_body(server, tls):
     assert (head.status, head.body) == (200, b"")
     assert head.get("Content-Length") == str(len(get.body))
     assert head.get("Content-Type") == get.get("Content-Type")
+
+
+def test_a_client_that_reads_slowly_gets_the_whole_page(serve, tls):
+    server = serve("--send-buffer", "2048")
+    raw = server.raw(tls, receive_buffer=2048)
+    raw.send(request("/", upgrade=False))
+    time.sleep(1.5)  # longer than a connection that has its answer is kept
+    answer = raw.response()
+    assert len(answer.body) == int(answer.get("Content-Length")) > 8192
 
 
 @pytest.mark.parametrize("target", ["/?lang=ru", "http://localhost/"])

@@ -1081,7 +1081,8 @@ check_conns(void)
 		if (c->state == CONN_CLOSING)
 			CHECK(d->class == DEADLINE_CLOSING + 1);
 		if (c->state == CONN_DRAIN)
-			CHECK(d->class == DEADLINE_DRAIN + 1);
+			CHECK(d->class == DEADLINE_DRAIN + 1 ||
+			    (d->class == DEADLINE_HANDSHAKE + 1 && !c->shut));
 		/* Nobody is left with something to say and no wake-up. */
 		if (c->out != 0 || !conn_at_boundary(c))
 			CHECK(c->blocked || c->dirty);
