@@ -5681,6 +5681,7 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 	fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
 	if (fd < 0)
 		return -errno;
+	errno = ENOSPC; /* what a short write means, which does not say so */
 	err = write(fd, p, n) == (ssize_t)n && fsync(fd) == 0 ? 0 : -errno;
 	if (close(fd) < 0 && err == 0)
 		err = -errno;
