@@ -5849,6 +5849,7 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 	fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
 	if (fd < 0)
 		return -errno;
+	errno = ENOSPC; /* what a short write means, which does not say so */
 	err = write(fd, p, n) == (ssize_t)n && fsync(fd) == 0 ? 0 : -errno;
 	if (close(fd) < 0 && err == 0)
 		err = -errno;
@@ -8370,6 +8371,7 @@ enum conn_deadline {
 #define LINE_LOOK_MS    50   /* and how often all of them are */
 #define CONTEXT_MS      2000 /* for the client's turn in a TLS handshake, when
                               * others wait in line */
+#define HELLO_LOOKS     15   /* at what has come of a ClientHello */
 
 /* The pong timeout begins when the kernel holds nothing before the Ping, which
  * it does not tell: it is asked so many times in the course of it. */
@@ -8414,6 +8416,7 @@ struct conn {
 	bool shut : 1;    /* our FIN is out */
 	bool judged : 1;  /* a program is asked whether it may come in */
 	bool metrics : 1; /* came by the listener of --metrics */
+	unsigned looks : 4; /* at its ClientHello, see HELLO_LOOKS */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
 	u32 expires;      /* its token, s of the monotonic clock; 0: never */
@@ -8912,7 +8915,7 @@ conn_aside(struct conn *c, const u8 *p, size_t n)
 	if (c->out == 0)
 		buffer_take(c, &c->out);
 	b = buffer_row(c->out);
-	if (n > srv.buffer_size - RECORD_OVERHEAD_MAX * 2 - b->n) {
+	if (b->n + n + RECORD_OVERHEAD_MAX * 2 > srv.buffer_size) {
 		conn_kill(c, "it does not take its answers");
 		return;
 	}
@@ -9216,6 +9219,7 @@ conn_flushed(struct conn *c)
 	if (c->state == CONN_DRAIN && c->out == 0 && !c->shut) {
 		c->shut = true;
 		sys_shutdown(c->fd, SHUT_WR);
+		conn_arm(c, DEADLINE_DRAIN);
 	}
 	if (c->state == CONN_OPEN)
 		conn_ping_if_due(c);
@@ -9441,14 +9445,19 @@ conn_fail(struct conn *c, u16 code, const char *why)
 		conn_mark_dirty(c);
 }
 
-/* An HTTP answer that is not 101, and the end. */
+/* An HTTP answer that is not 101, and the end.  What the kernel does not take
+ * at once, of the page with a small --send-buffer, has as long as the request
+ * had. */
 static void
 conn_reply(struct conn *c, struct out *o)
 {
 	conn_enter(c, CONN_DRAIN);
 	conn_aside(c, (u8 *)o->p, o->n);
-	if (c->state != CONN_DEAD)
-		conn_mark_dirty(c);
+	if (c->state == CONN_DEAD)
+		return;
+	if (c->out != 0)
+		conn_arm(c, DEADLINE_HANDSHAKE);
+	conn_mark_dirty(c);
 }
 
 static void
@@ -9651,7 +9660,7 @@ conn_http(struct conn *c, u8 *p, size_t n)
 	if (used == 0)
 		return 0;
 	if (used < 0) {
-		conn_refuse(c, -used, "", r.why, false);
+		conn_refuse(c, -used, "", r.why, r.method == HTTP_HEAD);
 		return n;
 	}
 	service_request(c, &r);
@@ -9926,7 +9935,9 @@ conn_join_line(struct conn *c)
 }
 
 /* Waits for a whole ClientHello, which stays in the kernel until a context
- * is free: half of one costs us nothing. */
+ * is free: half of one costs us nothing.  The kernel wakes us for its header,
+ * then for all of it; who is looked at oftener sends what nobody waits for, an
+ * empty record or an urgent byte, and would keep us busy. */
 static void
 conn_hello(struct conn *c)
 {
@@ -9938,6 +9949,10 @@ conn_hello(struct conn *c)
 		return;
 	if (n <= 0) {
 		conn_eof(c, n);
+		return;
+	}
+	if (c->looks++ == HELLO_LOOKS) {
+		conn_kill(c, "no ClientHello");
 		return;
 	}
 	if (head[0] != RECORD_HANDSHAKE) {
@@ -11845,7 +11860,7 @@ service_request(struct conn *c, const struct http_request *r)
 
 	if (show && r->upgrade) {
 		conn_refuse(c, 404, "", "this is a page, services are under "
-		    "/services/", false);
+		    "/services/", r->method == HTTP_HEAD);
 		return;
 	}
 	if (show && r->method == HTTP_OTHER) {
@@ -15190,10 +15205,11 @@ serve_memory_rows(struct memory_row *m)
 	return n;
 }
 
-static size_t
+/* More than 32 bits can say, where the options ask for it. */
+static u64
 memory_size(const struct memory_row *m)
 {
-	return (m->each * m->count + 63) & ~(size_t)63;
+	return ((u64)m->each * m->count + 63) & ~(u64)63;
 }
 
 static int
@@ -15201,15 +15217,16 @@ serve_print_memory(void)
 {
 	struct memory_row rows[MEMORY_ROWS];
 	u32 n = serve_memory_rows(rows);
-	size_t total = 0;
+	u64 total = 0;
 
 	print("%-26s %12s %10s %14s\n", "what", "bytes each", "rows", "bytes");
 	for (u32 i = 0; i < n; i++) {
-		print("%-26s %12zu %10zu %14zu\n", rows[i].what, rows[i].each,
-		    rows[i].count, memory_size(&rows[i]));
+		print("%-26s %12zu %10zu %14llu\n", rows[i].what, rows[i].each,
+		    rows[i].count, (unsigned long long)memory_size(&rows[i]));
 		total += memory_size(&rows[i]);
 	}
-	print("%-26s %12s %10s %14zu\n", "reserved in all", "", "", total);
+	print("%-26s %12s %10s %14llu\n", "reserved in all", "", "",
+	    (unsigned long long)total);
 	print("A page that is never used is never touched and costs "
 	    "nothing.\n");
 	return 0;
@@ -15222,21 +15239,22 @@ serve_take_memory(void)
 {
 	struct memory_row rows[MEMORY_ROWS];
 	u32 n = serve_memory_rows(rows);
-	size_t total = 0;
-	u8 *p;
+	u64 total = 0;
+	u8 *p = MAP_FAILED;
 
 	for (u32 i = 0; i < n; i++)
 		total += memory_size(&rows[i]);
-	p = mmap(NULL, total, PROT_READ | PROT_WRITE,
-	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (total <= PTRDIFF_MAX)
+		p = mmap(NULL, (size_t)total, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED) {
-		text_print(refusal, sizeof refusal, "there are no %zu bytes "
-		    "of memory; see --memory", total);
+		text_print(refusal, sizeof refusal, "there are no %llu bytes "
+		    "of memory; see --memory", (unsigned long long)total);
 		return 1;
 	}
 	for (u32 i = 0; i < n; i++) {
 		*rows[i].to = p;
-		p += memory_size(&rows[i]);
+		p += (size_t)memory_size(&rows[i]);
 	}
 	return 0;
 }

@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 import os
+import resource
 import socket
 import ssl
 import stat
@@ -34,6 +35,17 @@ def test_a_certificate_is_made_at_first_start_and_kept(tmp_path):
     assert 824 <= life.days <= 826
     with wsp.Server(directory=tmp_path) as server:
         assert peer_certificate(server.address(tls=True)) == first
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_file_is_called_full(tmp_path):
+    (tmp_path / "cert.pem.new").write_text("of a power cut")
+    result = subprocess.run(
+        [wsp.BINARY, "cert", "--state", tmp_path], capture_output=True,
+        text=True, timeout=wsp.PATIENCE, preexec_fn=lambda:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)))
+    assert result.returncode == 1
+    assert "No space left" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["key.pem"]
 
 
 def test_the_made_certificate_satisfies_a_client_that_trusts_it(tmp_path):

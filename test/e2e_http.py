@@ -2,6 +2,7 @@
 """HTTP: every answer, and which of two mistakes is answered first."""
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,15 @@ def test_head_is_get_without_the_body(server, tls):
     assert head.get("Content-Type") == get.get("Content-Type")
 
 
+def test_a_client_that_reads_slowly_gets_the_whole_page(serve, tls):
+    server = serve("--send-buffer", "2048")
+    raw = server.raw(tls, receive_buffer=2048)
+    raw.send(request("/", upgrade=False))
+    time.sleep(1.5)  # longer than a connection that has its answer is kept
+    answer = raw.response()
+    assert len(answer.body) == int(answer.get("Content-Length")) > 8192
+
+
 @pytest.mark.parametrize("target", ["/?lang=ru", "http://localhost/"])
 def test_the_page_has_other_addresses_too(server, target):
     answer = server.ask(request(target, upgrade=False))
@@ -237,6 +247,14 @@ def test_another_method_is_405_and_names_the_two(server, method, target):
         target, method, upgrade=target == PATH,
         headers={"Content-Length": "0"} if method == "POST" else None))
     assert re.fullmatch(r"GET, ?HEAD", answer.get("Allow"))
+
+
+@pytest.mark.parametrize("status, data", [
+    (404, request("/", "HEAD")), (404, request("/healthz", "HEAD")),
+    (400, request("/", "HEAD", host="a b")),
+    (431, request("/", "HEAD", headers={"X": ["x"] * 64}))])
+def test_no_refusal_of_head_has_a_body(server, status, data):
+    refused(server, status, data)
 
 
 GOOD = request(PATH)

@@ -1081,7 +1081,8 @@ check_conns(void)
 		if (c->state == CONN_CLOSING)
 			CHECK(d->class == DEADLINE_CLOSING + 1);
 		if (c->state == CONN_DRAIN)
-			CHECK(d->class == DEADLINE_DRAIN + 1);
+			CHECK(d->class == DEADLINE_DRAIN + 1 ||
+			    (d->class == DEADLINE_HANDSHAKE + 1 && !c->shut));
 		/* Nobody is left with something to say and no wake-up. */
 		if (c->out != 0 || !conn_at_boundary(c))
 			CHECK(c->blocked || c->dirty);
@@ -1331,6 +1332,11 @@ game_begin(void)
 	game_settings();
 	game_memory();
 	serve_place();
+	/* Hardly more than a record: what is half out of a batch then fills a
+	 * buffer to the last byte. */
+	if (once_in(2))
+		srv.buffer_size = STREAM_RECORD + RECORD_OVERHEAD_MAX +
+		    dice(200);
 	kernel.push_events = kernel.listener_events = EPOLLIN;
 	kernel.listener_data = LOOP_LISTENER;
 	srv.listening = true;
@@ -1541,6 +1547,98 @@ without_descriptors_newcomers_wait_and_the_server_rests(void **state)
 	}
 }
 
+/* A client of the game that is up and talks in plain. */
+static struct conn *
+game_one_client(void)
+{
+	seed = turn = 0;
+	game_begin();
+	kernel.faults = false;
+	player_connect(&players[0], -1);
+	players[0].tls = false;
+	while (players[0].stage != UP && turn < 100)
+		game_turn();
+	assert_int_equal(players[0].stage, UP);
+	return &srv.conn[0];
+}
+
+/* What was half out of the stream lies in the out buffer, and of that only
+ * the last bytes are free. */
+static void
+a_close_that_finds_no_room_behind_the_rest_is_not_written(void **state)
+{
+	char reason[FRAME_MAX_REASON];
+
+	(void)state;
+	memset(reason, 'r', sizeof reason);
+	for (u32 free_n = 0; free_n < 300; free_n++) {
+		struct conn *c = game_one_client();
+		struct buffer *b;
+
+		buffer_take(c, &c->out);
+		b = buffer_row(c->out);
+		b->n = b->raw = (u32)srv.buffer_size - free_n;
+		c->blocked = true;
+		conn_close(c, WSP_CLOSE_NORMAL, (struct str){ reason,
+		    sizeof reason });
+		assert_true(b->n <= srv.buffer_size);
+		assert_int_equal(c->state, free_n < 4 + sizeof reason +
+		    2 * RECORD_OVERHEAD_MAX ? CONN_DEAD : CONN_CLOSING);
+		game_over();
+	}
+}
+
+/* The kernel may say again and again that there is something to read, and
+ * there is not: behind an empty record nothing comes, and an urgent byte
+ * hides what is behind it. */
+static void
+half_a_hello_does_not_keep_the_server_busy(void **state)
+{
+	static const struct {
+		const char *text;
+		size_t n;
+	} hello[] = { { "\x16\x03\x01", 3 }, { "\x16\x03\x01\0\0", 5 },
+		{ "\x16\x03\x01\2\0\1", 6 } };
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(hello); i++) {
+		seed = turn = 0;
+		game_begin();
+		kernel.faults = false;
+		settings.listen[0].tls = true;
+		player_connect(&players[0], -1);
+		players[0].tls = false;
+		players[0].tx.n = 0;
+		player_say(&players[0], hello[i].text, hello[i].n);
+		while (players[0].stage != GONE && turn < 1000)
+			game_turn();
+		assert_in_range(turn, 2, 100);
+		game_over();
+	}
+}
+
+/* Where an address has 32 bits the sum would be some 180 MB. */
+static void
+tables_that_no_address_reaches_are_refused(void **state)
+{
+	struct memory_row rows[MEMORY_ROWS];
+	u64 total = 0;
+	u32 n;
+
+	(void)state;
+	serve_defaults();
+	settings.max_sockets = 65536;
+	settings.queue_messages = 65535;
+	n = serve_memory_rows(rows);
+	for (u32 i = 0; i < n; i++)
+		total += memory_size(&rows[i]);
+	assert_true(total > UINT64_C(34000000000));
+	if (serve_take_memory() == 0) {
+		assert_true(total <= SIZE_MAX);
+		assert_int_equal(munmap(*rows[0].to, (size_t)total), 0);
+	}
+}
+
 int
 main(void)
 {
@@ -1549,6 +1647,10 @@ main(void)
 		    whatever_the_kernel_does_nothing_is_lost_doubled_or_leaked),
 		cmocka_unit_test(
 		    without_descriptors_newcomers_wait_and_the_server_rests),
+		cmocka_unit_test(
+		    a_close_that_finds_no_room_behind_the_rest_is_not_written),
+		cmocka_unit_test(half_a_hello_does_not_keep_the_server_busy),
+		cmocka_unit_test(tables_that_no_address_reaches_are_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
