@@ -15974,11 +15974,13 @@ serve_take_over(const struct settings *new)
 		const struct serve_option *o = &serve_options[i];
 		uintptr_t at = (uintptr_t)o->to - (uintptr_t)&settings;
 		size_t n = o->kind == OPT_FLAG ? sizeof(bool) : sizeof(u32);
-		char *was = (char *)&settings + at;
-		const char *is = (const char *)new + at;
+		char *was;
+		const char *is;
 
 		if (at >= sizeof settings)
 			continue;
+		was = (char *)&settings + at;
+		is = (const char *)new + at;
 		if (o->kind != OPT_TEXT && o->reload)
 			memcpy(was, is, n);
 		else if (!o->reload && (o->kind == OPT_TEXT ?
