@@ -124,6 +124,25 @@ str_number(u64 *v, struct str s, u64 max)
 	return s.n > 0;
 }
 
+/* FNV-1a from `h` on, STR_HASH at first; two of 8192 strings meet once in
+ * 10^11 fleets. */
+#define STR_HASH 0xcbf29ce484222325
+
+static u64
+str_hash(u64 h, struct str s)
+{
+	for (size_t i = 0; i < s.n; i++)
+		h = (h ^ (u8)s.p[i]) * 0x100000001b3;
+	return h;
+}
+
+/* What MQTT takes for a string. */
+static bool
+str_is_mqtt(struct str s)
+{
+	return mosquitto_validate_utf8(s.p, (int)s.n) == MOSQ_ERR_SUCCESS;
+}
+
 /* What may stand in a target between spaces. */
 static bool
 str_is_dense(struct str s)
@@ -144,6 +163,7 @@ str_is_dense(struct str s)
  * socket's queue, 10 datagrams where nobody has raised
  * net.unix.max_dgram_qlen; wspush drops the rest. */
 #define CONFIRM_MAX 8
+#define CONFIRM_MORE 2     /* seconds that we wait longer than wspush */
 
 /* Publications of ours that the broker has not acknowledged; beyond it what
  * clients say stays in the kernel, and then wspush drops and counts it. */
@@ -158,8 +178,9 @@ str_is_dense(struct str s)
 #define HELD_MORE 1024
 
 #define PREFIXES 8         /* --prefix; each has four subscriptions */
-#define TOPIC_ROOM 1024    /* the longest topic, and the longest target */
-#define HEAD_ROOM (TOPIC_ROOM + 256)
+#define TOPIC_ROOM 1024    /* the longest topic */
+#define HEAD_ROOM 1024     /* the longest header that wspush takes */
+#define TARGET_ROOM (HEAD_ROOM - 96) /* 96: verb and options */
 #define PAUSE_MS_MIN 20    /* the growing pause before a request is repeated */
 #define PAUSE_MS_MAX 5000
 #define ALIVE_MS 10000     /* a connection that lasted so long was a good one */
@@ -327,11 +348,12 @@ option_topic(const char *value)
 {
 	size_t n = strlen(value);
 
-	if (n == 0 || n > 200 || value[0] == '/' || value[n - 1] == '/' ||
+	if (n == 0 || n > 200 || strchr("/$", value[0]) ||
+	    value[n - 1] == '/' ||
 	    mosquitto_pub_topic_check(value) != MOSQ_ERR_SUCCESS ||
-	    mosquitto_validate_utf8(value, (int)n) != MOSQ_ERR_SUCCESS)
+	    !str_is_mqtt((struct str){ value, n }))
 		return "it takes a topic of 1 to 200 bytes without + and #, "
-		    "and without / at its ends";
+		    "without / at its ends and without $ in front";
 	return NULL;
 }
 
@@ -366,7 +388,7 @@ option_id(const char *value)
 	settings.id = value;
 	if (n == 0 || n > 64 || value[strcspn(value, "/+#\"\\")] != '\0' ||
 	    !str_is_dense((struct str){ value, n }) ||
-	    mosquitto_validate_utf8(value, (int)n) != MOSQ_ERR_SUCCESS)
+	    !str_is_mqtt((struct str){ value, n }))
 		return "it takes 1 to 64 bytes without white space and / + # "
 		    "\" \\";
 	return NULL;
@@ -616,6 +638,20 @@ option_password(void)
 	password[strcspn(password, "\r\n")] = '\0';
 }
 
+/* What we publish must not come back as something to push. */
+static void
+option_loop(const char *name, const char *topic)
+{
+	for (u32 i = 0; i < settings.prefixes; i++) {
+		const char *prefix = settings.prefix[i];
+		size_t n = strlen(prefix);
+
+		if (strncmp(topic, prefix, n) == 0 && strchr("/", topic[n]))
+			fail(2, "--%s %s lies below --prefix %s: what goes up "
+			    "would come down again", name, topic, prefix);
+	}
+}
+
 /* What only all the options together can tell. */
 static void
 option_check(void)
@@ -630,6 +666,8 @@ option_check(void)
 	}
 	if (settings.prefixes == 0)
 		settings.prefix[settings.prefixes++] = "push";
+	option_loop("from", settings.from);
+	option_loop("presence", settings.presence);
 	if (settings.password_file && !settings.username)
 		fail(2, "--password-file needs --username");
 	if (!settings.cert != !settings.key)
@@ -639,8 +677,12 @@ option_check(void)
 	settings.tls |= settings.cafile || settings.capath;
 	if (settings.insecure && !settings.tls)
 		fail(2, "--insecure needs --tls, --cafile or --capath");
-	if (settings.confirm >= settings.keepalive / 2)
-		fail(2, "--confirm must be less than half of --keepalive");
+	if (settings.confirm > 0 &&
+	    settings.confirm + CONFIRM_MORE >= settings.keepalive / 2)
+		fail(2, "--confirm must be less than half of --keepalive, by "
+		    "%d seconds", CONFIRM_MORE + 1);
+	if (settings.confirm > 0 && settings.inflight > CONFIRM_MAX)
+		settings.inflight = CONFIRM_MAX;
 	if (strlen(settings.push) >= sizeof ((struct sockaddr_un *)0)->sun_path)
 		fail(2, "--push %s: a path has at most 107 bytes",
 		    settings.push);
@@ -648,9 +690,9 @@ option_check(void)
 	    sizeof ((struct sockaddr_un *)0)->sun_path)
 		fail(2, "--handler %s: a path has at most 107 bytes",
 		    settings.handler);
-	if (settings.watch && strlen(settings.watch) >= TOPIC_ROOM - 1)
+	if (settings.watch && strlen(settings.watch) >= TARGET_ROOM)
 		fail(2, "--watch: a target has less than %d bytes",
-		    TOPIC_ROOM - 1);
+		    TARGET_ROOM);
 	option_readable("cafile", settings.cafile);
 	option_readable("capath", settings.capath);
 	option_readable("cert", settings.cert);
@@ -666,21 +708,14 @@ option_check(void)
  * could become another term or another line of the request is refused here.
  */
 
-/* The words behind a prefix, which may itself hold a slash. */
-static bool
-topic_prefix(const char **rest, const char **prefix, const char *topic)
+/* The words behind a prefix; NULL when the topic is not below it. */
+static const char *
+topic_below(const char *prefix, const char *topic)
 {
-	for (u32 i = 0; i < settings.prefixes; i++) {
-		size_t n = strlen(settings.prefix[i]);
+	size_t n = strlen(prefix);
 
-		if (strncmp(topic, settings.prefix[i], n) == 0 &&
-		    topic[n] == '/') {
-			*prefix = settings.prefix[i];
-			*rest = topic + n + 1;
-			return true;
-		}
-	}
-	return false;
+	return strncmp(topic, prefix, n) == 0 && topic[n] == '/' ?
+	    topic + n + 1 : NULL;
 }
 
 static bool
@@ -717,6 +752,8 @@ topic_target(char *to, size_t room, const char *rest)
 		name = str_cut(&all, '/');
 		if (memchr(name.p, ':', name.n))
 			return "a tag's name has no colon";
+		if (str_begins(all, "["))
+			return "a value that begins with [ would be a list";
 		n = snprintf(to, room, "/services/%.*s $%.*s%s%s", s,
 		    service.p, (int)name.n, name.p,
 		    name.p[name.n] == '/' ? ":" : "", all.p);
@@ -732,11 +769,9 @@ topic_target(char *to, size_t room, const char *rest)
 static const char *
 topic_own_target(char *to, size_t room, struct str target)
 {
-	if (target.n == 0)
-		return "the user property `target` is missing";
 	if (target.n >= room)
 		return "the target is too long";
-	if (!memchr("*/$=", target.p[0], 4))
+	if (target.n == 0 || !memchr("*/$=", target.p[0], 4))
 		return "a target begins with *, /, $ or =";
 	for (size_t i = 0; i < target.n; i++)
 		if ((u8)target.p[i] < ' ' || target.p[i] == 0x7f)
@@ -763,14 +798,16 @@ topic_kind(const char *type)
 	return settings.kind;
 }
 
-/* What + and # mean to a broker no topic may hold: %2B and %23, and so %25. */
+/* What + and # mean to a broker no topic may hold: %2B and %23, and so %25.
+ * Nor may it hold characters such as U+FFFE: then what is not ASCII is %XX. */
 static size_t
 topic_escape(char *to, size_t room, struct str s)
 {
+	bool plain = str_is_mqtt(s);
 	size_t n = 0;
 
 	for (size_t i = 0; i < s.n && n + 4 < room; i++)
-		if (memchr("+#%", s.p[i], 3))
+		if (memchr("+#%", s.p[i], 3) || (!plain && (u8)s.p[i] >= 0x80))
 			n += (size_t)sprintf(to + n, "%%%02X", (u8)s.p[i]);
 		else
 			to[n++] = s.p[i];
@@ -811,6 +848,7 @@ enum held_state { HELD, ASKED, TAKEN, DONE };
 struct held {
 	enum held_state state;
 	bool retain;
+	int mid;             /* the broker's number; 0: QoS 0 */
 	const char *kind;
 	u64 seq;             /* of the request that waits for a reply */
 	int64_t expires_ms;  /* 0: never */
@@ -826,6 +864,8 @@ static struct {
 	u32 rows;            /* there are */
 	u32 n, open;         /* in use, and of them those not DONE */
 	int64_t since_ms;    /* of the first row */
+	u64 *known;          /* hashes of DONE rows that will come again */
+	u32 knowns;
 } held;
 
 static bool
@@ -835,8 +875,9 @@ held_init(void)
 	held.room = (size_t)(settings.inflight + OUT_MAX) *
 	    (settings.max_message + 2 * TOPIC_ROOM);
 	held.row = calloc(held.rows, sizeof *held.row);
+	held.known = calloc(held.rows, sizeof *held.known);
 	held.bytes = malloc(held.room); /* paid for when it is written */
-	return held.row && held.bytes;
+	return held.row && held.known && held.bytes;
 }
 
 static void
@@ -896,16 +937,41 @@ held_done(struct held *h)
 	held.open--;
 }
 
-/* Forgets the rows that are DONE. */
-static void
-held_keep_open(void)
+static u64
+held_hash(const struct held *h)
 {
-	u32 n = 0;
+	u64 v = str_hash(STR_HASH, (struct str){ h->body, h->n });
 
+	v = str_hash(v, (struct str){ h->topic, strlen(h->topic) + 1 });
+	return str_hash(v, (struct str){ (const char *)&h->mid, sizeof h->mid });
+}
+
+/* The connection has ended: the broker sends the batch again, under the same
+ * numbers.  What is DONE of it is not pushed again.  This is more than
+ * courtesy: a wspush so slow that it takes longer over a batch than we may
+ * hold one would otherwise be given the same batch for ever. */
+static void
+held_end(void)
+{
 	for (u32 i = 0; i < held.n; i++)
-		if (held.row[i].state != DONE)
-			held.row[n++] = held.row[i];
-	held.n = n;
+		if (held.row[i].state == DONE && held.row[i].mid != 0 &&
+		    held.knowns < held.rows)
+			held.known[held.knowns++] = held_hash(&held.row[i]);
+	held_clear();
+}
+
+/* Whether it was DONE already; asked once. */
+static bool
+held_knew(const struct held *h)
+{
+	u64 hash = held.knowns > 0 ? held_hash(h) : 0;
+
+	for (u32 i = 0; i < held.knowns; i++)
+		if (held.known[i] == hash) {
+			held.known[i] = held.known[--held.knowns];
+			return true;
+		}
+	return false;
 }
 
 static u32
@@ -928,6 +994,7 @@ held_again(void)
 		held.row[i].state = HELD;
 	}
 	held.open = held.n;
+	held.knowns = 0;
 }
 
 /* ----- 7. Outgoing -------------------------------------------------------
@@ -941,13 +1008,20 @@ static struct {
 	bool on;               /* CONNACK has come */
 	bool leaving;          /* DISCONNECT has been asked for */
 	bool dropping;         /* nothing is read as a message or written */
-	bool parked;           /* no connection before wspush takes something */
+	u32 parked;            /* no connection before fewer are open; or 0 */
 	bool want_retained;    /* the next SUBSCRIBE asks for retained values */
 	u32 unacked;           /* our publications */
 	int64_t since_ms;      /* on */
+	int64_t hold_ms;       /* how long a batch may keep pings waiting */
 	int64_t next_ms;       /* not on: the next attempt */
 	int64_t pause_ms;
 } broker;
+
+static bool
+out_full(void)
+{
+	return !broker.on || broker.unacked >= 8 * OUT_MAX;
+}
 
 static bool
 out_publish(const char *topic, struct str body, bool retain,
@@ -955,7 +1029,7 @@ out_publish(const char *topic, struct str body, bool retain,
 {
 	int rc;
 
-	if (!broker.on || broker.unacked >= 8 * OUT_MAX)
+	if (out_full())
 		return false;
 	rc = mosquitto_publish_v5(broker.m, NULL, topic, (int)body.n, body.p,
 	    1, retain, properties);
@@ -969,12 +1043,12 @@ out_publish(const char *topic, struct str body, bool retain,
 }
 
 static void
-out_state(const char *word)
+out_online(void)
 {
 	char topic[320];
 
 	snprintf(topic, sizeof topic, "%s/%s", settings.presence, settings.id);
-	out_publish(topic, (struct str){ word, strlen(word) }, true, NULL);
+	out_publish(topic, (struct str){ "online", 6 }, true, NULL);
 }
 
 static void
@@ -1015,8 +1089,8 @@ out_reject(const char *topic, size_t bytes, const char *code, struct str why)
 	static int64_t quiet_ms;
 	static u64 unsaid;
 	char said[256], name[640], text[1280], to[256];
-	const char *prefix, *rest;
 	mosquitto_property *type = NULL;
+	u32 i = 0;
 	int n;
 
 	counters.rejected++;
@@ -1031,12 +1105,14 @@ out_reject(const char *topic, size_t bytes, const char *code, struct str why)
 		quiet_ms = clock_ms() + 1000;
 		unsaid = 0;
 	}
-	if (!topic_prefix(&rest, &prefix, topic))
+	while (i < settings.prefixes && !topic_below(settings.prefix[i], topic))
+		i++;
+	if (i == settings.prefixes)
 		return;
 	n = snprintf(text, sizeof text, "{\"box\":\"%s\",\"topic\":%s,"
 	    "\"code\":\"%s\",\"bytes\":%zu,\"message\":%s}", settings.id,
 	    name, code, bytes, said);
-	snprintf(to, sizeof to, "%s/rejected", prefix);
+	snprintf(to, sizeof to, "%s/rejected", settings.prefix[i]);
 	mosquitto_property_add_string(&type, MQTT_PROP_CONTENT_TYPE,
 	    "application/json");
 	out_publish(to, (struct str){ text, (size_t)n }, false, type);
@@ -1054,7 +1130,7 @@ out_reject(const char *topic, size_t bytes, const char *code, struct str why)
 
 struct presence {
 	u64 hash;              /* of the socketId */
-	u8 open;
+	u8 open;               /* 2: the broker has not been told */
 	u8 round;              /* of `list` in which it was seen */
 };
 
@@ -1064,20 +1140,10 @@ static struct {
 	u8 round;
 	bool listing;          /* a `list` is under way */
 	bool wanted;           /* another one must follow */
+	bool refused;          /* we may not watch, and that has been said */
 	u64 seq;               /* of the page that was asked for */
 	char cursor[32];
 } presence;
-
-/* FNV-1a; two of 8192 sockets meet once in 10^11 fleets. */
-static u64
-presence_hash(struct str s)
-{
-	u64 h = 0xcbf29ce484222325;
-
-	for (size_t i = 0; i < s.n; i++)
-		h = (h ^ (u8)s.p[i]) * 0x100000001b3;
-	return h;
-}
 
 static struct presence *
 presence_find(u64 hash)
@@ -1088,22 +1154,27 @@ presence_find(u64 hash)
 	return NULL;
 }
 
-static void
+/* False when there is no room: it will be said after the next `list`. */
+static bool
 presence_publish(struct str socket, const char *word)
 {
 	char topic[TOPIC_ROOM];
 	int n = snprintf(topic, sizeof topic, "%s/%s", settings.presence,
 	    settings.id);
 
-	topic_escape(topic + n, sizeof topic - (size_t)n, socket);
-	if (!out_publish(topic, (struct str){ word, strlen(word) }, true, NULL))
+	if (out_full()) {
 		presence.wanted = true;
+		return false;
+	}
+	topic_escape(topic + n, sizeof topic - (size_t)n, socket);
+	out_publish(topic, (struct str){ word, strlen(word) }, true, NULL);
+	return true;
 }
 
 static void
 presence_is(struct str socket, bool open)
 {
-	u64 hash = presence_hash(socket);
+	u64 hash = str_hash(STR_HASH, socket);
 	struct presence *p = presence_find(hash);
 	bool same = p && p->open == open;
 
@@ -1112,18 +1183,31 @@ presence_is(struct str socket, bool open)
 	if (!p)
 		p = &presence.row[presence.n++];
 	*p = (struct presence){ hash, open, presence.round };
-	if (!same)
-		presence_publish(socket, open ? "open" : "away");
+	if (!same && !presence_publish(socket, open ? "open" : "away"))
+		p->open = 2;
 }
 
 static void
 presence_gone(struct str socket)
 {
-	struct presence *p = presence_find(presence_hash(socket));
+	struct presence *p = presence_find(str_hash(STR_HASH, socket));
 
 	if (p)
 		*p = presence.row[--presence.n];
 	presence_publish(socket, "");
+}
+
+/* wspush will not tell us: --watch is no target, we are `denied`, or it has
+ * as many watchers as it takes. */
+static void
+presence_refused(struct str code, struct str why)
+{
+	char said[256];
+
+	if (!presence.refused)
+		log_event(LOG_WARN, "watch", "code=%.*s why=%s", (int)code.n,
+		    code.p, quote(said, sizeof said, why));
+	presence.refused = true;
 }
 
 /* A datagram of `watch`.  A volatile socket that closes is forgotten next. */
@@ -1140,6 +1224,12 @@ presence_event(struct str all)
 		presence_is(socket, false);
 	else if (str_is(event, "forget"))
 		presence_gone(socket);
+	else if (str_is(event, "error")) /* CODE ref=w ONE SENTENCE */
+		presence_refused(socket, line);
+	else if (str_is(event, "ok") && presence.refused) {
+		presence.refused = false;
+		presence.wanted = true;
+	}
 }
 
 /* One page of `list`: socketId, open or away, and more. */
@@ -1184,19 +1274,19 @@ presence_retained(const char *topic, bool empty)
 	size_t a = strlen(settings.presence), b = strlen(settings.id), n = 0;
 	const char *id = topic + a + 1 + b;
 	char raw[TOPIC_ROOM];
+	unsigned byte;
 
 	if (strncmp(topic, settings.presence, a) != 0 || topic[a] != '/' ||
 	    strncmp(topic + a + 1, settings.id, b) != 0 || *id != '/')
 		return false;
 	for (; *id && n < sizeof raw; id++)
-		if (id[0] == '%' && id[1] == '2' && id[2]) {
-			raw[n++] = id[2] == 'B' ? '+' : id[2] == '3' ? '#' :
-			    '%';
+		if (*id == '%' && sscanf(id + 1, "%2x", &byte) == 1 && id[2]) {
+			raw[n++] = (char)byte;
 			id += 2;
 		} else {
 			raw[n++] = *id;
 		}
-	if (!empty && !presence_find(presence_hash((struct str){ raw, n })))
+	if (!empty && !presence_find(str_hash(STR_HASH, (struct str){ raw, n })))
 		presence_publish((struct str){ raw, n }, "");
 	return true;
 }
@@ -1408,7 +1498,8 @@ server_taken(struct held *h, u64 count, u64 full)
 		return;
 	}
 	h->state = TAKEN;
-	h->due_ms = clock_ms() + 1000 * ((int64_t)settings.confirm + 2);
+	h->due_ms = clock_ms() + 1000 * ((int64_t)settings.confirm +
+	    CONFIRM_MORE);
 }
 
 /* `no-room` of a retained value stays: wspush retains so many and no more.
@@ -1504,6 +1595,8 @@ server_beaten(struct str body)
 			counters.retried++;
 			held.row[i].state = HELD;
 		}
+	if (presence.seq < server.beat_seq)
+		presence.seq = 0; /* this page is asked for again */
 	server.beat_seq = 0;
 	server.unanswered = 0;
 }
@@ -1525,8 +1618,13 @@ server_reply(struct str all)
 		ref = str_cut(&line, ' ');
 		h = server_row((struct str){ ref.p + 4, ref.n < 4 ? 0 :
 		    ref.n - 4 }, ASKED);
-		if (h)
+		if (h) {
 			server_refused(h, first, line);
+		} else if (presence.seq > 0 && str_begins(ref, "ref=l")) {
+			presence_refused(first, line);
+			presence.listing = false;
+			presence.seq = 0;
+		}
 		return;
 	}
 	(void)str_number(&count, first, UINT32_MAX);
@@ -1696,8 +1794,10 @@ incoming_event(struct str all)
 	if (text)
 		mosquitto_property_add_byte(&p,
 		    MQTT_PROP_PAYLOAD_FORMAT_INDICATOR, 1);
-	mosquitto_property_add_string_pair(&p, MQTT_PROP_USER_PROPERTY,
-	    "socket", id);
+	/* The broker ends a connection for U+FFFE; our library lets it by. */
+	if (str_is_mqtt(socket))
+		mosquitto_property_add_string_pair(&p, MQTT_PROP_USER_PROPERTY,
+		    "socket", id);
 	mosquitto_property_add_string_pair(&p, MQTT_PROP_USER_PROPERTY,
 	    "box", settings.id);
 	if (out_publish(topic, all, false, p))
@@ -1745,8 +1845,7 @@ static void
 broker_park(void)
 {
 	counters.parked++;
-	broker.parked = true;
-	held_keep_open();
+	broker.parked = held.open;
 	broker_drop("wspush takes nothing");
 }
 
@@ -1766,7 +1865,9 @@ static void
 on_connect(struct mosquitto *m, void *x, int code, int flags,
     const mosquitto_property *p)
 {
-	(void)m, (void)x, (void)p;
+	uint16_t keepalive;
+
+	(void)m, (void)x;
 	if (code != 0) {
 		log_event(LOG_ERROR, "broker", "state=refused code=%d "
 		    "why=\"%s\"", code, mosquitto_reason_string(code));
@@ -1774,11 +1875,17 @@ on_connect(struct mosquitto *m, void *x, int code, int flags,
 	}
 	log_event(LOG_INFO, "broker", "state=here session=%s",
 	    flags & 1 ? "resumed" : "new");
+	if (!(flags & 1))
+		held.knowns = 0;
 	counters.connects++;
 	broker.on = true;
 	broker.since_ms = clock_ms();
+	broker.hold_ms = 500 * (int64_t)settings.keepalive;
+	if (mosquitto_property_read_int16(p, MQTT_PROP_SERVER_KEEP_ALIVE,
+	    &keepalive, false) && keepalive > 0)
+		broker.hold_ms = 500 * (int64_t)keepalive;
 	out_subscribe();
-	out_state("online");
+	out_online();
 	presence.n = 0; /* all is said again */
 	presence.wanted = settings.watch;
 }
@@ -1802,7 +1909,7 @@ broker_lost(const char *why)
 		log_event(LOG_WARN, "broker", "state=away why=\"%s\" "
 		    "again=%lldms", why, (long long)(broker.next_ms - now));
 	if (!broker.parked)
-		held_clear();
+		held_end();
 	broker.tried = broker.on = broker.dropping = false;
 }
 
@@ -1837,33 +1944,43 @@ on_subscribe(struct mosquitto *m, void *x, int mid, int n, const int *qos,
 			    qos[i], mosquitto_reason_string(qos[i]));
 }
 
-/* The target of a publication, or why it has none. */
+/* The target that a user property names. */
+static const char *
+broker_own_target(char *to, size_t room, const mosquitto_property *p)
+{
+	char *name = NULL, *value = NULL;
+	const char *why = "the user property `target` is missing";
+	bool again = false, found = false;
+
+	while (!found && (p = mosquitto_property_read_string_pair(p,
+	    MQTT_PROP_USER_PROPERTY, &name, &value, again)) != NULL) {
+		found = strcmp(name, "target") == 0;
+		if (found)
+			why = topic_own_target(to, room, (struct str){ value,
+			    strlen(value) });
+		free(name);
+		free(value);
+		again = true;
+	}
+	return why;
+}
+
+/* The target of a publication, or why it has none.  One prefix may lie below
+ * another, so the first that gives a target counts. */
 static const char *
 broker_target(char *to, size_t room, const char *topic,
     const mosquitto_property *p)
 {
-	const char *prefix, *rest, *why = "no prefix of ours";
-	char *name = NULL, *value = NULL, *target = NULL;
-	bool again = false;
+	const char *why = "no prefix of ours";
 
-	if (!topic_prefix(&rest, &prefix, topic))
-		return why;
-	if (strcmp(rest, "target") != 0)
-		return topic_target(to, room, rest);
-	while ((p = mosquitto_property_read_string_pair(p,
-	    MQTT_PROP_USER_PROPERTY, &name, &value, again)) != NULL) {
-		if (strcmp(name, "target") == 0 && !target) {
-			target = value;
-			value = NULL;
-		}
-		free(name);
-		free(value);
-		name = value = NULL;
-		again = true;
+	for (u32 i = 0; i < settings.prefixes && why; i++) {
+		const char *rest = topic_below(settings.prefix[i], topic);
+
+		if (rest)
+			why = strcmp(rest, "target") == 0 ?
+			    broker_own_target(to, room, p) :
+			    topic_target(to, room, rest);
 	}
-	why = topic_own_target(to, room, (struct str){ target ? target : "",
-	    target ? strlen(target) : 0 });
-	free(target);
 	return why;
 }
 
@@ -1872,7 +1989,7 @@ on_message(struct mosquitto *m, void *x, const struct mosquitto_message *msg,
     const mosquitto_property *p)
 {
 	size_t n = (size_t)msg->payloadlen;
-	char target[TOPIC_ROOM], *type = NULL;
+	char target[TARGET_ROOM], *type = NULL;
 	const char *why;
 	struct held *h;
 	u32 expiry = 0;
@@ -1881,12 +1998,13 @@ on_message(struct mosquitto *m, void *x, const struct mosquitto_message *msg,
 	if (broker.dropping || presence_retained(msg->topic, n == 0))
 		return;
 	counters.received++;
-	if (strlen(msg->topic) >= TOPIC_ROOM || n > settings.max_message) {
+	if (n > settings.max_message) {
 		out_reject(msg->topic, n, "too-big", (struct str){
 		    "it is over --max-message", 24 });
 		return;
 	}
-	why = broker_target(target, sizeof target, msg->topic, p);
+	why = strlen(msg->topic) >= TOPIC_ROOM ? "the topic is too long" :
+	    broker_target(target, sizeof target, msg->topic, p);
 	if (why) {
 		out_reject(msg->topic, n, "bad-target", (struct str){ why,
 		    strlen(why) });
@@ -1900,6 +2018,11 @@ on_message(struct mosquitto *m, void *x, const struct mosquitto_message *msg,
 		return;
 	}
 	h = held_add(msg->topic, target, msg->payload, n);
+	h->mid = msg->qos > 0 ? msg->mid : 0;
+	if (held_knew(h)) {
+		held_done(h);
+		return;
+	}
 	mosquitto_property_read_string(p, MQTT_PROP_CONTENT_TYPE, &type, false);
 	h->kind = topic_kind(type);
 	free(type);
@@ -1993,7 +2116,7 @@ broker_connect(void)
 	static bool before;
 	int rc;
 
-	held_clear();
+	held_end();
 	if (!before)
 		broker_properties();
 	rc = before ? mosquitto_reconnect_async(broker.m) :
@@ -2010,14 +2133,14 @@ broker_tick(int64_t now)
 {
 	if (mosquitto_socket(broker.m) >= 0) {
 		if (held.open > 0 && !broker.dropping &&
-		    now - held.since_ms > 500 * (int64_t)settings.keepalive)
+		    now - held.since_ms > broker.hold_ms)
 			broker_park();
 		mosquitto_loop_misc(broker.m);
 	} else if (broker.tried) { /* on_disconnect has not been called */
 		broker_lost("the TLS handshake failed");
 	} else if (now >= broker.next_ms &&
-	    (!broker.parked || held.open < held.n)) {
-		broker.parked = false;
+	    (!broker.parked || held.open < broker.parked)) {
+		broker.parked = 0;
 		broker_connect();
 	}
 }
@@ -2080,10 +2203,12 @@ loop_turn(const sigset_t *inside, bool stopping)
 	int wait = loop_wait(now);
 	struct timespec t = { wait / 1000, wait % 1000 * 1000000 };
 	int fd = mosquitto_socket(broker.m);
+	bool deaf = stopping ? held.open > 0 || broker.unacked == 0 :
+	    held_full();
 	bool room = broker.on && broker.unacked < OUT_MAX && !stopping;
 	struct pollfd p[4] = {
-		{ .fd = fd, .events = (short)((broker.dropping ||
-		    !(stopping || held_full()) ? POLLIN : 0) |
+		{ .fd = fd, .events = (short)((broker.dropping || !deaf ?
+		    POLLIN : 0) |
 		    (held.open == 0 && !broker.dropping &&
 		    (broker.on || !settings.tls) &&
 		    mosquitto_want_write(broker.m) ? POLLOUT : 0)) },
@@ -2119,19 +2244,21 @@ loop_turn(const sigset_t *inside, bool stopping)
 		broker_tick(now);
 }
 
-/* SIGTERM: the batch gets two seconds, then the broker keeps it. */
+/* SIGTERM: the batch and what goes up get two seconds; the broker keeps the
+ * batch, and its Last Will says that we are offline, at once. */
 static void
 loop_stop(const sigset_t *inside)
 {
 	int64_t end = clock_ms() + STOP_MS;
 
 	log_event(LOG_INFO, "stopping", "held=%u", held.open);
-	while (held.open > 0 && clock_ms() < end)
+	while ((held.open > 0 || (broker.on && broker.unacked > 0)) &&
+	    clock_ms() < end)
 		loop_turn(inside, true);
 	if (held.open == 0 && broker.on && !broker.dropping) {
-		out_state("offline");
 		broker.leaving = true;
-		mosquitto_disconnect_v5(broker.m, 0, NULL);
+		mosquitto_disconnect_v5(broker.m,
+		    MQTT_RC_DISCONNECT_WITH_WILL_MSG, NULL);
 		while (mosquitto_socket(broker.m) >= 0 && clock_ms() < end)
 			loop_turn(inside, true);
 	}
