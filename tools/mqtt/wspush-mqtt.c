@@ -83,6 +83,12 @@ clock_ms(void)
 	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
+static struct str
+str_of(const char *text)
+{
+	return (struct str){ text, strlen(text) };
+}
+
 static bool
 str_is(struct str s, const char *word)
 {
@@ -308,7 +314,7 @@ struct option {
 	const char **text;
 	bool *flag;
 	u32 *number, min, max;
-	const char *(*call)(const char *value);
+	const char *(*call)(const char *value); /* says what is wrong */
 };
 
 static bool prefixes_replaced;
@@ -317,29 +323,22 @@ static bool prefixes_replaced;
 static const char *
 option_broker(const char *value)
 {
-	const char *end = value[0] == '[' ? strchr(value, ']') :
-	    strchr(value, ':');
-	size_t skip = value[0] == '[', n;
-	u64 port;
+	static const char wrong[] = "it takes HOST[:PORT], such as "
+	    "broker.example:8883 or [::1]:1883";
+	bool six = value[0] == '[';
+	struct str rest = str_of(value + six);
+	struct str host = str_cut(&rest, six ? ']' : ':');
+	u64 port = 0;
 
-	if (skip && !end)
-		return "it takes HOST[:PORT], such as broker.example:8883 or "
-		    "[::1]:1883";
-	n = end ? (size_t)(end - value) - skip : strlen(value);
-	if (end && skip)
-		end++;
-	settings.port = 0;
-	if (end && *end) {
-		if (*end != ':' || !str_number(&port, (struct str){ end + 1,
-		    strlen(end + 1) }, 65535) || port == 0)
-			return "it takes HOST[:PORT], such as "
-			    "broker.example:8883 or [::1]:1883";
-		settings.port = (u32)port;
-	}
-	if (n == 0 || n >= sizeof settings.host)
+	if (six && (host.p[host.n] != ']' || str_cut(&rest, ':').n > 0))
+		return wrong;
+	if (rest.n > 0 && (!str_number(&port, rest, 65535) || port == 0))
+		return wrong;
+	if (host.n == 0 || host.n >= sizeof settings.host)
 		return "a host's name has 1 to 255 bytes";
-	memcpy(settings.host, value + skip, n);
-	settings.host[n] = '\0';
+	settings.port = (u32)port;
+	memcpy(settings.host, host.p, host.n);
+	settings.host[host.n] = '\0';
 	return NULL;
 }
 
@@ -367,25 +366,10 @@ option_prefix(const char *value)
 }
 
 static const char *
-option_from(const char *value)
-{
-	settings.from = value;
-	return option_topic(value);
-}
-
-static const char *
-option_presence(const char *value)
-{
-	settings.presence = value;
-	return option_topic(value);
-}
-
-static const char *
 option_id(const char *value)
 {
 	size_t n = strlen(value);
 
-	settings.id = value;
 	if (n == 0 || n > 64 || value[strcspn(value, "/+#\"\\")] != '\0' ||
 	    !str_is_dense((struct str){ value, n }) ||
 	    !str_is_mqtt((struct str){ value, n }))
@@ -397,9 +381,21 @@ option_id(const char *value)
 static const char *
 option_kind(const char *value)
 {
-	settings.kind = value;
 	return strcmp(value, "text") == 0 || strcmp(value, "json") == 0 ||
 	    strcmp(value, "binary") == 0 ? NULL : "it is text, json or binary";
+}
+
+static const char *
+option_socket(const char *value)
+{
+	return strlen(value) < sizeof ((struct sockaddr_un *)0)->sun_path ?
+	    NULL : "a path has at most 107 bytes";
+}
+
+static const char *
+option_readable(const char *value)
+{
+	return access(value, R_OK) == 0 ? NULL : strerror(errno);
 }
 
 static const char *
@@ -419,7 +415,7 @@ static const struct option options[] = {
 	{ "broker", "HOST[:PORT]", "the broker (localhost:1883; with TLS 8883)",
 		.call = option_broker },
 	{ "id", "BOX", "this box; the client id is wspush-BOX (host name)",
-		.call = option_id },
+		.text = &settings.id, .call = option_id },
 	{ "username", "NAME", "who we are to the broker",
 		.text = &settings.username },
 	{ "password-file", "FILE", "its first line is the password",
@@ -427,11 +423,13 @@ static const struct option options[] = {
 	{ "tls", NULL, "TLS, by the system's certificate authorities",
 		.flag = &settings.tls },
 	{ "cafile", "FILE", "TLS, by these authorities (PEM)",
-		.text = &settings.cafile },
+		.text = &settings.cafile, .call = option_readable },
 	{ "capath", "DIR", "TLS, by the authorities there (see c_rehash)",
-		.text = &settings.capath },
-	{ "cert", "FILE", "our certificate (PEM)", .text = &settings.cert },
-	{ "key", "FILE", "its key", .text = &settings.key },
+		.text = &settings.capath, .call = option_readable },
+	{ "cert", "FILE", "our certificate (PEM)",
+		.text = &settings.cert, .call = option_readable },
+	{ "key", "FILE", "its key",
+		.text = &settings.key, .call = option_readable },
 	{ "insecure", NULL, "do not compare the broker's name",
 		.flag = &settings.insecure },
 	{ "keepalive", "S", "seconds between pings (60)",
@@ -454,15 +452,16 @@ static const struct option options[] = {
 	{ "prefix", "TOPIC", "push what is published below it; repeatable "
 		"(push)", .call = option_prefix },
 	{ "kind", "KIND", "of what has no content type: text, json, binary "
-		"(text)", .call = option_kind },
+		"(text)", .text = &settings.kind, .call = option_kind },
 	{ "push", "PATH", "wspush's socket (/run/wspush/push.sock)",
-		.text = &settings.push },
+		.text = &settings.push, .call = option_socket },
 	{ "handler", "PATH", "take what clients say, wspush has it as "
-		"--service NAME=unix:PATH", .text = &settings.handler },
+		"--service NAME=unix:PATH",
+		.text = &settings.handler, .call = option_socket },
 	{ "from", "TOPIC", "publish that below it (from)",
-		.call = option_from },
+		.text = &settings.from, .call = option_topic },
 	{ "presence", "TOPIC", "TOPIC/BOX is online or offline (presence)",
-		.call = option_presence },
+		.text = &settings.presence, .call = option_topic },
 	{ "watch", "TARGET", "publish there too which of these sockets are "
 		"open", .text = &settings.watch },
 	{ "log-level", "LEVEL", "error, warn, info or debug (info)",
@@ -503,18 +502,18 @@ option_set(const struct option *o, const char *value)
 
 	if (o->flag)
 		*o->flag = true;
-	else if (o->text)
+	if (o->text)
 		*o->text = value;
-	else if (o->call)
+	if (o->call)
 		return o->call(value);
-	else if (str_number(&v, (struct str){ value, strlen(value) }, o->max) &&
-	    v >= o->min)
-		*o->number = (u32)v;
-	else {
+	if (!o->number)
+		return NULL;
+	if (!str_number(&v, str_of(value), o->max) || v < o->min) {
 		snprintf(why, sizeof why, "it takes a number from %u to %u",
 		    o->min, o->max);
 		return why;
 	}
+	*o->number = (u32)v;
 	return NULL;
 }
 
@@ -594,7 +593,7 @@ option_words(int argc, char **argv, bool only_config)
 	for (int i = 1; i < argc; i++) {
 		const char *word = argv[i], *why;
 		const struct option *o = strncmp(word, "--", 2) == 0 ?
-		    option_find((struct str){ word + 2, strlen(word + 2) }) :
+		    option_find(str_of(word + 2)) :
 		    NULL;
 
 		if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
@@ -614,13 +613,6 @@ option_words(int argc, char **argv, bool only_config)
 		if (why)
 			fail(2, "%s %s: %s", word, argv[i], why);
 	}
-}
-
-static void
-option_readable(const char *name, const char *path)
-{
-	if (path && access(path, R_OK) < 0)
-		fail(2, "--%s %s: %s", name, path, strerror(errno));
 }
 
 static void
@@ -683,20 +675,9 @@ option_check(void)
 		    "%d seconds", CONFIRM_MORE + 1);
 	if (settings.confirm > 0 && settings.inflight > CONFIRM_MAX)
 		settings.inflight = CONFIRM_MAX;
-	if (strlen(settings.push) >= sizeof ((struct sockaddr_un *)0)->sun_path)
-		fail(2, "--push %s: a path has at most 107 bytes",
-		    settings.push);
-	if (settings.handler && strlen(settings.handler) >=
-	    sizeof ((struct sockaddr_un *)0)->sun_path)
-		fail(2, "--handler %s: a path has at most 107 bytes",
-		    settings.handler);
 	if (settings.watch && strlen(settings.watch) >= TARGET_ROOM)
 		fail(2, "--watch: a target has less than %d bytes",
 		    TARGET_ROOM);
-	option_readable("cafile", settings.cafile);
-	option_readable("capath", settings.capath);
-	option_readable("cert", settings.cert);
-	option_readable("key", settings.key);
 	option_password();
 	if (settings.port == 0)
 		settings.port = settings.tls ? 8883 : 1883;
@@ -735,7 +716,7 @@ topic_is_service(struct str s)
 static const char *
 topic_target(char *to, size_t room, const char *rest)
 {
-	struct str all = { rest, strlen(rest) }, name;
+	struct str all = str_of(rest), name;
 	struct str service = str_cut(&all, '/'), what = str_cut(&all, '/');
 	int s = (int)service.n, n;
 
@@ -942,8 +923,7 @@ held_hash(const struct held *h)
 {
 	u64 v = str_hash(STR_HASH, (struct str){ h->body, h->n });
 
-	v = str_hash(v, (struct str){ h->topic, strlen(h->topic) + 1 });
-	return str_hash(v, (struct str){ (const char *)&h->mid, sizeof h->mid });
+	return str_hash(v ^ (u64)h->mid, str_of(h->topic));
 }
 
 /* The connection has ended: the broker sends the batch again, under the same
@@ -1048,7 +1028,7 @@ out_online(void)
 	char topic[320];
 
 	snprintf(topic, sizeof topic, "%s/%s", settings.presence, settings.id);
-	out_publish(topic, (struct str){ "online", 6 }, true, NULL);
+	out_publish(topic, str_of("online"), true, NULL);
 }
 
 static void
@@ -1095,7 +1075,7 @@ out_reject(const char *topic, size_t bytes, const char *code, struct str why)
 
 	counters.rejected++;
 	quote(said, sizeof said, why);
-	quote(name, sizeof name, (struct str){ topic, strlen(topic) });
+	quote(name, sizeof name, str_of(topic));
 	if (clock_ms() < quiet_ms) {
 		unsaid++;
 	} else {
@@ -1167,7 +1147,7 @@ presence_publish(struct str socket, const char *word)
 		return false;
 	}
 	topic_escape(topic + n, sizeof topic - (size_t)n, socket);
-	out_publish(topic, (struct str){ word, strlen(word) }, true, NULL);
+	out_publish(topic, str_of(word), true, NULL);
 	return true;
 }
 
@@ -1280,7 +1260,8 @@ presence_retained(const char *topic, bool empty)
 	    strncmp(topic + a + 1, settings.id, b) != 0 || *id != '/')
 		return false;
 	for (; *id && n < sizeof raw; id++)
-		if (*id == '%' && sscanf(id + 1, "%2x", &byte) == 1 && id[2]) {
+		if (*id == '%' && id[1] && id[2] &&
+		    sscanf(id + 1, "%2x", &byte) == 1) {
 			raw[n++] = (char)byte;
 			id += 2;
 		} else {
@@ -1464,8 +1445,8 @@ server_ask(struct held *h)
 		h->seq = server.seq;
 		h->state = ASKED;
 	} else if (errno == EMSGSIZE && server.fd >= 0 && !server.full) {
-		out_reject(h->topic, h->n, "too-big", (struct str){
-		    "it does not fit a datagram", 26 });
+		out_reject(h->topic, h->n, "too-big",
+		    str_of("it does not fit a datagram"));
 		held_done(h);
 	}
 }
@@ -1765,7 +1746,8 @@ incoming_init(void)
 		unlink(a.sun_path);
 	if (bind(incoming, (struct sockaddr *)&a, sizeof a) < 0 ||
 	    chmod(a.sun_path, 0660) < 0)
-		return strerror(errno);
+		return errno == EADDRINUSE ? "what is there is no socket" :
+		    strerror(errno);
 	return NULL;
 }
 
@@ -1956,8 +1938,7 @@ broker_own_target(char *to, size_t room, const mosquitto_property *p)
 	    MQTT_PROP_USER_PROPERTY, &name, &value, again)) != NULL) {
 		found = strcmp(name, "target") == 0;
 		if (found)
-			why = topic_own_target(to, room, (struct str){ value,
-			    strlen(value) });
+			why = topic_own_target(to, room, str_of(value));
 		free(name);
 		free(value);
 		again = true;
@@ -1999,15 +1980,14 @@ on_message(struct mosquitto *m, void *x, const struct mosquitto_message *msg,
 		return;
 	counters.received++;
 	if (n > settings.max_message) {
-		out_reject(msg->topic, n, "too-big", (struct str){
-		    "it is over --max-message", 24 });
+		out_reject(msg->topic, n, "too-big",
+		    str_of("it is over --max-message"));
 		return;
 	}
 	why = strlen(msg->topic) >= TOPIC_ROOM ? "the topic is too long" :
 	    broker_target(target, sizeof target, msg->topic, p);
 	if (why) {
-		out_reject(msg->topic, n, "bad-target", (struct str){ why,
-		    strlen(why) });
+		out_reject(msg->topic, n, "bad-target", str_of(why));
 		return;
 	}
 	if (!held_has_room(n + 2 * TOPIC_ROOM)) {
