@@ -991,6 +991,7 @@ static struct {
 	u32 parked;            /* no connection before fewer are open; or 0 */
 	bool want_retained;    /* the next SUBSCRIBE asks for retained values */
 	u32 unacked;           /* our publications */
+	u64 repeats_end;       /* as many received, and none is a repeat */
 	int64_t since_ms;      /* on */
 	int64_t hold_ms;       /* how long a batch may keep pings waiting */
 	int64_t next_ms;       /* not on: the next attempt */
@@ -1254,6 +1255,7 @@ presence_retained(const char *topic, bool empty)
 	size_t a = strlen(settings.presence), b = strlen(settings.id), n = 0;
 	const char *id = topic + a + 1 + b;
 	char raw[TOPIC_ROOM];
+	struct str socket = { .p = raw };
 	unsigned byte;
 
 	if (strncmp(topic, settings.presence, a) != 0 || topic[a] != '/' ||
@@ -1267,8 +1269,9 @@ presence_retained(const char *topic, bool empty)
 		} else {
 			raw[n++] = *id;
 		}
-	if (!empty && !presence_find(str_hash(STR_HASH, (struct str){ raw, n })))
-		presence_publish((struct str){ raw, n }, "");
+	socket.n = n;
+	if (!empty && !presence_find(str_hash(STR_HASH, socket)))
+		presence_publish(socket, "");
 	return true;
 }
 
@@ -1859,6 +1862,7 @@ on_connect(struct mosquitto *m, void *x, int code, int flags,
 	    flags & 1 ? "resumed" : "new");
 	if (!(flags & 1))
 		held.knowns = 0;
+	broker.repeats_end = counters.received + held.rows;
 	counters.connects++;
 	broker.on = true;
 	broker.since_ms = clock_ms();
@@ -1999,6 +2003,8 @@ on_message(struct mosquitto *m, void *x, const struct mosquitto_message *msg,
 	}
 	h = held_add(msg->topic, target, msg->payload, n);
 	h->mid = msg->qos > 0 ? msg->mid : 0;
+	if (counters.received > broker.repeats_end)
+		held.knowns = 0; /* the broker gives their numbers anew */
 	if (held_knew(h)) {
 		held_done(h);
 		return;
