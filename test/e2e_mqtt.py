@@ -708,6 +708,27 @@ def test_the_box_is_online_and_its_last_will_says_offline(make):
     assert mqtt.wait("presence/b1").body == b"offline"
 
 
+def test_sigterm_takes_along_what_clients_have_said(make, tmp_path):
+    """More than the library has under way at a time, 20."""
+    path = tmp_path / "up.sock"
+    broker, server, bridge, mqtt = make.all(
+        "--handler", path, server=("--service", f"chat=unix:{path}"),
+        topics=["from/#"])
+    client = server.open("1", service="chat")
+    os.kill(broker.process.pid, signal.SIGSTOP)
+    try:
+        for number in range(40):
+            client.text(f"{number}")
+        wsp.until(lambda: bridge.counters()["up"] == 40, "all to be taken")
+        bridge.process.terminate()
+        bridge.wait_log("info stopping")
+    finally:
+        os.kill(broker.process.pid, signal.SIGCONT)
+    for number in range(40):
+        assert mqtt.wait("from/chat/1").body == b"%d" % number
+    bridge.stop()
+
+
 def test_sigterm_ends_it_also_when_wspush_stands_still(make):
     _, server, bridge, mqtt = make.all(topics=["presence/b1"])
     client = server.open("1")
