@@ -3745,6 +3745,8 @@ gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at, u32 n,
 	u8 *head;
 	size_t head_n;
 
+	if (g->spans == 0)
+		g->heads = 0; /* of batches that were left out wholly */
 	if (g->heads == COUNT(g->head)) {
 		g->is_full = true;
 		g->room = 0;

@@ -50,6 +50,16 @@ def test_what_waited_for_an_away_socket_leaves_in_one_array(server, tls):
     assert json.loads(raw.read_text()) == [{"n": n} for n in range(20)]
 
 
+def test_many_arrays_that_waited_leave_with_what_stands_between(server, tls):
+    away = server.away("1")
+    for number in range(90):
+        server.ok(f"send kind=json {away}", str(number))
+        server.ok(f"send {away}", "-")
+    raw = server.open("1", tls=tls)
+    for number in range(90):
+        assert [raw.read_text(), raw.read_text()] == [f"[{number}]", "-"]
+
+
 @pytest.mark.parametrize("body", [
     "{}", '{"a":[1,2,{"b":null}]}', "true", "false", "null", "0", "-0",
     "1.5e+10", "1E400", "123456789012345678901234567890", '""', '"text"',

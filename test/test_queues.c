@@ -996,6 +996,30 @@ more_pieces_than_spans_leave_in_several_gatherings(void **state)
 	}
 }
 
+/* A gathering that begins behind more batches than it has heads for finds what
+ * follows them: who gathers until nothing is left would do so for ever. */
+static void
+batches_that_are_left_out_take_no_heads(void **state)
+{
+	static struct gather g;
+	u8 whole[2048], got[2048];
+	size_t n = 0;
+
+	(void)state;
+	open_queues(2 * GATHER_SPANS + 20, 1000);
+	for (u32 k = 0; k < GATHER_SPANS + 10; k++) {
+		push(0, ",1");
+		push(0, "a");
+		memcpy(whole + n, "\x81\x03[1]\x81\x01" "a", 8);
+		n += 8;
+	}
+	for (size_t at = 0; at < n; at++) {
+		queue_gather(&g, &t, 0, queue_limit(&t, 0), at, n - at);
+		assert_true(g.bytes > 0);
+		assert_memory_equal(got, whole + at, copied(got, &g));
+	}
+}
+
 /* What was one span may be many after the store moved it: whoever seals a
  * record again has to gather until he has all of it. */
 static void
@@ -1061,6 +1085,7 @@ main(void)
 		T(written_is_acknowledged_where_ack_is_sent),
 		T(neighbours_in_memory_leave_as_one_span),
 		T(more_pieces_than_spans_leave_in_several_gatherings),
+		T(batches_that_are_left_out_take_no_heads),
 		T(frozen_neighbours_may_part_and_are_still_all_there),
 #undef T
 	};
