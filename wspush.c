@@ -9337,12 +9337,15 @@ conn_pong_step(struct conn *c)
 }
 
 /* Writes what can be written now, whatever the last try was told: since
- * then the client may have read. */
+ * then the client may have read.  What it said meanwhile is heard later, for
+ * somebody's request is at work. */
 static void
 conn_offer(struct conn *c)
 {
 	c->blocked = false;
 	conn_flush(c);
+	if (c->in != 0)
+		conn_mark_dirty(c);
 }
 
 /*

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Full queues, a full store, what expires, what is replaced and what is
 retained (INTERFACE 5 to 7): who yields, what is counted, what is said."""
+import contextlib
 import json
 import re
 import threading
@@ -144,6 +145,30 @@ def test_close_cuts_the_slow_client_and_keeps_its_queue(serve):
         f"{n:06}" for n in range(first, number)]
     assert first <= len(seen), "a gap"
     other.heartbeat()
+
+
+def test_what_a_full_client_says_is_heard_once_its_answer_is_out(serve):
+    """A send that is refused flushes the client first, and with that goes
+    the answer that its next words wait for."""
+    server = serve("--overflow", "refuse")
+    raw, _ = stall(server)
+    taken(server, f"{S}1")
+    raw.send(wsp.frame(wsp.PING, b"one") + wsp.frame(wsp.PING, b"two"))
+    for _ in range(2):
+        server.ok("ping")  # a turn
+    with wsp.Push(server.path) as sender, server.pause():
+        raw.socket.settimeout(0.2)
+        with contextlib.suppress(TimeoutError):
+            while raw.more():
+                pass
+        raw.socket.settimeout(wsp.PATIENCE)
+        sender.send(f"send {S}1", "x")
+    pongs = []
+    while b"two" not in pongs:
+        got = raw.next_frame()
+        if got.opcode == wsp.PONG:
+            pongs.append(got.payload)
+    assert pongs == [b"one", b"two"]
 
 
 def test_who_is_cut_counts_as_full_beside_others(serve):
