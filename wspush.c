@@ -13818,9 +13818,9 @@ SMALL_CODE
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
  * from `ready` on only those system calls that the loop, a reload and the end
- * need, each as it needs it: no new connection to anybody, no memory that can
- * be executed.  Any other call is answered EPERM and logged.  A few that only
- * an intruder makes are death.
+ * need, each as it needs it: no new connection to anybody, no file opened to
+ * be written, no memory that can be executed.  Any other call is answered
+ * EPERM and logged.  A few that only an intruder makes are death.
  *
  * The helper of exec: services was forked before, and none of this holds for
  * it or its children: they are the owner's programs, and may be su, sudo or
@@ -13928,15 +13928,14 @@ static const struct sandbox_call sandbox_allowed[] = {
 #endif
 	{ .nr = __NR_ppoll },
 
-	/* A reload reads files, perhaps writes one; the end unlinks. */
+	/* A reload reads files, and nothing writes one; the end unlinks. */
 #ifdef __NR_open
 	{ .nr = __NR_poll },
-	{ .nr = __NR_open },
+	{ .nr = __NR_open, .arg = 1, .mask = O_ACCMODE, .value = O_RDONLY },
 	{ .nr = __NR_stat },
 	{ .nr = __NR_lstat },
 	{ .nr = __NR_access },
 	{ .nr = __NR_unlink },
-	{ .nr = __NR_rename },
 #endif
 #ifdef __NR_fstat64
 	{ .nr = __NR_stat64 },
@@ -13955,21 +13954,14 @@ static const struct sandbox_call sandbox_allowed[] = {
 #ifdef __NR_statx
 	{ .nr = __NR_statx },
 #endif
-	{ .nr = __NR_openat },
+	{ .nr = __NR_openat, .arg = 2, .mask = O_ACCMODE, .value = O_RDONLY },
 	{ .nr = __NR_faccessat },
 #ifdef __NR_faccessat2
 	{ .nr = __NR_faccessat2 },
 #endif
 	{ .nr = __NR_unlinkat },
-#ifdef __NR_renameat
-	{ .nr = __NR_renameat },
-#endif
-#ifdef __NR_renameat2
-	{ .nr = __NR_renameat2 },
-#endif
 	{ .nr = __NR_fcntl },
 	{ .nr = __NR_lseek },
-	{ .nr = __NR_fsync },
 
 	{ .nr = __NR_getpid }, /* for a line of the syslog */
 
