@@ -12419,12 +12419,12 @@ asking_send(struct asking *q)
 			return;
 		}
 	}
-	sending_turn_away(&s, fit, count);
 	if ((fit > 0 || q->r.retain) && !sending_store(&s, fit)) {
 		asking_refuse(q, REFUSED_NO_ROOM,
 		    "the store is full of messages that may not be dropped");
 		return;
 	}
+	sending_turn_away(&s, fit, count);
 	if (waiter)
 		asking_wait(q, waiter, s.message);
 	s.few = fit <= SENDING_FEW;

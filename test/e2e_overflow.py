@@ -189,6 +189,28 @@ def test_who_is_cut_counts_as_full_beside_others(serve):
     raw.close_socket()
 
 
+def test_a_send_that_the_store_refuses_cuts_nobody(serve):
+    server = serve("--service", f"{MAIN},overflow=close,ack=sent",
+                   "--service", "r,overflow=refuse", "--queue-messages", 4,
+                   "--queue-bytes", 200_000, "--store-bytes", 200_000)
+    full = server.away("full", "r")
+    server.away("empty", "r")
+    for _ in range(4):
+        server.ok(f"send {full}", "z" * 35_000)
+    raw, _ = stall(server)
+    row = server.row(f"{S}1")
+    while row["messages"] < 4:  # until the kernel takes nothing of them
+        for _ in range(row["messages"], 4):
+            server.ok(f"send {S}1", "y" * 8000)
+        server.refused("no-room", "send *", "x" * 65_000)
+        row = server.row(f"{S}1")
+        assert row["state"] == "open", "a refusal cut somebody"
+    reply = server.ok("send *", "x")
+    assert (reply.count, reply.number("full")) == (1, 2)
+    server.wait_state(f"{S}1", "away")
+    raw.close_socket()
+
+
 def test_a_policy_may_be_a_services_own(serve):
     server = serve("--queue-messages", 1, "--service", MAIN,
                    "--service", "r,overflow=refuse")
