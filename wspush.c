@@ -16086,6 +16086,7 @@ serve_run(void)
 		loop_turn();
 	serve_finish();
 	helper_stop();
+	log_tick(INT64_MAX / 2); /* no second goes on */
 	log_event(LOG_LEVEL_INFO, "stopped", "connections=%u", srv.live);
 	return 0;
 }
