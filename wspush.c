@@ -10244,9 +10244,10 @@ conn_set_peer(struct conn *c, const struct sockaddr_storage *from)
 	}
 }
 
-/* Would one more from this host be too many for --max-per-ip? */
+/* Would one more from this address be too many for --max-per-ip?  It is the
+ * whole address, for all who live in one house may share an IPv6 /64. */
 static bool
-conn_host_is_full(const struct conn *new)
+conn_address_is_full(const struct conn *new)
 {
 	u32 count = 0;
 
@@ -10256,7 +10257,7 @@ conn_host_is_full(const struct conn *new)
 		const struct conn *c = &srv.conn[i];
 
 		if (c->state != CONN_FREE && c->state != CONN_DEAD &&
-		    c != new && addr_same_host(c->addr, new->addr))
+		    c != new && memcmp(c->addr, new->addr, 16) == 0)
 			count++;
 	}
 	return count >= settings.max_per_ip;
@@ -10352,7 +10353,7 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 	if (sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, fd, c->asked,
 	    (u64)c->gen << 32 | slot) < 0) {
 		conn_kill(c, "epoll has no room");
-	} else if (conn_host_is_full(c)) {
+	} else if (conn_address_is_full(c)) {
 		srv.queues.total.turned_away++;
 		conn_kill(c, "too many from this address");
 	} else {
@@ -14820,7 +14821,7 @@ static const struct serve_option serve_options[] = {
 		.shape = "N", .help = "rows of the socket table" },
 	{ "max-per-ip", NUMBER(max_per_ip, 0, 1000000, 0),
 		.shape = "N",
-		.help = "connections from one address or IPv6 /64; 0: any" },
+		.help = "connections from one address; 0: any" },
 	{ "queue-messages", NUMBER(queue_messages, 1, 65535,
 		WSP_QUEUE_MESSAGES), .shape = "N",
 		.help = "messages in a socket's queue" },

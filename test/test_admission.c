@@ -136,6 +136,23 @@ a_host_is_an_ipv4_address_or_64_bits_of_ipv6(void **state)
 }
 
 static void
+max_per_ip_counts_whole_addresses(void **state)
+{
+	struct conn *new;
+
+	(void)state;
+	settings.max_per_ip = 2;
+	for (u32 i = 0; i < 2; i++)
+		come("2001:db8::1", DEADLINE_HANDSHAKE)->state = CONN_HTTP;
+	new = come("2001:db8::2", DEADLINE_HANDSHAKE);
+	assert_false(conn_address_is_full(new));
+	memcpy(new->addr, addr("2001:db8::1"), sizeof new->addr);
+	assert_true(conn_address_is_full(new));
+	settings.max_per_ip = 0;
+	assert_false(conn_address_is_full(new));
+}
+
+static void
 a_host_waits_from_the_last_failure_it_may_have_on(void **state)
 {
 	(void)state;
@@ -206,6 +223,8 @@ main(void)
 		    empty_tables),
 		cmocka_unit_test_setup(
 		    who_has_an_answer_gives_way_first_and_who_waits_for_us_not,
+		    empty_tables),
+		cmocka_unit_test_setup(max_per_ip_counts_whole_addresses,
 		    empty_tables),
 		cmocka_unit_test_setup(
 		    a_host_waits_from_the_last_failure_it_may_have_on,
