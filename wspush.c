@@ -9,27 +9,29 @@
  * clock, a global variable or a log.  The lower half meets the kernel.
  *
  *   PART ONE: PURE                        PART TWO: KERNEL
- *    1 Basics     types, load and store    15 System calls  nobody else's
- *    2 Text       numbers, UTF-8, base64   16 Log and print
- *    3 JSON       validate, read, escape   17 Settings      what options say
- *    4 HTTP       request in, answer out   18 Certificates  load, check, make
- *    5 Frames     RFC 6455, section 5      19 TLS           handshakes
- *    6 Requests   the push protocol        20 Token keys
- *    7 Targets    the selection language   21 Connections   rows, states
- *    8 Store      messages, each once      22 Output        queue to kernel
- *    9 Queues     what waits for whom      23 Input         kernel to message
- *   10 Sockets    ids and rows             24 Events        epoll, newcomers
- *   11 Tags       who has which tag        25 Services      sockets, watchers
- *   12 Deadlines  one FIFO per timeout     26 Delivery      who gets what
- *   13 Records    TLS records from keys    27 Admission     who may come in
- *   14 Tokens     who may be whom          28 Commands      what pages say
- *                                          29 Verbs         what scripts say
- *   then, on both sides of the loop:       30 Handlers      your programs
- *   35 Options  36 Memory  37 Start        31 Helper        starts children
- *   38 Serve    the running server         32 Push socket   datagrams in
- *   39 Client   send, list, ...            33 Sandbox       what it may call
- *                                          34 Loop          one turn's order
- *                                          40 Main
+ *    1 Basics     types, load and store   16 System calls    nobody else's
+ *    2 Text       numbers, UTF-8, base64  17 Log and print
+ *    3 JSON       validate, read, escape  18 Settings        what options say
+ *    4 HTTP       request in, answer out  19 Certificates    load, check
+ *    5 Frames     RFC 6455, section 5     20 TLS             handshakes
+ *    6 Requests   the push protocol       21 Token keys
+ *    7 Targets    the selection language  22 Connections     rows, states
+ *    8 Store      messages, each once     23 Output          queue to kernel
+ *    9 Queues     what waits for whom     24 Input           kernel to message
+ *   10 Sockets    ids and rows            25 Events          epoll, newcomers
+ *   11 Tags       who has which tag       26 Services        sockets, watchers
+ *   12 Deadlines  one FIFO per timeout    27 Delivery        who gets what
+ *   13 Records    TLS records from keys   28 Admission       who may come in
+ *   14 Tokens     who may be whom         29 Commands        what pages say
+ *   15 DER        keys, dates, PEM        30 Verbs           what scripts say
+ *                                         31 Handlers        your programs
+ *   then, on both sides of the loop:      32 Helper          starts children
+ *   36 Options                            33 Push socket     datagrams in
+ *   37 Memory                             34 Sandbox         what it may call
+ *   38 Start                              35 Loop            one turn's order
+ *   39 Serve         the running server
+ *   40 Client        asks and is answered
+ *   41 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -5553,6 +5555,310 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 	token_put(o, sig, header.n);
 }
 
+/* ----- 15. DER -----------------------------------------------------------
+ *
+ * What certificates, keys and the files that hold them are made of (X.690,
+ * RFC 7468), and the calendar in them.  A reader takes the next element off
+ * what is left of a sequence, believes no length, and finds slices of its
+ * input; what is wrong is false or -1.  The writer never overruns.  Only the
+ * form is looked at here: whether to use a key is for Certificates to say.
+ */
+
+#define CERT_KEY_MAX 2400 /* DER bytes of a key: RSA-4096 has 2376 */
+#define DAY          86400
+
+/* DER that is being read: what is left of a sequence. */
+struct der {
+	const u8 *p;
+	size_t n;
+};
+
+/* A private key that was read. */
+struct cert_key {
+	int type;     /* BR_KEYTYPE_RSA or BR_KEYTYPE_EC */
+	br_rsa_private_key rsa; /* one of the two, points into der */
+	br_ec_private_key ec;
+	u8 der[CERT_KEY_MAX];
+};
+
+/* YYYYMMDDhhmmssZ.  time_t has 32 bits on many of our boards and ends sooner
+ * than certificates do, so the calendar is our own.  Its years begin in March:
+ * the leap day is the last. */
+static void
+date_text(char text[80], int64_t seconds)
+{
+	int64_t days = seconds / DAY + 719468, left = seconds % DAY;
+	int64_t year = (days * 400 + 591) / 146097, start, march;
+
+	start = year * 365 + year / 4 - year / 100 + year / 400;
+	if (days < start) {
+		year--;
+		start = year * 365 + year / 4 - year / 100 + year / 400;
+	}
+	days -= start;
+	march = (days * 5 + 2) / 153;
+	text_print(text, 80, "%04d%02d%02d%02d%02d%02dZ",
+	    (int)(march < 10 ? year : year + 1),
+	    (int)(march < 10 ? march + 3 : march - 9),
+	    (int)(days - (march * 153 + 2) / 5) + 1, (int)(left / 3600),
+	    (int)(left / 60 % 60), (int)(left % 60));
+}
+
+/* Takes the next element off d if it has this tag and is whole. */
+static bool
+der_take(struct der *d, u8 tag, struct der *content)
+{
+	size_t head = 2, length;
+
+	if (d->n < 2 || d->p[0] != tag || d->p[1] == 0x80)
+		return false;
+	length = d->p[1];
+	if (length > 0x80) {
+		head += length - 0x80;
+		if (head > 5 || d->n < head)
+			return false;
+		length = 0;
+		for (size_t i = 2; i < head; i++)
+			length = length << 8 | d->p[i];
+	}
+	if (length > d->n - head)
+		return false;
+	*content = (struct der){ d->p + head, length };
+	*d = (struct der){ d->p + head + length, d->n - head - length };
+	return true;
+}
+
+/* A number without zeroes before it; none of ours is 0 or negative. */
+static bool
+der_take_number(struct der *d, struct der *v)
+{
+	if (!der_take(d, 0x02, v))
+		return false;
+	for (; v->n > 0 && v->p[0] == 0; v->n--)
+		v->p++;
+	return v->n > 0;
+}
+
+static bool
+der_is(struct der d, const u8 *p, size_t n)
+{
+	return d.n == n && memcmp(d.p, p, n) == 0;
+}
+
+/* BearSSL's structs point to bytes that it only reads. */
+static u8 *
+der_bytes(struct der d)
+{
+	return (u8 *)(uintptr_t)d.p;
+}
+
+/* Which kind of key an identifier names (RFC 3279, 2.3; RFC 5480, 2.1.1). */
+static int
+der_key_type(struct der oid)
+{
+	static const u8 rsa[] = { 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 1 };
+	static const u8 ec[] = { 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1 };
+
+	return der_is(oid, rsa, sizeof rsa) ? BR_KEYTYPE_RSA :
+	    der_is(oid, ec, sizeof ec) ? BR_KEYTYPE_EC : 0;
+}
+
+static int
+der_curve(struct der oid)
+{
+	static const u8 p256[] = { 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7 };
+	static const u8 p384[] = { 0x2b, 0x81, 4, 0, 34 };
+	static const u8 p521[] = { 0x2b, 0x81, 4, 0, 35 };
+
+	return der_is(oid, p256, sizeof p256) ? BR_EC_secp256r1 :
+	    der_is(oid, p384, sizeof p384) ? BR_EC_secp384r1 :
+	    der_is(oid, p521, sizeof p521) ? BR_EC_secp521r1 : 0;
+}
+
+/* The inside of a SubjectPublicKeyInfo (RFC 5280, 4.1); false when the key is
+ * none of ours. */
+static bool
+der_public_key(br_x509_pkey *key, struct der d)
+{
+	struct der alg, oid, bits, n, e, curve;
+
+	if (!der_take(&d, 0x30, &alg) || !der_take(&alg, 0x06, &oid) ||
+	    !der_take(&d, 0x03, &bits) || bits.n == 0 || bits.p[0] != 0)
+		return false;
+	bits = (struct der){ bits.p + 1, bits.n - 1 };
+	key->key_type = (u8)der_key_type(oid);
+	if (key->key_type == BR_KEYTYPE_EC) {
+		if (!der_take(&alg, 0x06, &curve))
+			return false;
+		key->key.ec = (br_ec_public_key){ der_curve(curve),
+			der_bytes(bits), bits.n };
+		return key->key.ec.curve != 0;
+	}
+	if (key->key_type == 0 || !der_take(&bits, 0x30, &d) ||
+	    !der_take_number(&d, &n) || !der_take_number(&d, &e))
+		return false;
+	key->key.rsa = (br_rsa_public_key){ der_bytes(n), n.n, der_bytes(e),
+		e.n };
+	return true;
+}
+
+/*
+ * A private key: SEC 1 (RFC 5915), PKCS #1 (RFC 8017, A.1.2), or PKCS #8
+ * (RFC 5958), which holds one of these.  Its type, 0 when it is none of ours,
+ * -1 when it is damaged.
+ */
+static int
+der_private_key(struct cert_key *k, struct der d)
+{
+	struct der key, alg, oid, x, v[8], curve = { NULL, 0 };
+
+	if (!der_take(&d, 0x30, &key) || !der_take(&key, 0x02, &x))
+		return -1;
+	if (der_take(&key, 0x30, &alg)) {
+		if (!der_take(&alg, 0x06, &oid) || !der_take(&key, 0x04, &d))
+			return -1;
+		if (der_key_type(oid) == 0)
+			return 0;
+		(void)der_take(&alg, 0x06, &curve);
+		if (!der_take(&d, 0x30, &key) || !der_take(&key, 0x02, &x))
+			return -1;
+	}
+	if (der_take(&key, 0x04, &x)) {
+		if (der_take(&key, 0xa0, &d))
+			(void)der_take(&d, 0x06, &curve);
+		k->ec = (br_ec_private_key){ der_curve(curve), der_bytes(x),
+			x.n };
+		return k->ec.curve ? BR_KEYTYPE_EC : 0;
+	}
+	for (int i = 0; i < 8; i++) /* n e d p q dp dq iq */
+		if (!der_take_number(&key, &v[i]))
+			return -1;
+	k->rsa = (br_rsa_private_key){ (u32)v[0].n * 8,
+		der_bytes(v[3]), v[3].n, der_bytes(v[4]), v[4].n,
+		der_bytes(v[5]), v[5].n, der_bytes(v[6]), v[6].n,
+		der_bytes(v[7]), v[7].n };
+	for (u8 top = v[0].p[0]; top < 0x80; top = (u8)(top << 1))
+		k->rsa.n_bitlen--;
+	return BR_KEYTYPE_RSA;
+}
+
+/* UTCTime or GeneralizedTime, as seconds since 1970.  The years begin in
+ * March, as in date_text(). */
+static bool
+der_take_date(struct der *d, int64_t *seconds)
+{
+	struct der t;
+	bool brief = der_take(d, 0x17, &t);
+	u64 part[7] = { 0 }, year; /* century, year, month, ... */
+
+	if ((!brief && !der_take(d, 0x18, &t)) || t.n != (brief ? 13 : 15) ||
+	    t.p[t.n - 1] != 'Z')
+		return false;
+	for (int i = brief; i < 7; i++, t.p += 2)
+		if (!text_u64(&part[i], (struct str){ (const char *)t.p, 2 },
+		    99))
+			return false;
+	if (brief)
+		part[0] = part[1] < 50 ? 20 : 19;
+	year = part[0] * 100 + part[1] - (part[2] < 3);
+	part[2] += part[2] < 3 ? 9 : (u64)-3;
+	*seconds = (int64_t)(year * 365 + year / 4 - year / 100 + year / 400 +
+	    (part[2] * 153 + 2) / 5 + part[3] - 1 - 719468) * DAY +
+	    (int64_t)(part[4] * 3600 + part[5] * 60 + part[6]);
+	return true;
+}
+
+/* An object of a PEM file: its label, and its base64 without white space. */
+struct pem {
+	struct str label, text;
+};
+
+/*
+ * Takes the next object off a PEM file: 1, 0 when there is none, -1 when it is
+ * cut short.  A byte order mark, carriage returns, comments and a last line
+ * without its end, which tools trip over (TLS.md, 5), mean nothing here.  The
+ * file is changed in place.
+ */
+static int
+pem_next(struct str *file, struct pem *m)
+{
+	struct str skip, end;
+	char *to;
+
+	if (!text_upto(file, STR("-----BEGIN "), &skip))
+		return 0;
+	if (!text_upto(file, STR("-----"), &m->label) ||
+	    !text_upto(file, STR("-----END "), &m->text) ||
+	    !text_upto(file, STR("-----"), &end) || !str_eq(end, m->label))
+		return -1;
+	to = (char *)(uintptr_t)m->text.p;
+	skip = m->text;
+	for (m->text.n = 0; skip.n > 0; skip = text_from(skip, 1))
+		if (!strchr(" \t\r\n", skip.p[0]))
+			to[m->text.n++] = skip.p[0];
+	return 1;
+}
+
+/*
+ * DER is written from its end to its start, so that every length is known
+ * when its place comes.
+ */
+struct der_out {
+	u8 *start, *p; /* what is written begins at p */
+	bool full;
+};
+
+static void
+der_put(struct der_out *o, const void *p, size_t n)
+{
+	if (o->full || n > (size_t)(o->p - o->start)) {
+		o->full = true;
+		return;
+	}
+	o->p -= n;
+	memcpy(o->p, p, n);
+}
+
+/* Puts tag and length before what was written since p was `end`. */
+static void
+der_wrap(struct der_out *o, u8 tag, const u8 *end)
+{
+	size_t n = (size_t)(end - o->p);
+	u8 head[] = { tag, 0x82, (u8)(n >> 8), (u8)n };
+
+	if (n > 255) {
+		der_put(o, head, 4);
+		return;
+	}
+	der_put(o, head + 3, 1);
+	head[2] = 0x81;
+	if (n > 127)
+		der_put(o, head + 2, 1);
+	der_put(o, head, 1);
+}
+
+static void
+der_put_a(struct der_out *o, u8 tag, const void *p, size_t n)
+{
+	const u8 *end = o->p;
+
+	der_put(o, p, n);
+	der_wrap(o, tag, end);
+}
+
+/* UTCTime until 2049, GeneralizedTime from then on (RFC 5280, 4.1.2.5). */
+static void
+der_put_date(struct der_out *o, int64_t seconds)
+{
+	char text[80];
+
+	date_text(text, seconds);
+	if (memcmp(text, "2050", 4) < 0)
+		der_put_a(o, 0x17, text + 2, 13);
+	else
+		der_put_a(o, 0x18, text, 15);
+}
+
 FAST_CODE
 
 #ifndef WSP_PURE_ONLY
@@ -5593,7 +5899,7 @@ FAST_CODE
 #include <ucontext.h>
 #include <unistd.h>
 
-/* ----- 15. System calls --------------------------------------------------
+/* ----- 16. System calls --------------------------------------------------
  *
  * What the running server asks of the kernel, and nobody else does.  Each
  * call returns a count or a descriptor, or -errno, and is tried again on
@@ -5891,7 +6197,7 @@ sys_make_directories(const char *path)
 
 SMALL_CODE
 
-/* ----- 16. Log and print -------------------------------------------------
+/* ----- 17. Log and print -------------------------------------------------
  *
  * One line per event: a fixed word, then key=value (logfmt); text from a peer,
  * a path and a sentence are quoted and escaped.  LOG_LINES of a word in a
@@ -6147,7 +6453,7 @@ say(int status, const char *format, ...)
 	return status;
 }
 
-/* ----- 17. Settings ------------------------------------------------------
+/* ----- 18. Settings ------------------------------------------------------
  *
  * What the options say (INTERFACE 12), parsed in Serve and read by the
  * rooms between.  Texts point into the command line or into the settings
@@ -6272,7 +6578,7 @@ listener_is_used(u32 i)
 	return i < settings.listeners ||
 	    (i == LISTEN_METRICS && settings.listen[i].text);
 }
-/* ----- 18. Certificates --------------------------------------------------
+/* ----- 19. Certificates --------------------------------------------------
  *
  * Owns the server's certificate and key: reads them from PEM or DER, whatever
  * editors and tools have done to the files, and believes nothing; makes a pair
@@ -6305,10 +6611,8 @@ listener_is_used(u32 i)
 #endif
 
 #define CERT_CHAIN   8    /* certificates in a chain */
-#define CERT_KEY_MAX 2400 /* DER bytes of a key: RSA-4096 has 2376 */
 #define CERT_NAMES   64   /* that this machine may have */
 #define CERT_DER_MAX 4096 /* bytes of a certificate of our own */
-#define DAY          86400
 
 /* Zeroes what is secret; the compiler may not think it useless. */
 static void
@@ -6318,23 +6622,12 @@ wipe(void *p, size_t n)
 	__asm__ volatile("" : : "r"(p) : "memory");
 }
 
-/* DER that is being read: what is left of a sequence. */
-struct der {
-	const u8 *p;
-	size_t n;
-};
-
 /* A certificate with its key. */
 struct cert {
 	size_t der_n;
 	br_x509_certificate chain[CERT_CHAIN]; /* point into der */
 	size_t count;
-	struct cert_key {
-		int type;     /* BR_KEYTYPE_RSA or BR_KEYTYPE_EC */
-		br_rsa_private_key rsa; /* one of the two, points into der */
-		br_ec_private_key ec;
-		u8 der[CERT_KEY_MAX];
-	} key;
+	struct cert_key key;
 	int64_t not_after; /* seconds since 1970 */
 	u8 der[WSP_TLS_CHAIN + 2]; /* base64 comes in threes */
 };
@@ -6378,29 +6671,6 @@ cert_spare(void)
 	return &certs.place[certs.used == 1];
 }
 
-/* YYYYMMDDhhmmssZ.  time_t has 32 bits on many of our boards and ends sooner
- * than certificates do, so the calendar is our own.  Its years begin in March:
- * the leap day is the last. */
-static void
-date_text(char text[80], int64_t seconds)
-{
-	int64_t days = seconds / DAY + 719468, left = seconds % DAY;
-	int64_t year = (days * 400 + 591) / 146097, start, march;
-
-	start = year * 365 + year / 4 - year / 100 + year / 400;
-	if (days < start) {
-		year--;
-		start = year * 365 + year / 4 - year / 100 + year / 400;
-	}
-	days -= start;
-	march = (days * 5 + 2) / 153;
-	text_print(text, 80, "%04d%02d%02d%02d%02d%02dZ",
-	    (int)(march < 10 ? year : year + 1),
-	    (int)(march < 10 ? march + 3 : march - 9),
-	    (int)(days - (march * 153 + 2) / 5) + 1, (int)(left / 3600),
-	    (int)(left / 60 % 60), (int)(left % 60));
-}
-
 /* A board without a battery starts in 1970. */
 static bool
 date_sane(int64_t now)
@@ -6415,170 +6685,6 @@ date_days_until(int64_t seconds)
 	int64_t left = seconds - sys_clock_ms(CLOCK_REALTIME) / 1000;
 
 	return (int)((left >= 0 ? left : left - DAY + 1) / DAY);
-}
-
-/* Takes the next element off d if it has this tag and is whole. */
-static bool
-der_take(struct der *d, u8 tag, struct der *content)
-{
-	size_t head = 2, length;
-
-	if (d->n < 2 || d->p[0] != tag || d->p[1] == 0x80)
-		return false;
-	length = d->p[1];
-	if (length > 0x80) {
-		head += length - 0x80;
-		if (head > 5 || d->n < head)
-			return false;
-		length = 0;
-		for (size_t i = 2; i < head; i++)
-			length = length << 8 | d->p[i];
-	}
-	if (length > d->n - head)
-		return false;
-	*content = (struct der){ d->p + head, length };
-	*d = (struct der){ d->p + head + length, d->n - head - length };
-	return true;
-}
-
-/* A number without zeroes before it; none of ours is 0 or negative. */
-static bool
-der_take_number(struct der *d, struct der *v)
-{
-	if (!der_take(d, 0x02, v))
-		return false;
-	for (; v->n > 0 && v->p[0] == 0; v->n--)
-		v->p++;
-	return v->n > 0;
-}
-
-static bool
-der_is(struct der d, const u8 *p, size_t n)
-{
-	return d.n == n && memcmp(d.p, p, n) == 0;
-}
-
-/* BearSSL's structs point to bytes that it only reads. */
-static u8 *
-der_bytes(struct der d)
-{
-	return (u8 *)(uintptr_t)d.p;
-}
-
-/* Which kind of key an identifier names (RFC 3279, 2.3; RFC 5480, 2.1.1). */
-static int
-der_key_type(struct der oid)
-{
-	static const u8 rsa[] = { 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 1 };
-	static const u8 ec[] = { 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1 };
-
-	return der_is(oid, rsa, sizeof rsa) ? BR_KEYTYPE_RSA :
-	    der_is(oid, ec, sizeof ec) ? BR_KEYTYPE_EC : 0;
-}
-
-static int
-der_curve(struct der oid)
-{
-	static const u8 p256[] = { 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7 };
-	static const u8 p384[] = { 0x2b, 0x81, 4, 0, 34 };
-	static const u8 p521[] = { 0x2b, 0x81, 4, 0, 35 };
-
-	return der_is(oid, p256, sizeof p256) ? BR_EC_secp256r1 :
-	    der_is(oid, p384, sizeof p384) ? BR_EC_secp384r1 :
-	    der_is(oid, p521, sizeof p521) ? BR_EC_secp521r1 : 0;
-}
-
-/* The inside of a SubjectPublicKeyInfo (RFC 5280, 4.1); false when the key is
- * none of ours. */
-static bool
-der_public_key(br_x509_pkey *key, struct der d)
-{
-	struct der alg, oid, bits, n, e, curve;
-
-	if (!der_take(&d, 0x30, &alg) || !der_take(&alg, 0x06, &oid) ||
-	    !der_take(&d, 0x03, &bits) || bits.n == 0 || bits.p[0] != 0)
-		return false;
-	bits = (struct der){ bits.p + 1, bits.n - 1 };
-	key->key_type = (u8)der_key_type(oid);
-	if (key->key_type == BR_KEYTYPE_EC) {
-		if (!der_take(&alg, 0x06, &curve))
-			return false;
-		key->key.ec = (br_ec_public_key){ der_curve(curve),
-			der_bytes(bits), bits.n };
-		return key->key.ec.curve != 0;
-	}
-	if (key->key_type == 0 || !der_take(&bits, 0x30, &d) ||
-	    !der_take_number(&d, &n) || !der_take_number(&d, &e))
-		return false;
-	key->key.rsa = (br_rsa_public_key){ der_bytes(n), n.n, der_bytes(e),
-		e.n };
-	return true;
-}
-
-/*
- * A private key: SEC 1 (RFC 5915), PKCS #1 (RFC 8017, A.1.2), or PKCS #8
- * (RFC 5958), which holds one of these.  Its type, 0 when it is none of ours,
- * -1 when it is damaged.
- */
-static int
-der_private_key(struct cert_key *k, struct der d)
-{
-	struct der key, alg, oid, x, v[8], curve = { NULL, 0 };
-
-	if (!der_take(&d, 0x30, &key) || !der_take(&key, 0x02, &x))
-		return -1;
-	if (der_take(&key, 0x30, &alg)) {
-		if (!der_take(&alg, 0x06, &oid) || !der_take(&key, 0x04, &d))
-			return -1;
-		if (der_key_type(oid) == 0)
-			return 0;
-		(void)der_take(&alg, 0x06, &curve);
-		if (!der_take(&d, 0x30, &key) || !der_take(&key, 0x02, &x))
-			return -1;
-	}
-	if (der_take(&key, 0x04, &x)) {
-		if (der_take(&key, 0xa0, &d))
-			(void)der_take(&d, 0x06, &curve);
-		k->ec = (br_ec_private_key){ der_curve(curve), der_bytes(x),
-			x.n };
-		return k->ec.curve ? BR_KEYTYPE_EC : 0;
-	}
-	for (int i = 0; i < 8; i++) /* n e d p q dp dq iq */
-		if (!der_take_number(&key, &v[i]))
-			return -1;
-	k->rsa = (br_rsa_private_key){ (u32)v[0].n * 8,
-		der_bytes(v[3]), v[3].n, der_bytes(v[4]), v[4].n,
-		der_bytes(v[5]), v[5].n, der_bytes(v[6]), v[6].n,
-		der_bytes(v[7]), v[7].n };
-	for (u8 top = v[0].p[0]; top < 0x80; top = (u8)(top << 1))
-		k->rsa.n_bitlen--;
-	return BR_KEYTYPE_RSA;
-}
-
-/* UTCTime or GeneralizedTime, as seconds since 1970.  The years begin in
- * March, as in date_text(). */
-static bool
-der_take_date(struct der *d, int64_t *seconds)
-{
-	struct der t;
-	bool brief = der_take(d, 0x17, &t);
-	u64 part[7] = { 0 }, year; /* century, year, month, ... */
-
-	if ((!brief && !der_take(d, 0x18, &t)) || t.n != (brief ? 13 : 15) ||
-	    t.p[t.n - 1] != 'Z')
-		return false;
-	for (int i = brief; i < 7; i++, t.p += 2)
-		if (!text_u64(&part[i], (struct str){ (const char *)t.p, 2 },
-		    99))
-			return false;
-	if (brief)
-		part[0] = part[1] < 50 ? 20 : 19;
-	year = part[0] * 100 + part[1] - (part[2] < 3);
-	part[2] += part[2] < 3 ? 9 : (u64)-3;
-	*seconds = (int64_t)(year * 365 + year / 4 - year / 100 + year / 400 +
-	    (part[2] * 153 + 2) / 5 + part[3] - 1 - 719468) * DAY +
-	    (int64_t)(part[4] * 3600 + part[5] * 60 + part[6]);
-	return true;
 }
 
 /* What we want to know of a certificate (RFC 5280, 4.1). */
@@ -6606,37 +6712,6 @@ cert_read_one(struct cert_parts *parts, const struct cert *c, size_t i)
 {
 	return cert_read(parts, (struct der){ c->chain[i].data,
 	    c->chain[i].data_len });
-}
-
-/* An object of a PEM file: its label, and its base64 without white space. */
-struct pem {
-	struct str label, text;
-};
-
-/*
- * Takes the next object off a PEM file: 1, 0 when there is none, -1 when it is
- * cut short.  A byte order mark, carriage returns, comments and a last line
- * without its end, which tools trip over (TLS.md, 5), mean nothing here.  The
- * file is changed in place.
- */
-static int
-pem_next(struct str *file, struct pem *m)
-{
-	struct str skip, end;
-	char *to;
-
-	if (!text_upto(file, STR("-----BEGIN "), &skip))
-		return 0;
-	if (!text_upto(file, STR("-----"), &m->label) ||
-	    !text_upto(file, STR("-----END "), &m->text) ||
-	    !text_upto(file, STR("-----"), &end) || !str_eq(end, m->label))
-		return -1;
-	to = (char *)(uintptr_t)m->text.p;
-	skip = m->text;
-	for (m->text.n = 0; skip.n > 0; skip = text_from(skip, 1))
-		if (!strchr(" \t\r\n", skip.p[0]))
-			to[m->text.n++] = skip.p[0];
-	return 1;
 }
 
 static int
@@ -6885,67 +6960,6 @@ cert_warn(void)
 		log_event(LOG_LEVEL_WARN, "certificate", "state=%s path=%s "
 		    "days=%d", days < 0 ? "expired" : "ending", log_quote(
 		    &room, text_of(certs.paths)), days);
-}
-
-/*
- * A certificate of our own: P-256, signed by itself, as browsers want it.
- * DER is written from its end to its start, so that every length is known
- * when its place comes.
- */
-struct der_out {
-	u8 *start, *p; /* what is written begins at p */
-	bool full;
-};
-
-static void
-der_put(struct der_out *o, const void *p, size_t n)
-{
-	if (o->full || n > (size_t)(o->p - o->start)) {
-		o->full = true;
-		return;
-	}
-	o->p -= n;
-	memcpy(o->p, p, n);
-}
-
-/* Puts tag and length before what was written since p was `end`. */
-static void
-der_wrap(struct der_out *o, u8 tag, const u8 *end)
-{
-	size_t n = (size_t)(end - o->p);
-	u8 head[] = { tag, 0x82, (u8)(n >> 8), (u8)n };
-
-	if (n > 255) {
-		der_put(o, head, 4);
-		return;
-	}
-	der_put(o, head + 3, 1);
-	head[2] = 0x81;
-	if (n > 127)
-		der_put(o, head + 2, 1);
-	der_put(o, head, 1);
-}
-
-static void
-der_put_a(struct der_out *o, u8 tag, const void *p, size_t n)
-{
-	const u8 *end = o->p;
-
-	der_put(o, p, n);
-	der_wrap(o, tag, end);
-}
-
-/* UTCTime until 2049, GeneralizedTime from then on (RFC 5280, 4.1.2.5). */
-static void
-der_put_date(struct der_out *o, int64_t seconds)
-{
-	char text[80];
-
-	date_text(text, seconds);
-	if (memcmp(text, "2050", 4) < 0)
-		der_put_a(o, 0x17, text + 2, 13);
-	else
-		der_put_a(o, 0x18, text, 15);
 }
 
 /* An address in 4 or 16 bytes; 0 when it is none. */
@@ -7397,7 +7411,7 @@ tls_cert_command(int argc, char **argv)
 	return cert_do_order(&o) == 0 ? 0 : say(1, "%s", refusal);
 }
 
-/* ----- 19. TLS -----------------------------------------------------------
+/* ----- 20. TLS -----------------------------------------------------------
  *
  * Owns the handshake pool and the session cache.  A client borrows one of a
  * few BearSSL contexts for its handshake and leaves with 112 bytes of keys
@@ -7973,7 +7987,7 @@ tls_step(int slot, int fd, struct record_keys *keys)
 	                                                       : TLS_WANT_READ;
 }
 
-/* ----- 20. Token keys ----------------------------------------------------
+/* ----- 21. Token keys ----------------------------------------------------
  *
  * Key files, and `wspush token`.  A file with -----BEGIN in it is PEM and a
  * key for ES256, anything else a secret for HS256: so the file decides the
@@ -8317,7 +8331,7 @@ token_command(int argc, char **argv)
 
 FAST_CODE
 
-/* ----- 21. Connections ---------------------------------------------------
+/* ----- 22. Connections ---------------------------------------------------
  *
  * One row for each TCP link from a client, from accept to close.
  *
@@ -8808,7 +8822,7 @@ conn_mark_urgent(struct conn *c)
 	srv.urgent[srv.urgents++] = conn_slot(c);
 }
 
-/* ----- 22. Output --------------------------------------------------------
+/* ----- 23. Output --------------------------------------------------------
  *
  * What leaves a connection, in the order it must: bytes the kernel did not
  * take before, the rest of a unit that is half out, aside bytes, a Ping that
@@ -9479,7 +9493,7 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	conn_reply(c, &o);
 }
 
-/* ----- 23. Input ---------------------------------------------------------
+/* ----- 24. Input ---------------------------------------------------------
  *
  * What a client sends, from TLS records to frames, messages and HTTP heads.
  * What is whole in the bytes at hand is handled where it lies; only what is
@@ -9832,7 +9846,7 @@ conn_resume(struct conn *c)
 	conn_input(c, buffer_at(c->in), b->n, b->raw);
 }
 
-/* ----- 24. Events --------------------------------------------------------
+/* ----- 25. Events --------------------------------------------------------
  *
  * What makes a connection move: handshake contexts and the line for them,
  * what epoll reports, deadlines, and newcomers. Contexts are few, so half a
@@ -10361,7 +10375,7 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 	}
 }
 
-/* ----- 25. Services ------------------------------------------------------
+/* ----- 26. Services ------------------------------------------------------
  *
  * Sockets as users see them: where their connections, events and ends meet. A
  * socket that goes away keeps its queue for --session-ttl; whoever watches is
@@ -10566,7 +10580,7 @@ figure_metric(struct out *o, const struct figure *f)
 	}
 }
 
-/* ----- 26. Delivery ------------------------------------------------------
+/* ----- 27. Delivery ------------------------------------------------------
  *
  * A message on its way into queues: its wire form, who takes it, room made by
  * the rules of INTERFACE 7, the store; and the values that are retained for
@@ -11091,7 +11105,7 @@ sending_store(struct sending *s, u32 fit)
 
 SMALL_CODE
 
-/* ----- 27. Admission -----------------------------------------------------
+/* ----- 28. Admission -----------------------------------------------------
  *
  * Who may come in, and as which socket: the order of checks of INTERFACE 11
  * from 404 to 503, tokens, the test page. A request is refused with one
@@ -11901,7 +11915,7 @@ service_request(struct conn *c, const struct http_request *r)
 		service_open(c, &a, sock);
 }
 
-/* ----- 28. Commands ------------------------------------------------------
+/* ----- 29. Commands ------------------------------------------------------
  *
  * What a client's message does on the handlers that need no process of their
  * own: heartbeats, echo, and the commands by which a page names itself.
@@ -12204,7 +12218,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		srv.queues.total.inbound_dropped++;
 }
 
-/* ----- 29. Verbs ---------------------------------------------------------
+/* ----- 30. Verbs ---------------------------------------------------------
  *
  * What the requests of the push socket do: one function a verb, each of which
  * leaves one answer. Checks come in the order of INTERFACE 5, and a refused
@@ -12910,7 +12924,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 30. Handlers ------------------------------------------------------
+/* ----- 31. Handlers ------------------------------------------------------
  *
  * Services that are programs of somebody else's: `unix:PATH`, a datagram
  * socket, and `exec:COMMAND`, a child that reads events and writes requests,
@@ -13364,7 +13378,7 @@ handler_open(void)
 	return 0;
 }
 
-/* ----- 31. Helper --------------------------------------------------------
+/* ----- 32. Helper --------------------------------------------------------
  *
  * Children of exec: services are started by a helper, a process forked at the
  * start, while we still may do what the running server may not.  It starts
@@ -13693,7 +13707,7 @@ helper_stop(void)
 
 FAST_CODE
 
-/* ----- 32. Push socket ---------------------------------------------------
+/* ----- 33. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -13814,7 +13828,7 @@ push_next_waiter(int64_t latest)
 
 SMALL_CODE
 
-/* ----- 33. Sandbox -------------------------------------------------------
+/* ----- 34. Sandbox -------------------------------------------------------
  *
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
@@ -14219,7 +14233,7 @@ sandbox_enter(void)
 
 FAST_CODE
 
-/* ----- 34. Loop ----------------------------------------------------------
+/* ----- 35. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, if its senders may have refilled it; then who is
@@ -14400,7 +14414,7 @@ loop_turn(void)
 
 SMALL_CODE
 
-/* ----- 35. Options -------------------------------------------------------
+/* ----- 36. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -15101,7 +15115,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? serve_cannot("%s", why) : 0;
 }
 
-/* ----- 36. Memory --------------------------------------------------------
+/* ----- 37. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -15296,7 +15310,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 37. Start ---------------------------------------------------------
+/* ----- 38. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in `refusal`; with --wait what is not to be had is tried
@@ -15878,7 +15892,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 38. Serve ---------------------------------------------------------
+/* ----- 39. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -16169,7 +16183,7 @@ serve_command(int argc, char **argv)
 	return say(1, "%s", refusal);
 }
 
-/* ----- 39. Client --------------------------------------------------------
+/* ----- 40. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -17001,7 +17015,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 40. Main ----------------------------------------------------------
+/* ----- 41. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
