@@ -13,25 +13,25 @@
  *    2 Text       numbers, UTF-8, base64  17 Log and print
  *    3 JSON       validate, read, escape  18 Settings        what options say
  *    4 HTTP       request in, answer out  19 Certificates    load, check
- *    5 Frames     RFC 6455, section 5     20 TLS             handshakes
- *    6 Requests   the push protocol       21 Token keys
- *    7 Targets    the selection language  22 Connections     rows, states
- *    8 Store      messages, each once     23 Output          queue to kernel
- *    9 Queues     what waits for whom     24 Input           kernel to message
- *   10 Sockets    ids and rows            25 Events          epoll, newcomers
- *   11 Tags       who has which tag       26 Services        sockets, watchers
- *   12 Deadlines  one FIFO per timeout    27 Delivery        who gets what
- *   13 Records    TLS records from keys   28 Admission       who may come in
- *   14 Tokens     who may be whom         29 Commands        what pages say
- *   15 DER        keys, dates, PEM        30 Verbs           what scripts say
- *                                         31 Handlers        your programs
- *   then, on both sides of the loop:      32 Helper          starts children
- *   36 Options                            33 Push socket     datagrams in
- *   37 Memory                             34 Sandbox         what it may call
- *   38 Start                              35 Loop            one turn's order
- *   39 Serve         the running server
- *   40 Client        asks and is answered
- *   41 Main
+ *    5 Frames     RFC 6455, section 5     20 Own certificate make, renew
+ *    6 Requests   the push protocol       21 TLS             handshakes
+ *    7 Targets    the selection language  22 Token keys
+ *    8 Store      messages, each once     23 Connections     rows, states
+ *    9 Queues     what waits for whom     24 Output          queue to kernel
+ *   10 Sockets    ids and rows            25 Input           kernel to message
+ *   11 Tags       who has which tag       26 Events          epoll, newcomers
+ *   12 Deadlines  one FIFO per timeout    27 Services        sockets, watchers
+ *   13 Records    TLS records from keys   28 Delivery        who gets what
+ *   14 Tokens     who may be whom         29 Admission       who may come in
+ *   15 DER        keys, dates, PEM        30 Commands        what pages say
+ *                                         31 Verbs           what scripts say
+ *   then, on both sides of the loop:      32 Handlers        your programs
+ *   37 Options                            33 Helper          starts children
+ *   38 Memory                             34 Push socket     datagrams in
+ *   39 Start                              35 Sandbox         what it may call
+ *   40 Serve         the running server   36 Loop            one turn's order
+ *   41 Client        asks and is answered
+ *   42 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -6581,10 +6581,9 @@ listener_is_used(u32 i)
 /* ----- 19. Certificates --------------------------------------------------
  *
  * Owns the server's certificate and key: reads them from PEM or DER, whatever
- * editors and tools have done to the files, and believes nothing; makes a pair
- * of our own when nobody gave one.  Two places hold a pair each, so that a
- * reload reads into the one that is not in use.  Every refusal is a sentence
- * that begins with the file's name.
+ * editors and tools have done to the files, and believes nothing.  Two places
+ * hold a pair each, so that a reload reads into the one that is not in use.
+ * Every refusal is a sentence that begins with the file's name.
  */
 
 /* The DER bytes of a certificate with its chain. */
@@ -6597,9 +6596,6 @@ listener_is_used(u32 i)
 #define WSP_TLS_FILE 32768
 #endif
 
-/* Days that a certificate of our own is good for: Apple takes no more. */
-#define WSP_CERT_DAYS 825
-
 /* Days before its end when one of our own is renewed and any is warned of. */
 #define WSP_CERT_RENEW 30
 
@@ -6610,9 +6606,7 @@ listener_is_used(u32 i)
 #define WSP_BUILD_DATE 1795305600
 #endif
 
-#define CERT_CHAIN   8    /* certificates in a chain */
-#define CERT_NAMES   64   /* that this machine may have */
-#define CERT_DER_MAX 4096 /* bytes of a certificate of our own */
+#define CERT_CHAIN 8 /* certificates in a chain */
 
 /* Zeroes what is secret; the compiler may not think it useless. */
 static void
@@ -6961,6 +6955,20 @@ cert_warn(void)
 		    "days=%d", days < 0 ? "expired" : "ending", log_quote(
 		    &room, text_of(certs.paths)), days);
 }
+
+/* ----- 20. Own certificate -----------------------------------------------
+ *
+ * A certificate for a server that was given none: P-256, signed by itself, as
+ * browsers want it, with the names and addresses of this machine.  Makes it,
+ * makes it anew before it ends, which never replaces what is not ours, and is
+ * the verb `wspush cert`.
+ */
+
+/* Days that a certificate of our own is good for: Apple takes no more. */
+#define WSP_CERT_DAYS 825
+
+#define CERT_NAMES   64   /* that this machine may have */
+#define CERT_DER_MAX 4096 /* bytes of a certificate of our own */
 
 /* An address in 4 or 16 bytes; 0 when it is none. */
 static size_t
@@ -7411,7 +7419,7 @@ tls_cert_command(int argc, char **argv)
 	return cert_do_order(&o) == 0 ? 0 : say(1, "%s", refusal);
 }
 
-/* ----- 20. TLS -----------------------------------------------------------
+/* ----- 21. TLS -----------------------------------------------------------
  *
  * Owns the handshake pool and the session cache.  A client borrows one of a
  * few BearSSL contexts for its handshake and leaves with 112 bytes of keys
@@ -7987,7 +7995,7 @@ tls_step(int slot, int fd, struct record_keys *keys)
 	                                                       : TLS_WANT_READ;
 }
 
-/* ----- 21. Token keys ----------------------------------------------------
+/* ----- 22. Token keys ----------------------------------------------------
  *
  * Key files, and `wspush token`.  A file with -----BEGIN in it is PEM and a
  * key for ES256, anything else a secret for HS256: so the file decides the
@@ -8331,7 +8339,7 @@ token_command(int argc, char **argv)
 
 FAST_CODE
 
-/* ----- 22. Connections ---------------------------------------------------
+/* ----- 23. Connections ---------------------------------------------------
  *
  * One row for each TCP link from a client, from accept to close.
  *
@@ -8822,7 +8830,7 @@ conn_mark_urgent(struct conn *c)
 	srv.urgent[srv.urgents++] = conn_slot(c);
 }
 
-/* ----- 23. Output --------------------------------------------------------
+/* ----- 24. Output --------------------------------------------------------
  *
  * What leaves a connection, in the order it must: bytes the kernel did not
  * take before, the rest of a unit that is half out, aside bytes, a Ping that
@@ -9493,7 +9501,7 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	conn_reply(c, &o);
 }
 
-/* ----- 24. Input ---------------------------------------------------------
+/* ----- 25. Input ---------------------------------------------------------
  *
  * What a client sends, from TLS records to frames, messages and HTTP heads.
  * What is whole in the bytes at hand is handled where it lies; only what is
@@ -9846,7 +9854,7 @@ conn_resume(struct conn *c)
 	conn_input(c, buffer_at(c->in), b->n, b->raw);
 }
 
-/* ----- 25. Events --------------------------------------------------------
+/* ----- 26. Events --------------------------------------------------------
  *
  * What makes a connection move: handshake contexts and the line for them,
  * what epoll reports, deadlines, and newcomers. Contexts are few, so half a
@@ -10375,7 +10383,7 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 	}
 }
 
-/* ----- 26. Services ------------------------------------------------------
+/* ----- 27. Services ------------------------------------------------------
  *
  * Sockets as users see them: where their connections, events and ends meet. A
  * socket that goes away keeps its queue for --session-ttl; whoever watches is
@@ -10580,7 +10588,7 @@ figure_metric(struct out *o, const struct figure *f)
 	}
 }
 
-/* ----- 27. Delivery ------------------------------------------------------
+/* ----- 28. Delivery ------------------------------------------------------
  *
  * A message on its way into queues: its wire form, who takes it, room made by
  * the rules of INTERFACE 7, the store; and the values that are retained for
@@ -11105,7 +11113,7 @@ sending_store(struct sending *s, u32 fit)
 
 SMALL_CODE
 
-/* ----- 28. Admission -----------------------------------------------------
+/* ----- 29. Admission -----------------------------------------------------
  *
  * Who may come in, and as which socket: the order of checks of INTERFACE 11
  * from 404 to 503, tokens, the test page. A request is refused with one
@@ -11915,7 +11923,7 @@ service_request(struct conn *c, const struct http_request *r)
 		service_open(c, &a, sock);
 }
 
-/* ----- 29. Commands ------------------------------------------------------
+/* ----- 30. Commands ------------------------------------------------------
  *
  * What a client's message does on the handlers that need no process of their
  * own: heartbeats, echo, and the commands by which a page names itself.
@@ -12218,7 +12226,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		srv.queues.total.inbound_dropped++;
 }
 
-/* ----- 30. Verbs ---------------------------------------------------------
+/* ----- 31. Verbs ---------------------------------------------------------
  *
  * What the requests of the push socket do: one function a verb, each of which
  * leaves one answer. Checks come in the order of INTERFACE 5, and a refused
@@ -12924,7 +12932,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 31. Handlers ------------------------------------------------------
+/* ----- 32. Handlers ------------------------------------------------------
  *
  * Services that are programs of somebody else's: `unix:PATH`, a datagram
  * socket, and `exec:COMMAND`, a child that reads events and writes requests,
@@ -13378,7 +13386,7 @@ handler_open(void)
 	return 0;
 }
 
-/* ----- 32. Helper --------------------------------------------------------
+/* ----- 33. Helper --------------------------------------------------------
  *
  * Children of exec: services are started by a helper, a process forked at the
  * start, while we still may do what the running server may not.  It starts
@@ -13707,7 +13715,7 @@ helper_stop(void)
 
 FAST_CODE
 
-/* ----- 33. Push socket ---------------------------------------------------
+/* ----- 34. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -13828,7 +13836,7 @@ push_next_waiter(int64_t latest)
 
 SMALL_CODE
 
-/* ----- 34. Sandbox -------------------------------------------------------
+/* ----- 35. Sandbox -------------------------------------------------------
  *
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
@@ -14233,7 +14241,7 @@ sandbox_enter(void)
 
 FAST_CODE
 
-/* ----- 35. Loop ----------------------------------------------------------
+/* ----- 36. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, if its senders may have refilled it; then who is
@@ -14414,7 +14422,7 @@ loop_turn(void)
 
 SMALL_CODE
 
-/* ----- 36. Options -------------------------------------------------------
+/* ----- 37. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -15115,7 +15123,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? serve_cannot("%s", why) : 0;
 }
 
-/* ----- 37. Memory --------------------------------------------------------
+/* ----- 38. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -15310,7 +15318,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 38. Start ---------------------------------------------------------
+/* ----- 39. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in `refusal`; with --wait what is not to be had is tried
@@ -15892,7 +15900,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 39. Serve ---------------------------------------------------------
+/* ----- 40. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -16183,7 +16191,7 @@ serve_command(int argc, char **argv)
 	return say(1, "%s", refusal);
 }
 
-/* ----- 40. Client --------------------------------------------------------
+/* ----- 41. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -17015,7 +17023,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 41. Main ----------------------------------------------------------
+/* ----- 42. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
