@@ -31,7 +31,9 @@
  *   39 Start                              35 Sandbox         what it may call
  *   40 Serve         the running server   36 Loop            one turn's order
  *   41 Client        asks and is answered
- *   42 Main
+ *   42 Client verbs  send, list, ...
+ *   43 Watch and top
+ *   44 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -16198,7 +16200,7 @@ serve_command(int argc, char **argv)
  * leaves nothing behind.  Promises that no script waits longer than the limit
  * below, and that what goes wrong is one sentence on standard error.  Refuses
  * here, as wrong usage, what would break the request line.  A process of a
- * verb lives for a moment: this room may map memory.
+ * verb lives for a moment: memory may be mapped here.
  */
 #define CLIENT_LIMIT_MS 5000       /* for all of a verb's requests together */
 #define CLIENT_MAX_INPUT (1 << 24) /* the ceiling of --max-message */
@@ -16538,6 +16540,12 @@ client_selected(struct client *c, const char *did)
 	return status ? status : client_print_count(did, &c->reply);
 }
 
+/* ----- 42. Client verbs --------------------------------------------------
+ *
+ * What each verb asks and prints: send, tag, close, abort, list, stats, ping.
+ * One function a verb: the command line in, an exit status out.
+ */
+
 /*
  * ---- send
  */
@@ -16734,6 +16742,12 @@ client_ping_verb(int argc, char **argv)
 		print("ok\n");
 	return status;
 }
+
+/* ----- 43. Watch and top -------------------------------------------------
+ *
+ * The verbs that stay: events, printed as they come, and a live view for a
+ * terminal.  Both outlive the server and find the next one.
+ */
 
 /*
  * ---- watch
@@ -17023,7 +17037,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 42. Main ----------------------------------------------------------
+/* ----- 44. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
