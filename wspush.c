@@ -22,18 +22,18 @@
  *   11 Tags       who has which tag       26 Events          epoll, newcomers
  *   12 Deadlines  one FIFO per timeout    27 Services        sockets, watchers
  *   13 Records    TLS records from keys   28 Delivery        who gets what
- *   14 Tokens     who may be whom         29 Admission       who may come in
- *   15 DER        keys, dates, PEM        30 Commands        what pages say
- *                                         31 Verbs           what scripts say
- *   then, on both sides of the loop:      32 Handlers        your programs
- *   37 Options                            33 Helper          starts children
- *   38 Memory                             34 Push socket     datagrams in
- *   39 Start                              35 Sandbox         what it may call
- *   40 Serve         the running server   36 Loop            one turn's order
- *   41 Client        asks and is answered
- *   42 Client verbs  send, list, ...
- *   43 Watch and top
- *   44 Main
+ *   14 Tokens     who may be whom         29 Forgers         who must wait
+ *   15 DER        keys, dates, PEM        30 Admission       who may come in
+ *                                         31 Judges          programs say who
+ *   then, on both sides of the loop:      32 Pages           one reads, not ws
+ *   40 Options                            33 Commands        what pages say
+ *   41 Memory                             34 Verbs           what scripts say
+ *   42 Start                              35 Handlers        your programs
+ *   43 Serve         the running server   36 Helper          starts children
+ *   44 Client        asks and is answered  37 Push socket     datagrams in
+ *   45 Client verbs  send, list, ...      38 Sandbox         what it may call
+ *   46 Watch and top                      39 Loop            one turn's order
+ *   47 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -11115,53 +11115,98 @@ sending_store(struct sending *s, u32 fit)
 
 SMALL_CODE
 
-/* ----- 29. Admission -----------------------------------------------------
+/* ----- 29. Forgers -------------------------------------------------------
+ *
+ * Which hosts have shown forged tokens, and must wait.  A signature costs up
+ * to a millisecond, and twenty on a small router.  So a host that has shown
+ * WSP_TOKEN_FAILURES forged tokens waits WSP_TOKEN_MS before the next of its
+ * signatures is looked at.  What good tokens ask for is not counted, and a
+ * host is never shut out: there may be many behind one address, and one of
+ * them must not be able to lock out the others for good.
+ */
+#define FORGER_LOG_MS 60000 /* between two log lines about one host */
+
+_Static_assert(WSP_TOKEN_FAILURES >= 1 && WSP_TOKEN_FAILURES <= 1000000,
+    "a host may err, and `forged` has room");
+_Static_assert(WSP_TOKEN_MS >= 1 && WSP_TOKEN_MS <= 3600000,
+    "a host waits, but not for ever");
+_Static_assert(WSP_TOKEN_HOSTS >= 1 && WSP_TOKEN_HOSTS <= 1024,
+    "all of them are looked at for each token");
+
+static struct forger {
+	u8 addr[16];
+	u32 forged;          /* 0: a free row */
+	u32 unread;          /* tokens, since the log had their number */
+	int64_t at;          /* `forged` was right then, and sinks since */
+	int64_t log_at;      /* when the log may have the next number */
+} forgers[WSP_TOKEN_HOSTS];
+
+/* The row of a host, as it is by now, or NULL. */
+static struct forger *
+forger_find(const u8 addr[16])
+{
+	for (u32 i = 0; i < WSP_TOKEN_HOSTS; i++) {
+		struct forger *f = &forgers[i];
+		int64_t sunk = (srv.now - f->at) / WSP_TOKEN_MS;
+
+		if (f->forged == 0 || !addr_same_host(f->addr, addr))
+			continue;
+		f->forged = sunk < f->forged ? f->forged - (u32)sunk : 0;
+		f->at += sunk * WSP_TOKEN_MS;
+		return f;
+	}
+	return NULL;
+}
+
+/* The host has shown one more.  Where there is no row for it, that of the
+ * oldest gives way. */
+static void
+forger_add(const u8 addr[16])
+{
+	struct forger *f = forger_find(addr), *oldest = &forgers[0];
+
+	for (u32 i = 1; i < WSP_TOKEN_HOSTS; i++)
+		if (forgers[i].at < oldest->at)
+			oldest = &forgers[i];
+	if (!f) {
+		f = oldest;
+		*f = (struct forger){ .at = srv.now };
+		memcpy(f->addr, addr, sizeof f->addr);
+	}
+	f->forged++;
+}
+
+static bool
+forger_waits(const u8 addr[16])
+{
+	const struct forger *f = forger_find(addr);
+
+	return f && f->forged >= WSP_TOKEN_FAILURES;
+}
+
+/* A token that is not looked at.  A flood is one line a minute and a count. */
+static void
+forger_log(const struct conn *c)
+{
+	struct forger *f = forger_find(c->addr);
+	char peer[64];
+
+	f->unread++;
+	if (srv.now < f->log_at)
+		return;
+	conn_peer(peer, c);
+	log_event(LOG_LEVEL_WARN, "token-flood", "peer=%s unread=%u", peer,
+	    f->unread);
+	f->log_at = srv.now + FORGER_LOG_MS;
+	f->unread = 0;
+}
+
+/* ----- 30. Admission -----------------------------------------------------
  *
  * Who may come in, and as which socket: the order of checks of INTERFACE 11
- * from 404 to 503, tokens, the test page. A request is refused with one
- * sentence or becomes a connection bound to a socket.
+ * from 404 to 503, and tokens.  A request is refused with one sentence or
+ * becomes a connection bound to a socket.
  */
-
-/* The test page: tools/page.html as tools/pack makes it half as large, or one
- * line when the compiler was called by hand. */
-static const u8 page[] =
-#ifdef WSP_PAGE
-{
-#include WSP_PAGE
-};
-#define PAGE_N sizeof page
-#else
-    "<!doctype html><title>wspush</title><p>wspush runs. This build has no "
-    "test page: build it with make.\n";
-#define PAGE_N (sizeof page - 1)
-#endif
-
-#define PAGE_HEADERS                                                          \
-	"Content-Security-Policy: default-src 'none'; "                       \
-	"style-src 'unsafe-inline'; script-src 'unsafe-inline'; "             \
-	"img-src data:; connect-src ws: wss:; base-uri 'none'; "              \
-	"form-action 'none'; frame-ancestors 'none'\r\n"                      \
-	"Cache-Control: no-cache\r\n"
-
-/* A byte below 128 stands for itself, 1LLLLDDD DDDDDDDD for L + 2 bytes that
- * were there D bytes ago, or with L = 0 for the byte D. */
-static void
-page_unpack(struct out *o)
-{
-	for (size_t i = 0; i < PAGE_N && !o->full; i++) {
-		size_t n = page[i] >> 3 & 15, back;
-
-		if (page[i] < 128) {
-			out_char(o, (char)page[i]);
-			continue;
-		}
-		back = load16(page + i++) & 2047;
-		if (n == 0)
-			out_char(o, (char)back);
-		for (n += n > 0 ? 2 : 0; n > 0; n--)
-			out_char(o, o->p[o->n - back]);
-	}
-}
 
 /* What a program says of an arrival that may come in. */
 struct verdict {
@@ -11272,120 +11317,6 @@ arrival_tags_fit(const struct arrival *a, const struct token *t)
 	while (id_tag_next(&rest, &name, &value))
 		count += !id_tag_follows(rest, name) && !token_sets(t, name);
 	return count <= WSP_MAX_TAGS;
-}
-
-/* Does `allow` set the tag? */
-static bool
-verdict_sets(const struct verdict *v, struct str name)
-{
-	for (u32 k = 0; k < v->tags; k++)
-		if (str_eq(v->tag[k].name, name))
-			return true;
-	return false;
-}
-
-/* The same with the tags of `allow`. */
-static bool
-arrival_verdict_fits(const struct arrival *a)
-{
-	struct str rest = { a->id, a->stateful ? a->id_n : 0 }, name, value;
-	const struct token *t = a->token;
-	size_t count = a->verdict->tags;
-
-	for (size_t k = 0; t && k < t->tags; k++)
-		count += !verdict_sets(a->verdict, (struct str){
-		    t->tag[k].name, t->tag[k].name_n });
-	while (id_tag_next(&rest, &name, &value))
-		count += !id_tag_follows(rest, name) &&
-		    !verdict_sets(a->verdict, name) &&
-		    !(t && token_sets(t, name));
-	return count <= WSP_MAX_TAGS;
-}
-
-/*
- * ---- Forged tokens
- *
- * A signature costs up to a millisecond, and twenty on a small router. So a
- * host that has shown WSP_TOKEN_FAILURES forged tokens waits WSP_TOKEN_MS
- * before the next of its signatures is looked at. What good tokens ask for is
- * not counted, and a host is never shut out: there may be many behind one
- * address, and one of them must not be able to lock out the others for good.
- */
-#define FORGER_LOG_MS 60000 /* between two log lines about one host */
-
-_Static_assert(WSP_TOKEN_FAILURES >= 1 && WSP_TOKEN_FAILURES <= 1000000,
-    "a host may err, and `forged` has room");
-_Static_assert(WSP_TOKEN_MS >= 1 && WSP_TOKEN_MS <= 3600000,
-    "a host waits, but not for ever");
-_Static_assert(WSP_TOKEN_HOSTS >= 1 && WSP_TOKEN_HOSTS <= 1024,
-    "all of them are looked at for each token");
-
-static struct forger {
-	u8 addr[16];
-	u32 forged;          /* 0: a free row */
-	u32 unread;          /* tokens, since the log had their number */
-	int64_t at;          /* `forged` was right then, and sinks since */
-	int64_t log_at;      /* when the log may have the next number */
-} forgers[WSP_TOKEN_HOSTS];
-
-/* The row of a host, as it is by now, or NULL. */
-static struct forger *
-forger_find(const u8 addr[16])
-{
-	for (u32 i = 0; i < WSP_TOKEN_HOSTS; i++) {
-		struct forger *f = &forgers[i];
-		int64_t sunk = (srv.now - f->at) / WSP_TOKEN_MS;
-
-		if (f->forged == 0 || !addr_same_host(f->addr, addr))
-			continue;
-		f->forged = sunk < f->forged ? f->forged - (u32)sunk : 0;
-		f->at += sunk * WSP_TOKEN_MS;
-		return f;
-	}
-	return NULL;
-}
-
-/* The host has shown one more.  Where there is no row for it, that of the
- * oldest gives way. */
-static void
-forger_add(const u8 addr[16])
-{
-	struct forger *f = forger_find(addr), *oldest = &forgers[0];
-
-	for (u32 i = 1; i < WSP_TOKEN_HOSTS; i++)
-		if (forgers[i].at < oldest->at)
-			oldest = &forgers[i];
-	if (!f) {
-		f = oldest;
-		*f = (struct forger){ .at = srv.now };
-		memcpy(f->addr, addr, sizeof f->addr);
-	}
-	f->forged++;
-}
-
-static bool
-forger_waits(const u8 addr[16])
-{
-	const struct forger *f = forger_find(addr);
-
-	return f && f->forged >= WSP_TOKEN_FAILURES;
-}
-
-/* A token that is not looked at.  A flood is one line a minute and a count. */
-static void
-forger_log(const struct conn *c)
-{
-	struct forger *f = forger_find(c->addr);
-	char peer[64];
-
-	f->unread++;
-	if (srv.now < f->log_at)
-		return;
-	conn_peer(peer, c);
-	log_event(LOG_LEVEL_WARN, "token-flood", "peer=%s unread=%u", peer,
-	    f->unread);
-	f->log_at = srv.now + FORGER_LOG_MS;
-	f->unread = 0;
 }
 
 static bool
@@ -11699,11 +11630,11 @@ service_tokens(void)
 	srv.token_end = next;
 }
 
-/*
- * ---- Programs that say who may come in (auth=1)
+/* ----- 31. Judges --------------------------------------------------------
  *
- * The request stays in the connection's buffer.  When the program allows it,
- * it is read and checked once more, this time with the verdict at hand.
+ * Programs that say who may come in (auth=1).  The request stays in the
+ * connection's buffer.  When the program allows it, it is read and checked
+ * once more, this time with the verdict at hand.
  */
 
 /* For a conn that is `judged`: the number that the program was told. */
@@ -11793,6 +11724,34 @@ judging_body(struct out *o, const struct arrival *a)
 	out_char(o, '}');
 }
 
+/* Does `allow` set the tag? */
+static bool
+verdict_sets(const struct verdict *v, struct str name)
+{
+	for (u32 k = 0; k < v->tags; k++)
+		if (str_eq(v->tag[k].name, name))
+			return true;
+	return false;
+}
+
+/* May a socket have all the tags of the id, the token and `allow`? */
+static bool
+arrival_verdict_fits(const struct arrival *a)
+{
+	struct str rest = { a->id, a->stateful ? a->id_n : 0 }, name, value;
+	const struct token *t = a->token;
+	size_t count = a->verdict->tags;
+
+	for (size_t k = 0; t && k < t->tags; k++)
+		count += !verdict_sets(a->verdict, (struct str){
+		    t->tag[k].name, t->tag[k].name_n });
+	while (id_tag_next(&rest, &name, &value))
+		count += !id_tag_follows(rest, name) &&
+		    !verdict_sets(a->verdict, name) &&
+		    !(t && token_sets(t, name));
+	return count <= WSP_MAX_TAGS;
+}
+
 /* Asks the service's program.  False, with c->judged: it is asked; else the
  * arrival is refused.  True: it has said yes before. */
 static bool
@@ -11827,6 +11786,53 @@ arrival_judge(struct arrival *a)
 		    "the service cannot say now whether you may come in");
 	c->judged = true;
 	return false;
+}
+
+/* ----- 32. Pages ---------------------------------------------------------
+ *
+ * Who asks for what: a page of ours (the test page, /healthz, /metrics), or a
+ * service, which is for Admission and Judges to decide.
+ */
+
+/* The test page: tools/page.html as tools/pack makes it half as large, or one
+ * line when the compiler was called by hand. */
+static const u8 page[] =
+#ifdef WSP_PAGE
+{
+#include WSP_PAGE
+};
+#define PAGE_N sizeof page
+#else
+    "<!doctype html><title>wspush</title><p>wspush runs. This build has no "
+    "test page: build it with make.\n";
+#define PAGE_N (sizeof page - 1)
+#endif
+
+#define PAGE_HEADERS                                                          \
+	"Content-Security-Policy: default-src 'none'; "                       \
+	"style-src 'unsafe-inline'; script-src 'unsafe-inline'; "             \
+	"img-src data:; connect-src ws: wss:; base-uri 'none'; "              \
+	"form-action 'none'; frame-ancestors 'none'\r\n"                      \
+	"Cache-Control: no-cache\r\n"
+
+/* A byte below 128 stands for itself, 1LLLLDDD DDDDDDDD for L + 2 bytes that
+ * were there D bytes ago, or with L = 0 for the byte D. */
+static void
+page_unpack(struct out *o)
+{
+	for (size_t i = 0; i < PAGE_N && !o->full; i++) {
+		size_t n = page[i] >> 3 & 15, back;
+
+		if (page[i] < 128) {
+			out_char(o, (char)page[i]);
+			continue;
+		}
+		back = load16(page + i++) & 2047;
+		if (n == 0)
+			out_char(o, (char)back);
+		for (n += n > 0 ? 2 : 0; n > 0; n--)
+			out_char(o, o->p[o->n - back]);
+	}
 }
 
 static void
@@ -11925,7 +11931,7 @@ service_request(struct conn *c, const struct http_request *r)
 		service_open(c, &a, sock);
 }
 
-/* ----- 30. Commands ------------------------------------------------------
+/* ----- 33. Commands ------------------------------------------------------
  *
  * What a client's message does on the handlers that need no process of their
  * own: heartbeats, echo, and the commands by which a page names itself.
@@ -12228,7 +12234,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		srv.queues.total.inbound_dropped++;
 }
 
-/* ----- 31. Verbs ---------------------------------------------------------
+/* ----- 34. Verbs ---------------------------------------------------------
  *
  * What the requests of the push socket do: one function a verb, each of which
  * leaves one answer. Checks come in the order of INTERFACE 5, and a refused
@@ -12934,7 +12940,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 32. Handlers ------------------------------------------------------
+/* ----- 35. Handlers ------------------------------------------------------
  *
  * Services that are programs of somebody else's: `unix:PATH`, a datagram
  * socket, and `exec:COMMAND`, a child that reads events and writes requests,
@@ -13388,7 +13394,7 @@ handler_open(void)
 	return 0;
 }
 
-/* ----- 33. Helper --------------------------------------------------------
+/* ----- 36. Helper --------------------------------------------------------
  *
  * Children of exec: services are started by a helper, a process forked at the
  * start, while we still may do what the running server may not.  It starts
@@ -13717,7 +13723,7 @@ helper_stop(void)
 
 FAST_CODE
 
-/* ----- 34. Push socket ---------------------------------------------------
+/* ----- 37. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -13838,7 +13844,7 @@ push_next_waiter(int64_t latest)
 
 SMALL_CODE
 
-/* ----- 35. Sandbox -------------------------------------------------------
+/* ----- 38. Sandbox -------------------------------------------------------
  *
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
@@ -14243,7 +14249,7 @@ sandbox_enter(void)
 
 FAST_CODE
 
-/* ----- 36. Loop ----------------------------------------------------------
+/* ----- 39. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, if its senders may have refilled it; then who is
@@ -14424,7 +14430,7 @@ loop_turn(void)
 
 SMALL_CODE
 
-/* ----- 37. Options -------------------------------------------------------
+/* ----- 40. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -15125,7 +15131,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? serve_cannot("%s", why) : 0;
 }
 
-/* ----- 38. Memory --------------------------------------------------------
+/* ----- 41. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -15320,7 +15326,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 39. Start ---------------------------------------------------------
+/* ----- 42. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in `refusal`; with --wait what is not to be had is tried
@@ -15902,7 +15908,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 40. Serve ---------------------------------------------------------
+/* ----- 43. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -16193,7 +16199,7 @@ serve_command(int argc, char **argv)
 	return say(1, "%s", refusal);
 }
 
-/* ----- 41. Client --------------------------------------------------------
+/* ----- 44. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -16540,7 +16546,7 @@ client_selected(struct client *c, const char *did)
 	return status ? status : client_print_count(did, &c->reply);
 }
 
-/* ----- 42. Client verbs --------------------------------------------------
+/* ----- 45. Client verbs --------------------------------------------------
  *
  * What each verb asks and prints: send, tag, close, abort, list, stats, ping.
  * One function a verb: the command line in, an exit status out.
@@ -16743,7 +16749,7 @@ client_ping_verb(int argc, char **argv)
 	return status;
 }
 
-/* ----- 43. Watch and top -------------------------------------------------
+/* ----- 46. Watch and top -------------------------------------------------
  *
  * The verbs that stay: events, printed as they come, and a live view for a
  * terminal.  Both outlive the server and find the next one.
@@ -17037,7 +17043,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 44. Main ----------------------------------------------------------
+/* ----- 47. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
