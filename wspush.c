@@ -25,15 +25,15 @@
  *   14 Tokens     who may be whom         29 Forgers         who must wait
  *   15 DER        keys, dates, PEM        30 Admission       who may come in
  *                                         31 Judges          programs say who
- *   then, on both sides of the loop:      32 Pages           one reads, not ws
- *   40 Options                            33 Commands        what pages say
- *   41 Memory                             34 Verbs           what scripts say
- *   42 Start                              35 Handlers        your programs
- *   43 Serve         the running server   36 Helper          starts children
- *   44 Client        asks and is answered  37 Push socket     datagrams in
- *   45 Client verbs  send, list, ...      38 Sandbox         what it may call
- *   46 Watch and top                      39 Loop            one turn's order
- *   47 Main
+ *   then, on both sides of the loop:      32 Pages           test page, health
+ *   41 Options                            33 Commands        what pages say
+ *   42 Memory                             34 Send            messages, waiters
+ *   43 Start                              35 Verbs           what scripts say
+ *   44 Serve         the running server   36 Handlers        your programs
+ *   45 Client        asks and is answered  37 Helper          starts children
+ *   46 Client verbs  send, list, ...      38 Push socket     datagrams in
+ *   47 Watch and top                      39 Sandbox         what it may call
+ *   48 Main                               40 Loop            one turn's order
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -12234,11 +12234,12 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		srv.queues.total.inbound_dropped++;
 }
 
-/* ----- 34. Verbs ---------------------------------------------------------
+/* ----- 34. Send ----------------------------------------------------------
  *
- * What the requests of the push socket do: one function a verb, each of which
- * leaves one answer. Checks come in the order of INTERFACE 5, and a refused
- * request changes nothing at all.
+ * A request at work, where its answer goes, and what most of them ask: that a
+ * message goes to some sockets, and that its sender learns its fate.  Checks
+ * come in the order of INTERFACE 5, and a refused request changes nothing at
+ * all.
  */
 
 /* A request at work: where its answer goes. */
@@ -12476,6 +12477,12 @@ asking_send(struct asking *q)
 	srv.queues.total.messages_taken++;
 	asking_counts(q, &s);
 }
+
+/* ----- 35. Verbs ---------------------------------------------------------
+ *
+ * What the other requests of the push socket do: one function a verb, each of
+ * which leaves one answer.  At the end the door for all of them.
+ */
 
 static void
 list_tag(struct out *o, struct str name, struct str value, bool json)
@@ -12940,7 +12947,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 35. Handlers ------------------------------------------------------
+/* ----- 36. Handlers ------------------------------------------------------
  *
  * Services that are programs of somebody else's: `unix:PATH`, a datagram
  * socket, and `exec:COMMAND`, a child that reads events and writes requests,
@@ -13394,7 +13401,7 @@ handler_open(void)
 	return 0;
 }
 
-/* ----- 36. Helper --------------------------------------------------------
+/* ----- 37. Helper --------------------------------------------------------
  *
  * Children of exec: services are started by a helper, a process forked at the
  * start, while we still may do what the running server may not.  It starts
@@ -13723,7 +13730,7 @@ helper_stop(void)
 
 FAST_CODE
 
-/* ----- 37. Push socket ---------------------------------------------------
+/* ----- 38. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -13844,7 +13851,7 @@ push_next_waiter(int64_t latest)
 
 SMALL_CODE
 
-/* ----- 38. Sandbox -------------------------------------------------------
+/* ----- 39. Sandbox -------------------------------------------------------
  *
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
@@ -14249,7 +14256,7 @@ sandbox_enter(void)
 
 FAST_CODE
 
-/* ----- 39. Loop ----------------------------------------------------------
+/* ----- 40. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, if its senders may have refilled it; then who is
@@ -14430,7 +14437,7 @@ loop_turn(void)
 
 SMALL_CODE
 
-/* ----- 40. Options -------------------------------------------------------
+/* ----- 41. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -15131,7 +15138,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? serve_cannot("%s", why) : 0;
 }
 
-/* ----- 41. Memory --------------------------------------------------------
+/* ----- 42. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -15326,7 +15333,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 42. Start ---------------------------------------------------------
+/* ----- 43. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in `refusal`; with --wait what is not to be had is tried
@@ -15908,7 +15915,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 43. Serve ---------------------------------------------------------
+/* ----- 44. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -16199,7 +16206,7 @@ serve_command(int argc, char **argv)
 	return say(1, "%s", refusal);
 }
 
-/* ----- 44. Client --------------------------------------------------------
+/* ----- 45. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -16546,7 +16553,7 @@ client_selected(struct client *c, const char *did)
 	return status ? status : client_print_count(did, &c->reply);
 }
 
-/* ----- 45. Client verbs --------------------------------------------------
+/* ----- 46. Client verbs --------------------------------------------------
  *
  * What each verb asks and prints: send, tag, close, abort, list, stats, ping.
  * One function a verb: the command line in, an exit status out.
@@ -16749,7 +16756,7 @@ client_ping_verb(int argc, char **argv)
 	return status;
 }
 
-/* ----- 46. Watch and top -------------------------------------------------
+/* ----- 47. Watch and top -------------------------------------------------
  *
  * The verbs that stay: events, printed as they come, and a live view for a
  * terminal.  Both outlive the server and find the next one.
@@ -17043,7 +17050,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 47. Main ----------------------------------------------------------
+/* ----- 48. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
