@@ -9,31 +9,32 @@
  * clock, a global variable or a log.  The lower half meets the kernel.
  *
  *   PART ONE: PURE                        PART TWO: KERNEL
- *    1 Basics     types, load and store   16 System calls    nobody else's
- *    2 Text       numbers, UTF-8, base64  17 Log and print
- *    3 JSON       validate, read, escape  18 Settings        what options say
- *    4 HTTP       request in, answer out  19 Certificates    load, check
- *    5 Frames     RFC 6455, section 5     20 Own certificate make, renew
- *    6 Requests   the push protocol       21 TLS             handshakes
- *    7 Targets    the selection language  22 Token keys
- *    8 Store      messages, each once     23 Connections     rows, states
- *    9 Queues     what waits for whom     24 Output          queue to kernel
- *   10 Sockets    ids and rows            25 Input           kernel to message
- *   11 Tags       who has which tag       26 Events          epoll, newcomers
- *   12 Deadlines  one FIFO per timeout    27 Services        sockets, watchers
- *   13 Records    TLS records from keys   28 Delivery        who gets what
- *   14 Tokens     who may be whom         29 Forgers         who must wait
- *   15 DER        keys, dates, PEM        30 Admission       who may come in
- *                                         31 Judges          programs say who
- *   then, on both sides of the loop:      32 Pages           test page, health
- *   41 Options                            33 Commands        what pages say
- *   42 Memory                             34 Send            messages, waiters
- *   43 Start                              35 Verbs           what scripts say
- *   44 Serve         the running server   36 Handlers        your programs
- *   45 Client        asks and is answered  37 Helper          starts children
- *   46 Client verbs  send, list, ...      38 Push socket     datagrams in
- *   47 Watch and top                      39 Sandbox         what it may call
- *   48 Main                               40 Loop            one turn's order
+ *    1 Basics     types, load and store   17 System calls    nobody else's
+ *    2 Text       numbers, UTF-8, base64  18 Log and print
+ *    3 JSON       validate, read, escape  19 Settings        what options say
+ *    4 Hosts      addresses, origins      20 Certificates    load, check
+ *    5 HTTP       request in, answer out  21 Own certificate make, renew
+ *    6 Frames     RFC 6455, section 5     22 TLS             handshakes
+ *    7 Requests   the push protocol       23 Token keys
+ *    8 Targets    the selection language  24 Connections     rows, states
+ *    9 Store      messages, each once     25 Output          queue to kernel
+ *   10 Queues     what waits for whom     26 Input           kernel to message
+ *   11 Sockets    ids and rows            27 Events          epoll, newcomers
+ *   12 Tags       who has which tag       28 Services        sockets, watchers
+ *   13 Deadlines  one FIFO per timeout    29 Delivery        who gets what
+ *   14 Records    TLS records from keys   30 Forgers         who must wait
+ *   15 Tokens     who may be whom         31 Admission       who may come in
+ *   16 DER        keys, dates, PEM        32 Judges          programs say who
+ *                                         33 Pages           test page, health
+ *   then, on both sides of the loop:      34 Commands        what pages say
+ *   42 Options                            35 Send            messages, waiters
+ *   43 Memory                             36 Verbs           what scripts say
+ *   44 Start                              37 Handlers        your programs
+ *   45 Serve         the running server   38 Helper          starts children
+ *   46 Client        asks and is answered  39 Push socket     datagrams in
+ *   47 Client verbs  send, list, ...      40 Sandbox         what it may call
+ *   48 Watch and top                      41 Loop            one turn's order
+ *   49 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -1244,64 +1245,14 @@ json_member(const struct json_token *t, struct str text, int object,
 	return found;
 }
 
-/* ----- 4. HTTP -----------------------------------------------------------
+/* ----- 4. Hosts ----------------------------------------------------------
  *
- * The one request that a connection brings, read to the letter (RFC 9112),
- * the answers to it, the handshake of RFC 6455, 4.2, and the question whether
- * an Origin is ours.  Everything that was read is a slice of the input.  A
- * request is read from its first byte each time more of it has come, and in
- * the order of its bytes: so the first wrong byte decides, as soon as it is
- * there, and no matter in what pieces it came.
+ * Addresses, host names and origins, as requests, options and certificates
+ * write them.  Two hosts are the same when their addresses or names are,
+ * however written: [0:0::1] is [::1], and WSP.Lan. is wsp.lan.  Whether an
+ * Origin is ours is answered here.
  */
 
-enum http_method { HTTP_GET, HTTP_HEAD, HTTP_OTHER };
-
-/* The pointer of a header that was not there is null. */
-struct http_request {
-	enum http_method method;
-	u8 minor;          /* HTTP/1.minor: 0 or 1, which also means above */
-	bool to_upgrade;   /* Connection: ... upgrade ... */
-	bool to_websocket; /* Upgrade: ... websocket ... */
-	bool upgrade;      /* both */
-	bool has_host, has_origin; /* the header was there */
-	struct str path, query; /* undecoded */
-	struct str host;   /* with its port: the target's, or the header's */
-	struct str host_field;
-	struct str origin;
-	struct str key, version; /* Sec-WebSocket- */
-	struct str head;   /* the header lines, each with its end */
-	const char *why;   /* when it was refused: one sentence */
-};
-
-#define HTTP_WHITE " \t"
-
-/* What methods and header names are made of (RFC 9110, 5.6.2). */
-static bool
-http_is_token(char c)
-{
-	return text_is_one(c, "-!#$%&'*+.^_`|~");
-}
-
-/* What a target is made of: visible ASCII.  Browsers leave some characters
- * as they are that RFC 3986 would escape, such as `|`; a fragment they never
- * send. */
-static bool
-http_is_target(char c)
-{
-	return (u8)c > ' ' && (u8)c < 0x7f && c != '#';
-}
-
-/* What a header's value is made of (RFC 9110, 5.5). */
-static bool
-http_is_value(char c)
-{
-	return ((u8)c >= ' ' && c != 0x7f) || c == '\t';
-}
-
-/*
- * Hosts and origins.  Two hosts are the same when their addresses or names
- * are, however written: [0:0::1] is [::1], and WSP.Lan. is wsp.lan.
- */
 struct http_host {
 	struct str name; /* without the final dot; empty: an IPv6 address */
 	u8 ip[16];
@@ -1530,6 +1481,59 @@ http_origin_valid(struct str configured)
 
 	return str_is(configured, "*") || str_is(configured, "same-host") ||
 	    http_origin_parse(&o, configured);
+}
+
+/* ----- 5. HTTP -----------------------------------------------------------
+ *
+ * The one request that a connection brings, read to the letter (RFC 9112),
+ * the answers to it, and the handshake of RFC 6455, 4.2.  Everything that was
+ * read is a slice of the input.  A request is read from its first byte each
+ * time more of it has come, and in the order of its bytes: so the first wrong
+ * byte decides, as soon as it is there, and no matter in what pieces it came.
+ */
+
+enum http_method { HTTP_GET, HTTP_HEAD, HTTP_OTHER };
+
+/* The pointer of a header that was not there is null. */
+struct http_request {
+	enum http_method method;
+	u8 minor;          /* HTTP/1.minor: 0 or 1, which also means above */
+	bool to_upgrade;   /* Connection: ... upgrade ... */
+	bool to_websocket; /* Upgrade: ... websocket ... */
+	bool upgrade;      /* both */
+	bool has_host, has_origin; /* the header was there */
+	struct str path, query; /* undecoded */
+	struct str host;   /* with its port: the target's, or the header's */
+	struct str host_field;
+	struct str origin;
+	struct str key, version; /* Sec-WebSocket- */
+	struct str head;   /* the header lines, each with its end */
+	const char *why;   /* when it was refused: one sentence */
+};
+
+#define HTTP_WHITE " \t"
+
+/* What methods and header names are made of (RFC 9110, 5.6.2). */
+static bool
+http_is_token(char c)
+{
+	return text_is_one(c, "-!#$%&'*+.^_`|~");
+}
+
+/* What a target is made of: visible ASCII.  Browsers leave some characters
+ * as they are that RFC 3986 would escape, such as `|`; a fragment they never
+ * send. */
+static bool
+http_is_target(char c)
+{
+	return (u8)c > ' ' && (u8)c < 0x7f && c != '#';
+}
+
+/* What a header's value is made of (RFC 9110, 5.5). */
+static bool
+http_is_value(char c)
+{
+	return ((u8)c >= ' ' && c != 0x7f) || c == '\t';
 }
 
 /* The next element of a comma list, trimmed; empty ones are passed over
@@ -1931,7 +1935,7 @@ http_response(struct out *o, int status, const char *headers, const char *type,
 
 FAST_CODE
 
-/* ----- 5. Frames ---------------------------------------------------------
+/* ----- 6. Frames ---------------------------------------------------------
  *
  * RFC 6455, section 5, from a server's side: reads the headers of masked
  * client frames and writes those of our own, which are never masked and
@@ -2144,7 +2148,7 @@ close_frame(u8 to[2 + FRAME_MAX_CONTROL], u16 code, struct str reason)
 	return 4 + reason.n;
 }
 
-/* ----- 6. Requests -------------------------------------------------------
+/* ----- 7. Requests -------------------------------------------------------
  *
  * The push socket's wire format, both ways: a datagram into a request, a
  * reply out, and a reply into its parts for the client verbs.  A request is
@@ -2668,7 +2672,7 @@ reply_parse(struct reply *r, const char *p, size_t n)
 	return r->kind = kind;
 }
 
-/* ----- 7. Targets --------------------------------------------------------
+/* ----- 8. Targets --------------------------------------------------------
  *
  * The selection language: a text becomes an array of terms, parsed once and
  * matched many times by the rooms that know the sockets.  Terms are slices
@@ -2987,7 +2991,7 @@ id_tags_valid(struct str id, const char **why)
 	return true;
 }
 
-/* ----- 8. Store ----------------------------------------------------------
+/* ----- 9. Store ----------------------------------------------------------
  *
  * Every message that waits in a queue, each once, however many queues hold
  * it.  Its bytes lie ready for the wire in one ring; its row in a fixed table
@@ -3260,7 +3264,7 @@ store_let_go(struct store *s, u32 i)
 	store_release(s, i);
 }
 
-/* ----- 9. Queues ---------------------------------------------------------
+/* ----- 10. Queues --------------------------------------------------------
  *
  * Every socket's ring of messages, oldest first, with three positions:
  *
@@ -3955,7 +3959,7 @@ queue_is_awaited(const struct queues *t, u32 i)
 	return false;
 }
 
-/* ----- 10. Sockets -------------------------------------------------------
+/* ----- 11. Sockets -------------------------------------------------------
  *
  * The socket table: identities with a queue.  A socket points to its
  * connection by slot and generation and may have none (then it is away); a
@@ -4178,7 +4182,7 @@ uuid_text(char to[UUID_TEXT], const u8 random[16])
 	}
 }
 
-/* ----- 11. Tags ----------------------------------------------------------
+/* ----- 12. Tags ----------------------------------------------------------
  *
  * Who has which tag, and who is selected by a target.  Every tag of a socket
  * is a row; rows with the same name and value hang in one chain of an index,
@@ -4543,7 +4547,7 @@ tags_select(const struct tags *t, const struct target *target, u32 *rows)
 	return count;
 }
 
-/* ----- 12. Deadlines -----------------------------------------------------
+/* ----- 13. Deadlines -----------------------------------------------------
  *
  * Every row of a table has one deadline at most.  Deadlines of one class have
  * the same length, so they fall due in the order in which they were armed: a
@@ -4640,7 +4644,7 @@ deadline_next(const struct deadlines *d, int64_t latest)
 	}
 	return latest;
 }
-/* ----- 13. Records -------------------------------------------------------
+/* ----- 14. Records -------------------------------------------------------
  *
  * TLS 1.2 records from raw keys, for a connection whose handshake is over:
  * 112 bytes instead of a BearSSL context (TLS.md, design C).  Two suites of
@@ -4932,7 +4936,7 @@ record_self_test(const struct record_aead *a)
 
 SMALL_CODE
 
-/* ----- 14. Tokens --------------------------------------------------------
+/* ----- 15. Tokens --------------------------------------------------------
  *
  * JSON Web Tokens (RFC 7519) in the one form that we take: three parts in
  * base64url, signed with HS256 or ES256.  A key has its algorithm from its
@@ -5557,7 +5561,7 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 	token_put(o, sig, header.n);
 }
 
-/* ----- 15. DER -----------------------------------------------------------
+/* ----- 16. DER -----------------------------------------------------------
  *
  * What certificates, keys and the files that hold them are made of (X.690,
  * RFC 7468), and the calendar in them.  A reader takes the next element off
@@ -5901,7 +5905,7 @@ FAST_CODE
 #include <ucontext.h>
 #include <unistd.h>
 
-/* ----- 16. System calls --------------------------------------------------
+/* ----- 17. System calls --------------------------------------------------
  *
  * What the running server asks of the kernel, and nobody else does.  Each
  * call returns a count or a descriptor, or -errno, and is tried again on
@@ -6199,7 +6203,7 @@ sys_make_directories(const char *path)
 
 SMALL_CODE
 
-/* ----- 17. Log and print -------------------------------------------------
+/* ----- 18. Log and print -------------------------------------------------
  *
  * One line per event: a fixed word, then key=value (logfmt); text from a peer,
  * a path and a sentence are quoted and escaped.  LOG_LINES of a word in a
@@ -6455,7 +6459,7 @@ say(int status, const char *format, ...)
 	return status;
 }
 
-/* ----- 18. Settings ------------------------------------------------------
+/* ----- 19. Settings ------------------------------------------------------
  *
  * What the options say (INTERFACE 12), parsed in Serve and read by the
  * rooms between.  Texts point into the command line or into the settings
@@ -6580,7 +6584,7 @@ listener_is_used(u32 i)
 	return i < settings.listeners ||
 	    (i == LISTEN_METRICS && settings.listen[i].text);
 }
-/* ----- 19. Certificates --------------------------------------------------
+/* ----- 20. Certificates --------------------------------------------------
  *
  * Owns the server's certificate and key: reads them from PEM or DER, whatever
  * editors and tools have done to the files, and believes nothing.  Two places
@@ -6958,7 +6962,7 @@ cert_warn(void)
 		    &room, text_of(certs.paths)), days);
 }
 
-/* ----- 20. Own certificate -----------------------------------------------
+/* ----- 21. Own certificate -----------------------------------------------
  *
  * A certificate for a server that was given none: P-256, signed by itself, as
  * browsers want it, with the names and addresses of this machine.  Makes it,
@@ -7421,7 +7425,7 @@ tls_cert_command(int argc, char **argv)
 	return cert_do_order(&o) == 0 ? 0 : say(1, "%s", refusal);
 }
 
-/* ----- 21. TLS -----------------------------------------------------------
+/* ----- 22. TLS -----------------------------------------------------------
  *
  * Owns the handshake pool and the session cache.  A client borrows one of a
  * few BearSSL contexts for its handshake and leaves with 112 bytes of keys
@@ -7997,7 +8001,7 @@ tls_step(int slot, int fd, struct record_keys *keys)
 	                                                       : TLS_WANT_READ;
 }
 
-/* ----- 22. Token keys ----------------------------------------------------
+/* ----- 23. Token keys ----------------------------------------------------
  *
  * Key files, and `wspush token`.  A file with -----BEGIN in it is PEM and a
  * key for ES256, anything else a secret for HS256: so the file decides the
@@ -8341,7 +8345,7 @@ token_command(int argc, char **argv)
 
 FAST_CODE
 
-/* ----- 23. Connections ---------------------------------------------------
+/* ----- 24. Connections ---------------------------------------------------
  *
  * One row for each TCP link from a client, from accept to close.
  *
@@ -8832,7 +8836,7 @@ conn_mark_urgent(struct conn *c)
 	srv.urgent[srv.urgents++] = conn_slot(c);
 }
 
-/* ----- 24. Output --------------------------------------------------------
+/* ----- 25. Output --------------------------------------------------------
  *
  * What leaves a connection, in the order it must: bytes the kernel did not
  * take before, the rest of a unit that is half out, aside bytes, a Ping that
@@ -9503,7 +9507,7 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	conn_reply(c, &o);
 }
 
-/* ----- 25. Input ---------------------------------------------------------
+/* ----- 26. Input ---------------------------------------------------------
  *
  * What a client sends, from TLS records to frames, messages and HTTP heads.
  * What is whole in the bytes at hand is handled where it lies; only what is
@@ -9856,7 +9860,7 @@ conn_resume(struct conn *c)
 	conn_input(c, buffer_at(c->in), b->n, b->raw);
 }
 
-/* ----- 26. Events --------------------------------------------------------
+/* ----- 27. Events --------------------------------------------------------
  *
  * What makes a connection move: handshake contexts and the line for them,
  * what epoll reports, deadlines, and newcomers. Contexts are few, so half a
@@ -10385,7 +10389,7 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 	}
 }
 
-/* ----- 27. Services ------------------------------------------------------
+/* ----- 28. Services ------------------------------------------------------
  *
  * Sockets as users see them: where their connections, events and ends meet. A
  * socket that goes away keeps its queue for --session-ttl; whoever watches is
@@ -10590,7 +10594,7 @@ figure_metric(struct out *o, const struct figure *f)
 	}
 }
 
-/* ----- 28. Delivery ------------------------------------------------------
+/* ----- 29. Delivery ------------------------------------------------------
  *
  * A message on its way into queues: its wire form, who takes it, room made by
  * the rules of INTERFACE 7, the store; and the values that are retained for
@@ -11115,7 +11119,7 @@ sending_store(struct sending *s, u32 fit)
 
 SMALL_CODE
 
-/* ----- 29. Forgers -------------------------------------------------------
+/* ----- 30. Forgers -------------------------------------------------------
  *
  * Which hosts have shown forged tokens, and must wait.  A signature costs up
  * to a millisecond, and twenty on a small router.  So a host that has shown
@@ -11201,7 +11205,7 @@ forger_log(const struct conn *c)
 	f->unread = 0;
 }
 
-/* ----- 30. Admission -----------------------------------------------------
+/* ----- 31. Admission -----------------------------------------------------
  *
  * Who may come in, and as which socket: the order of checks of INTERFACE 11
  * from 404 to 503, and tokens.  A request is refused with one sentence or
@@ -11630,7 +11634,7 @@ service_tokens(void)
 	srv.token_end = next;
 }
 
-/* ----- 31. Judges --------------------------------------------------------
+/* ----- 32. Judges --------------------------------------------------------
  *
  * Programs that say who may come in (auth=1).  The request stays in the
  * connection's buffer.  When the program allows it, it is read and checked
@@ -11788,7 +11792,7 @@ arrival_judge(struct arrival *a)
 	return false;
 }
 
-/* ----- 32. Pages ---------------------------------------------------------
+/* ----- 33. Pages ---------------------------------------------------------
  *
  * Who asks for what: a page of ours (the test page, /healthz, /metrics), or a
  * service, which is for Admission and Judges to decide.
@@ -11931,7 +11935,7 @@ service_request(struct conn *c, const struct http_request *r)
 		service_open(c, &a, sock);
 }
 
-/* ----- 33. Commands ------------------------------------------------------
+/* ----- 34. Commands ------------------------------------------------------
  *
  * What a client's message does on the handlers that need no process of their
  * own: heartbeats, echo, and the commands by which a page names itself.
@@ -12234,7 +12238,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		srv.queues.total.inbound_dropped++;
 }
 
-/* ----- 34. Send ----------------------------------------------------------
+/* ----- 35. Send ----------------------------------------------------------
  *
  * A request at work, where its answer goes, and what most of them ask: that a
  * message goes to some sockets, and that its sender learns its fate.  Checks
@@ -12478,7 +12482,7 @@ asking_send(struct asking *q)
 	asking_counts(q, &s);
 }
 
-/* ----- 35. Verbs ---------------------------------------------------------
+/* ----- 36. Verbs ---------------------------------------------------------
  *
  * What the other requests of the push socket do: one function a verb, each of
  * which leaves one answer.  At the end the door for all of them.
@@ -12947,7 +12951,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 36. Handlers ------------------------------------------------------
+/* ----- 37. Handlers ------------------------------------------------------
  *
  * Services that are programs of somebody else's: `unix:PATH`, a datagram
  * socket, and `exec:COMMAND`, a child that reads events and writes requests,
@@ -13401,7 +13405,7 @@ handler_open(void)
 	return 0;
 }
 
-/* ----- 37. Helper --------------------------------------------------------
+/* ----- 38. Helper --------------------------------------------------------
  *
  * Children of exec: services are started by a helper, a process forked at the
  * start, while we still may do what the running server may not.  It starts
@@ -13730,7 +13734,7 @@ helper_stop(void)
 
 FAST_CODE
 
-/* ----- 38. Push socket ---------------------------------------------------
+/* ----- 39. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -13851,7 +13855,7 @@ push_next_waiter(int64_t latest)
 
 SMALL_CODE
 
-/* ----- 39. Sandbox -------------------------------------------------------
+/* ----- 40. Sandbox -------------------------------------------------------
  *
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
@@ -14256,7 +14260,7 @@ sandbox_enter(void)
 
 FAST_CODE
 
-/* ----- 40. Loop ----------------------------------------------------------
+/* ----- 41. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, if its senders may have refilled it; then who is
@@ -14437,7 +14441,7 @@ loop_turn(void)
 
 SMALL_CODE
 
-/* ----- 41. Options -------------------------------------------------------
+/* ----- 42. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -15138,7 +15142,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? serve_cannot("%s", why) : 0;
 }
 
-/* ----- 42. Memory --------------------------------------------------------
+/* ----- 43. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -15333,7 +15337,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 43. Start ---------------------------------------------------------
+/* ----- 44. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in `refusal`; with --wait what is not to be had is tried
@@ -15915,7 +15919,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 44. Serve ---------------------------------------------------------
+/* ----- 45. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -16206,7 +16210,7 @@ serve_command(int argc, char **argv)
 	return say(1, "%s", refusal);
 }
 
-/* ----- 45. Client --------------------------------------------------------
+/* ----- 46. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -16553,7 +16557,7 @@ client_selected(struct client *c, const char *did)
 	return status ? status : client_print_count(did, &c->reply);
 }
 
-/* ----- 46. Client verbs --------------------------------------------------
+/* ----- 47. Client verbs --------------------------------------------------
  *
  * What each verb asks and prints: send, tag, close, abort, list, stats, ping.
  * One function a verb: the command line in, an exit status out.
@@ -16756,7 +16760,7 @@ client_ping_verb(int argc, char **argv)
 	return status;
 }
 
-/* ----- 47. Watch and top -------------------------------------------------
+/* ----- 48. Watch and top -------------------------------------------------
  *
  * The verbs that stay: events, printed as they come, and a live view for a
  * terminal.  Both outlive the server and find the next one.
@@ -17050,7 +17054,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 48. Main ----------------------------------------------------------
+/* ----- 49. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
