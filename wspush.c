@@ -9,32 +9,33 @@
  * clock, a global variable or a log.  The lower half meets the kernel.
  *
  *   PART ONE: PURE                        PART TWO: KERNEL
- *    1 Basics     types, load and store   17 System calls    nobody else's
- *    2 Text       numbers, UTF-8, base64  18 Log and print
- *    3 JSON       validate, read, escape  19 Settings        what options say
- *    4 Hosts      addresses, origins      20 Certificates    load, check
- *    5 HTTP       request in, answer out  21 Own certificate make, renew
- *    6 Frames     RFC 6455, section 5     22 TLS             handshakes
- *    7 Requests   the push protocol       23 Token keys
- *    8 Targets    the selection language  24 Connections     rows, states
- *    9 Store      messages, each once     25 Output          queue to kernel
- *   10 Queues     what waits for whom     26 Input           kernel to message
- *   11 Sockets    ids and rows            27 Events          epoll, newcomers
- *   12 Tags       who has which tag       28 Services        sockets, watchers
- *   13 Deadlines  one FIFO per timeout    29 Delivery        who gets what
- *   14 Records    TLS records from keys   30 Forgers         who must wait
- *   15 Tokens     who may be whom         31 Admission       who may come in
- *   16 DER        keys, dates, PEM        32 Judges          programs say who
- *                                         33 Pages           test page, health
- *   then, on both sides of the loop:      34 Commands        what pages say
- *   42 Options                            35 Send            messages, waiters
- *   43 Memory                             36 Verbs           what scripts say
- *   44 Start                              37 Handlers        your programs
- *   45 Serve         the running server   38 Helper          starts children
- *   46 Client        asks and is answered  39 Push socket     datagrams in
- *   47 Client verbs  send, list, ...      40 Sandbox         what it may call
- *   48 Watch and top                      41 Loop            one turn's order
- *   49 Main
+ *    1 Basics     types, load and store   18 System calls    nobody else's
+ *    2 Text       numbers, UTF-8, base64  19 Log and print
+ *    3 JSON       validate, read, escape  20 Settings        what options say
+ *    4 Hosts      addresses, origins      21 Certificates    load, check
+ *    5 HTTP       request in, answer out  22 Own certificate make, renew
+ *    6 Frames     RFC 6455, section 5     23 TLS             handshakes
+ *    7 Requests   the push protocol       24 Token keys
+ *    8 Targets    the selection language  25 Connections     rows, states
+ *    9 Store      messages, each once     26 Output          queue to kernel
+ *   10 Queues     what waits for whom     27 Input           kernel to message
+ *   11 Gathering  what leaves as bytes    28 Events          epoll, newcomers
+ *   12 Sockets    ids and rows            29 Services        sockets, watchers
+ *   13 Tags       who has which tag       30 Delivery        who gets what
+ *   14 Deadlines  one FIFO per timeout    31 Forgers         who must wait
+ *   15 Records    TLS records from keys   32 Admission       who may come in
+ *   16 Tokens     who may be whom         33 Judges          programs say who
+ *   17 DER        keys, dates, PEM        34 Pages           test page, health
+ *                                         35 Commands        what pages say
+ *   then, on both sides of the loop:      36 Send            messages, waiters
+ *   43 Options                            37 Verbs           what scripts say
+ *   44 Memory                             38 Handlers        your programs
+ *   45 Start                              39 Helper          starts children
+ *   46 Serve         the running server   40 Push socket     datagrams in
+ *   47 Client        asks and is answered  41 Sandbox         what it may call
+ *   48 Client verbs  send, list, ...      42 Loop            one turn's order
+ *   49 Watch and top
+ *   50 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -3276,9 +3277,6 @@ store_let_go(struct store *s, u32 i)
  * until its last byte is out (a TLS record that is sealed again must hold the
  * same bytes).  What leaves from the middle closes the gap; its number stays
  * missing.  One function, queue_take(), takes a message out, whatever for.
- *
- * A queue also knows how its messages leave as bytes: units (a finished
- * frame, or a json batch made here) one behind the other.
  */
 struct entry {
 	u32 message; /* its row in the store, perhaps | ENTRY_COUNTED */
@@ -3644,12 +3642,13 @@ queue_put(struct queues *t, u32 i, u32 row, bool counted)
 		m->holder = i;
 }
 
-/*
- * ---- What goes out
+/* ----- 11. Gathering -----------------------------------------------------
  *
- * The stream of a socket: the wire form of its units from entry `sent` on.
- * `done` bytes of it are out already.  Units are found again from the entries
- * each time, so a limit on the entries gives the same bytes each time.
+ * What goes out: the stream of a socket is the wire form of its units (a
+ * finished frame, or a json batch made here) from entry `sent` on.  `done`
+ * bytes of it are out already.  Units are found again from the entries each
+ * time, so a limit on the entries gives the same bytes each time.  What is
+ * written is marked here, and what a Pong speaks of is acknowledged.
  */
 
 #define GATHER_SPANS 64
@@ -3959,7 +3958,7 @@ queue_is_awaited(const struct queues *t, u32 i)
 	return false;
 }
 
-/* ----- 11. Sockets -------------------------------------------------------
+/* ----- 12. Sockets -------------------------------------------------------
  *
  * The socket table: identities with a queue.  A socket points to its
  * connection by slot and generation and may have none (then it is away); a
@@ -4182,7 +4181,7 @@ uuid_text(char to[UUID_TEXT], const u8 random[16])
 	}
 }
 
-/* ----- 12. Tags ----------------------------------------------------------
+/* ----- 13. Tags ----------------------------------------------------------
  *
  * Who has which tag, and who is selected by a target.  Every tag of a socket
  * is a row; rows with the same name and value hang in one chain of an index,
@@ -4547,7 +4546,7 @@ tags_select(const struct tags *t, const struct target *target, u32 *rows)
 	return count;
 }
 
-/* ----- 13. Deadlines -----------------------------------------------------
+/* ----- 14. Deadlines -----------------------------------------------------
  *
  * Every row of a table has one deadline at most.  Deadlines of one class have
  * the same length, so they fall due in the order in which they were armed: a
@@ -4644,7 +4643,7 @@ deadline_next(const struct deadlines *d, int64_t latest)
 	}
 	return latest;
 }
-/* ----- 14. Records -------------------------------------------------------
+/* ----- 15. Records -------------------------------------------------------
  *
  * TLS 1.2 records from raw keys, for a connection whose handshake is over:
  * 112 bytes instead of a BearSSL context (TLS.md, design C).  Two suites of
@@ -4936,7 +4935,7 @@ record_self_test(const struct record_aead *a)
 
 SMALL_CODE
 
-/* ----- 15. Tokens --------------------------------------------------------
+/* ----- 16. Tokens --------------------------------------------------------
  *
  * JSON Web Tokens (RFC 7519) in the one form that we take: three parts in
  * base64url, signed with HS256 or ES256.  A key has its algorithm from its
@@ -5561,7 +5560,7 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 	token_put(o, sig, header.n);
 }
 
-/* ----- 16. DER -----------------------------------------------------------
+/* ----- 17. DER -----------------------------------------------------------
  *
  * What certificates, keys and the files that hold them are made of (X.690,
  * RFC 7468), and the calendar in them.  A reader takes the next element off
@@ -5905,7 +5904,7 @@ FAST_CODE
 #include <ucontext.h>
 #include <unistd.h>
 
-/* ----- 17. System calls --------------------------------------------------
+/* ----- 18. System calls --------------------------------------------------
  *
  * What the running server asks of the kernel, and nobody else does.  Each
  * call returns a count or a descriptor, or -errno, and is tried again on
@@ -6203,7 +6202,7 @@ sys_make_directories(const char *path)
 
 SMALL_CODE
 
-/* ----- 18. Log and print -------------------------------------------------
+/* ----- 19. Log and print -------------------------------------------------
  *
  * One line per event: a fixed word, then key=value (logfmt); text from a peer,
  * a path and a sentence are quoted and escaped.  LOG_LINES of a word in a
@@ -6459,7 +6458,7 @@ say(int status, const char *format, ...)
 	return status;
 }
 
-/* ----- 19. Settings ------------------------------------------------------
+/* ----- 20. Settings ------------------------------------------------------
  *
  * What the options say (INTERFACE 12), parsed in Serve and read by the
  * rooms between.  Texts point into the command line or into the settings
@@ -6584,7 +6583,7 @@ listener_is_used(u32 i)
 	return i < settings.listeners ||
 	    (i == LISTEN_METRICS && settings.listen[i].text);
 }
-/* ----- 20. Certificates --------------------------------------------------
+/* ----- 21. Certificates --------------------------------------------------
  *
  * Owns the server's certificate and key: reads them from PEM or DER, whatever
  * editors and tools have done to the files, and believes nothing.  Two places
@@ -6962,7 +6961,7 @@ cert_warn(void)
 		    &room, text_of(certs.paths)), days);
 }
 
-/* ----- 21. Own certificate -----------------------------------------------
+/* ----- 22. Own certificate -----------------------------------------------
  *
  * A certificate for a server that was given none: P-256, signed by itself, as
  * browsers want it, with the names and addresses of this machine.  Makes it,
@@ -7425,7 +7424,7 @@ tls_cert_command(int argc, char **argv)
 	return cert_do_order(&o) == 0 ? 0 : say(1, "%s", refusal);
 }
 
-/* ----- 22. TLS -----------------------------------------------------------
+/* ----- 23. TLS -----------------------------------------------------------
  *
  * Owns the handshake pool and the session cache.  A client borrows one of a
  * few BearSSL contexts for its handshake and leaves with 112 bytes of keys
@@ -8001,7 +8000,7 @@ tls_step(int slot, int fd, struct record_keys *keys)
 	                                                       : TLS_WANT_READ;
 }
 
-/* ----- 23. Token keys ----------------------------------------------------
+/* ----- 24. Token keys ----------------------------------------------------
  *
  * Key files, and `wspush token`.  A file with -----BEGIN in it is PEM and a
  * key for ES256, anything else a secret for HS256: so the file decides the
@@ -8345,7 +8344,7 @@ token_command(int argc, char **argv)
 
 FAST_CODE
 
-/* ----- 24. Connections ---------------------------------------------------
+/* ----- 25. Connections ---------------------------------------------------
  *
  * One row for each TCP link from a client, from accept to close.
  *
@@ -8368,8 +8367,8 @@ FAST_CODE
  * longest gives way, whoever is still on the way in before all others.
  *
  * Two kinds of bytes leave through a connection: the stream of its socket's
- * queue (see Queues), and what we call aside: answers, control frames, HTTP.
- * Aside bytes go out between two units of the stream.
+ * queue (see Gathering), and what we call aside: answers, control frames,
+ * HTTP.  Aside bytes go out between two units of the stream.
  */
 enum conn_state {
 	CONN_FREE,
@@ -8836,7 +8835,7 @@ conn_mark_urgent(struct conn *c)
 	srv.urgent[srv.urgents++] = conn_slot(c);
 }
 
-/* ----- 25. Output --------------------------------------------------------
+/* ----- 26. Output --------------------------------------------------------
  *
  * What leaves a connection, in the order it must: bytes the kernel did not
  * take before, the rest of a unit that is half out, aside bytes, a Ping that
@@ -9507,7 +9506,7 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	conn_reply(c, &o);
 }
 
-/* ----- 26. Input ---------------------------------------------------------
+/* ----- 27. Input ---------------------------------------------------------
  *
  * What a client sends, from TLS records to frames, messages and HTTP heads.
  * What is whole in the bytes at hand is handled where it lies; only what is
@@ -9860,7 +9859,7 @@ conn_resume(struct conn *c)
 	conn_input(c, buffer_at(c->in), b->n, b->raw);
 }
 
-/* ----- 27. Events --------------------------------------------------------
+/* ----- 28. Events --------------------------------------------------------
  *
  * What makes a connection move: handshake contexts and the line for them,
  * what epoll reports, deadlines, and newcomers. Contexts are few, so half a
@@ -10389,7 +10388,7 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 	}
 }
 
-/* ----- 28. Services ------------------------------------------------------
+/* ----- 29. Services ------------------------------------------------------
  *
  * Sockets as users see them: where their connections, events and ends meet. A
  * socket that goes away keeps its queue for --session-ttl; whoever watches is
@@ -10594,7 +10593,7 @@ figure_metric(struct out *o, const struct figure *f)
 	}
 }
 
-/* ----- 29. Delivery ------------------------------------------------------
+/* ----- 30. Delivery ------------------------------------------------------
  *
  * A message on its way into queues: its wire form, who takes it, room made by
  * the rules of INTERFACE 7, the store; and the values that are retained for
@@ -11119,7 +11118,7 @@ sending_store(struct sending *s, u32 fit)
 
 SMALL_CODE
 
-/* ----- 30. Forgers -------------------------------------------------------
+/* ----- 31. Forgers -------------------------------------------------------
  *
  * Which hosts have shown forged tokens, and must wait.  A signature costs up
  * to a millisecond, and twenty on a small router.  So a host that has shown
@@ -11205,7 +11204,7 @@ forger_log(const struct conn *c)
 	f->unread = 0;
 }
 
-/* ----- 31. Admission -----------------------------------------------------
+/* ----- 32. Admission -----------------------------------------------------
  *
  * Who may come in, and as which socket: the order of checks of INTERFACE 11
  * from 404 to 503, and tokens.  A request is refused with one sentence or
@@ -11634,7 +11633,7 @@ service_tokens(void)
 	srv.token_end = next;
 }
 
-/* ----- 32. Judges --------------------------------------------------------
+/* ----- 33. Judges --------------------------------------------------------
  *
  * Programs that say who may come in (auth=1).  The request stays in the
  * connection's buffer.  When the program allows it, it is read and checked
@@ -11792,7 +11791,7 @@ arrival_judge(struct arrival *a)
 	return false;
 }
 
-/* ----- 33. Pages ---------------------------------------------------------
+/* ----- 34. Pages ---------------------------------------------------------
  *
  * Who asks for what: a page of ours (the test page, /healthz, /metrics), or a
  * service, which is for Admission and Judges to decide.
@@ -11935,7 +11934,7 @@ service_request(struct conn *c, const struct http_request *r)
 		service_open(c, &a, sock);
 }
 
-/* ----- 34. Commands ------------------------------------------------------
+/* ----- 35. Commands ------------------------------------------------------
  *
  * What a client's message does on the handlers that need no process of their
  * own: heartbeats, echo, and the commands by which a page names itself.
@@ -12238,7 +12237,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		srv.queues.total.inbound_dropped++;
 }
 
-/* ----- 35. Send ----------------------------------------------------------
+/* ----- 36. Send ----------------------------------------------------------
  *
  * A request at work, where its answer goes, and what most of them ask: that a
  * message goes to some sockets, and that its sender learns its fate.  Checks
@@ -12482,7 +12481,7 @@ asking_send(struct asking *q)
 	asking_counts(q, &s);
 }
 
-/* ----- 36. Verbs ---------------------------------------------------------
+/* ----- 37. Verbs ---------------------------------------------------------
  *
  * What the other requests of the push socket do: one function a verb, each of
  * which leaves one answer.  At the end the door for all of them.
@@ -12951,7 +12950,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 37. Handlers ------------------------------------------------------
+/* ----- 38. Handlers ------------------------------------------------------
  *
  * Services that are programs of somebody else's: `unix:PATH`, a datagram
  * socket, and `exec:COMMAND`, a child that reads events and writes requests,
@@ -13405,7 +13404,7 @@ handler_open(void)
 	return 0;
 }
 
-/* ----- 38. Helper --------------------------------------------------------
+/* ----- 39. Helper --------------------------------------------------------
  *
  * Children of exec: services are started by a helper, a process forked at the
  * start, while we still may do what the running server may not.  It starts
@@ -13734,7 +13733,7 @@ helper_stop(void)
 
 FAST_CODE
 
-/* ----- 39. Push socket ---------------------------------------------------
+/* ----- 40. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -13855,7 +13854,7 @@ push_next_waiter(int64_t latest)
 
 SMALL_CODE
 
-/* ----- 40. Sandbox -------------------------------------------------------
+/* ----- 41. Sandbox -------------------------------------------------------
  *
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
@@ -14260,7 +14259,7 @@ sandbox_enter(void)
 
 FAST_CODE
 
-/* ----- 41. Loop ----------------------------------------------------------
+/* ----- 42. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, if its senders may have refilled it; then who is
@@ -14441,7 +14440,7 @@ loop_turn(void)
 
 SMALL_CODE
 
-/* ----- 42. Options -------------------------------------------------------
+/* ----- 43. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -15142,7 +15141,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? serve_cannot("%s", why) : 0;
 }
 
-/* ----- 43. Memory --------------------------------------------------------
+/* ----- 44. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -15337,7 +15336,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 44. Start ---------------------------------------------------------
+/* ----- 45. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in `refusal`; with --wait what is not to be had is tried
@@ -15919,7 +15918,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 45. Serve ---------------------------------------------------------
+/* ----- 46. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -16210,7 +16209,7 @@ serve_command(int argc, char **argv)
 	return say(1, "%s", refusal);
 }
 
-/* ----- 46. Client --------------------------------------------------------
+/* ----- 47. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -16557,7 +16556,7 @@ client_selected(struct client *c, const char *did)
 	return status ? status : client_print_count(did, &c->reply);
 }
 
-/* ----- 47. Client verbs --------------------------------------------------
+/* ----- 48. Client verbs --------------------------------------------------
  *
  * What each verb asks and prints: send, tag, close, abort, list, stats, ping.
  * One function a verb: the command line in, an exit status out.
@@ -16760,7 +16759,7 @@ client_ping_verb(int argc, char **argv)
 	return status;
 }
 
-/* ----- 48. Watch and top -------------------------------------------------
+/* ----- 49. Watch and top -------------------------------------------------
  *
  * The verbs that stay: events, printed as they come, and a live view for a
  * terminal.  Both outlive the server and find the next one.
@@ -17054,7 +17053,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 49. Main ----------------------------------------------------------
+/* ----- 50. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
