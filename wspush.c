@@ -18,24 +18,24 @@
  *    7 Requests   the push protocol       24 Token keys
  *    8 Targets    the selection language  25 Connections     rows, states
  *    9 Store      messages, each once     26 Output          queue to kernel
- *   10 Queues     what waits for whom     27 Input           kernel to message
- *   11 Gathering  what leaves as bytes    28 Events          epoll, newcomers
- *   12 Sockets    ids and rows            29 Services        sockets, watchers
- *   13 Tags       who has which tag       30 Delivery        who gets what
- *   14 Deadlines  one FIFO per timeout    31 Forgers         who must wait
- *   15 Records    TLS records from keys   32 Admission       who may come in
- *   16 Tokens     who may be whom         33 Judges          programs say who
- *   17 DER        keys, dates, PEM        34 Pages           test page, health
- *                                         35 Commands        what pages say
- *   then, on both sides of the loop:      36 Send            messages, waiters
- *   43 Options                            37 Verbs           what scripts say
- *   44 Memory                             38 Handlers        your programs
- *   45 Start                              39 Helper          starts children
- *   46 Serve         the running server   40 Push socket     datagrams in
- *   47 Client        asks and is answered  41 Sandbox         what it may call
- *   48 Client verbs  send, list, ...      42 Loop            one turn's order
- *   49 Watch and top
- *   50 Main
+ *   10 Queues     what waits for whom     27 Endings         Pongs and the end
+ *   11 Gathering  what leaves as bytes    28 Input           kernel to message
+ *   12 Sockets    ids and rows            29 Events          epoll, newcomers
+ *   13 Tags       who has which tag       30 Services        sockets, watchers
+ *   14 Deadlines  one FIFO per timeout    31 Delivery        who gets what
+ *   15 Records    TLS records from keys   32 Forgers         who must wait
+ *   16 Tokens     who may be whom         33 Admission       who may come in
+ *   17 DER        keys, dates, PEM        34 Judges          programs say who
+ *                                         35 Pages           test page, health
+ *   then, on both sides of the loop:      36 Commands        what pages say
+ *   44 Options                            37 Send            messages, waiters
+ *   45 Memory                             38 Verbs           what scripts say
+ *   46 Start                              39 Handlers        your programs
+ *   47 Serve         the running server   40 Helper          starts children
+ *   48 Client        asks and is answered  41 Push socket     datagrams in
+ *   49 Client verbs  send, list, ...      42 Sandbox         what it may call
+ *   50 Watch and top                      43 Loop            one turn's order
+ *   51 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -8841,8 +8841,7 @@ conn_mark_urgent(struct conn *c)
  * take before, the rest of a unit that is half out, aside bytes, a Ping that
  * is due, then the stream of the socket's queue. In plain the stream goes
  * from the store with no copy; over TLS as records that are sealed again from
- * the same bytes when the kernel takes only half. And how a connection ends:
- * with a Close at a boundary, or cut.
+ * the same bytes when the kernel takes only half.
  */
 
 static bool
@@ -9275,6 +9274,24 @@ conn_flush(struct conn *c)
 	conn_ask(c);
 }
 
+/* Writes what can be written now, whatever the last try was told: since
+ * then the client may have read.  What it said meanwhile is heard later, for
+ * somebody's request is at work. */
+static void
+conn_offer(struct conn *c)
+{
+	c->blocked = false;
+	conn_flush(c);
+	if (c->in != 0)
+		conn_mark_dirty(c);
+}
+
+/* ----- 27. Endings -------------------------------------------------------
+ *
+ * What a Pong proves and what comes of its absence, and how a connection ends:
+ * with a Close at a boundary, with an HTTP answer, or cut.
+ */
+
 /*
  * ---- Pongs
  */
@@ -9361,18 +9378,6 @@ conn_pong_step(struct conn *c)
 		conn_pong_missed(c);
 	else
 		conn_arm(c, DEADLINE_PONG);
-}
-
-/* Writes what can be written now, whatever the last try was told: since
- * then the client may have read.  What it said meanwhile is heard later, for
- * somebody's request is at work. */
-static void
-conn_offer(struct conn *c)
-{
-	c->blocked = false;
-	conn_flush(c);
-	if (c->in != 0)
-		conn_mark_dirty(c);
 }
 
 /*
@@ -9506,7 +9511,7 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	conn_reply(c, &o);
 }
 
-/* ----- 27. Input ---------------------------------------------------------
+/* ----- 28. Input ---------------------------------------------------------
  *
  * What a client sends, from TLS records to frames, messages and HTTP heads.
  * What is whole in the bytes at hand is handled where it lies; only what is
@@ -9859,7 +9864,7 @@ conn_resume(struct conn *c)
 	conn_input(c, buffer_at(c->in), b->n, b->raw);
 }
 
-/* ----- 28. Events --------------------------------------------------------
+/* ----- 29. Events --------------------------------------------------------
  *
  * What makes a connection move: handshake contexts and the line for them,
  * what epoll reports, deadlines, and newcomers. Contexts are few, so half a
@@ -10388,7 +10393,7 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 	}
 }
 
-/* ----- 29. Services ------------------------------------------------------
+/* ----- 30. Services ------------------------------------------------------
  *
  * Sockets as users see them: where their connections, events and ends meet. A
  * socket that goes away keeps its queue for --session-ttl; whoever watches is
@@ -10593,7 +10598,7 @@ figure_metric(struct out *o, const struct figure *f)
 	}
 }
 
-/* ----- 30. Delivery ------------------------------------------------------
+/* ----- 31. Delivery ------------------------------------------------------
  *
  * A message on its way into queues: its wire form, who takes it, room made by
  * the rules of INTERFACE 7, the store; and the values that are retained for
@@ -11118,7 +11123,7 @@ sending_store(struct sending *s, u32 fit)
 
 SMALL_CODE
 
-/* ----- 31. Forgers -------------------------------------------------------
+/* ----- 32. Forgers -------------------------------------------------------
  *
  * Which hosts have shown forged tokens, and must wait.  A signature costs up
  * to a millisecond, and twenty on a small router.  So a host that has shown
@@ -11204,7 +11209,7 @@ forger_log(const struct conn *c)
 	f->unread = 0;
 }
 
-/* ----- 32. Admission -----------------------------------------------------
+/* ----- 33. Admission -----------------------------------------------------
  *
  * Who may come in, and as which socket: the order of checks of INTERFACE 11
  * from 404 to 503, and tokens.  A request is refused with one sentence or
@@ -11633,7 +11638,7 @@ service_tokens(void)
 	srv.token_end = next;
 }
 
-/* ----- 33. Judges --------------------------------------------------------
+/* ----- 34. Judges --------------------------------------------------------
  *
  * Programs that say who may come in (auth=1).  The request stays in the
  * connection's buffer.  When the program allows it, it is read and checked
@@ -11791,7 +11796,7 @@ arrival_judge(struct arrival *a)
 	return false;
 }
 
-/* ----- 34. Pages ---------------------------------------------------------
+/* ----- 35. Pages ---------------------------------------------------------
  *
  * Who asks for what: a page of ours (the test page, /healthz, /metrics), or a
  * service, which is for Admission and Judges to decide.
@@ -11934,7 +11939,7 @@ service_request(struct conn *c, const struct http_request *r)
 		service_open(c, &a, sock);
 }
 
-/* ----- 35. Commands ------------------------------------------------------
+/* ----- 36. Commands ------------------------------------------------------
  *
  * What a client's message does on the handlers that need no process of their
  * own: heartbeats, echo, and the commands by which a page names itself.
@@ -12237,7 +12242,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		srv.queues.total.inbound_dropped++;
 }
 
-/* ----- 36. Send ----------------------------------------------------------
+/* ----- 37. Send ----------------------------------------------------------
  *
  * A request at work, where its answer goes, and what most of them ask: that a
  * message goes to some sockets, and that its sender learns its fate.  Checks
@@ -12481,7 +12486,7 @@ asking_send(struct asking *q)
 	asking_counts(q, &s);
 }
 
-/* ----- 37. Verbs ---------------------------------------------------------
+/* ----- 38. Verbs ---------------------------------------------------------
  *
  * What the other requests of the push socket do: one function a verb, each of
  * which leaves one answer.  At the end the door for all of them.
@@ -12950,7 +12955,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 38. Handlers ------------------------------------------------------
+/* ----- 39. Handlers ------------------------------------------------------
  *
  * Services that are programs of somebody else's: `unix:PATH`, a datagram
  * socket, and `exec:COMMAND`, a child that reads events and writes requests,
@@ -13404,7 +13409,7 @@ handler_open(void)
 	return 0;
 }
 
-/* ----- 39. Helper --------------------------------------------------------
+/* ----- 40. Helper --------------------------------------------------------
  *
  * Children of exec: services are started by a helper, a process forked at the
  * start, while we still may do what the running server may not.  It starts
@@ -13733,7 +13738,7 @@ helper_stop(void)
 
 FAST_CODE
 
-/* ----- 40. Push socket ---------------------------------------------------
+/* ----- 41. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -13854,7 +13859,7 @@ push_next_waiter(int64_t latest)
 
 SMALL_CODE
 
-/* ----- 41. Sandbox -------------------------------------------------------
+/* ----- 42. Sandbox -------------------------------------------------------
  *
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
@@ -14259,7 +14264,7 @@ sandbox_enter(void)
 
 FAST_CODE
 
-/* ----- 42. Loop ----------------------------------------------------------
+/* ----- 43. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, if its senders may have refilled it; then who is
@@ -14440,7 +14445,7 @@ loop_turn(void)
 
 SMALL_CODE
 
-/* ----- 43. Options -------------------------------------------------------
+/* ----- 44. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -15141,7 +15146,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? serve_cannot("%s", why) : 0;
 }
 
-/* ----- 44. Memory --------------------------------------------------------
+/* ----- 45. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -15336,7 +15341,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 45. Start ---------------------------------------------------------
+/* ----- 46. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in `refusal`; with --wait what is not to be had is tried
@@ -15918,7 +15923,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 46. Serve ---------------------------------------------------------
+/* ----- 47. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -16209,7 +16214,7 @@ serve_command(int argc, char **argv)
 	return say(1, "%s", refusal);
 }
 
-/* ----- 47. Client --------------------------------------------------------
+/* ----- 48. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -16556,7 +16561,7 @@ client_selected(struct client *c, const char *did)
 	return status ? status : client_print_count(did, &c->reply);
 }
 
-/* ----- 48. Client verbs --------------------------------------------------
+/* ----- 49. Client verbs --------------------------------------------------
  *
  * What each verb asks and prints: send, tag, close, abort, list, stats, ping.
  * One function a verb: the command line in, an exit status out.
@@ -16759,7 +16764,7 @@ client_ping_verb(int argc, char **argv)
 	return status;
 }
 
-/* ----- 49. Watch and top -------------------------------------------------
+/* ----- 50. Watch and top -------------------------------------------------
  *
  * The verbs that stay: events, printed as they come, and a live view for a
  * terminal.  Both outlive the server and find the next one.
@@ -17053,7 +17058,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 50. Main ----------------------------------------------------------
+/* ----- 51. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
