@@ -28,14 +28,15 @@
  *   17 DER        keys, dates, PEM        34 Judges          programs say who
  *                                         35 Pages           test page, health
  *   then, on both sides of the loop:      36 Commands        what pages say
- *   44 Options                            37 Send            messages, waiters
- *   45 Memory                             38 Verbs           what scripts say
- *   46 Start                              39 Handlers        your programs
- *   47 Serve         the running server   40 Helper          starts children
- *   48 Client        asks and is answered  41 Push socket     datagrams in
- *   49 Client verbs  send, list, ...      42 Sandbox         what it may call
- *   50 Watch and top                      43 Loop            one turn's order
- *   51 Main
+ *   44 Option values what each means      37 Send            messages, waiters
+ *   45 Options                            38 Verbs           what scripts say
+ *   46 Memory                             39 Handlers        your programs
+ *   47 Start                              40 Helper          starts children
+ *   48 Serve         the running server   41 Push socket     datagrams in
+ *   49 Client        asks and is answered  42 Sandbox         what it may call
+ *   50 Client verbs  send, list, ...      43 Loop            one turn's order
+ *   51 Watch and top
+ *   52 Main
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -14445,60 +14446,12 @@ loop_turn(void)
 
 SMALL_CODE
 
-/* ----- 44. Options -------------------------------------------------------
+/* ----- 44. Option values -------------------------------------------------
  *
- * `wspush serve`'s options: one table for the command line and the settings
- * file. A setting that can be given several times collects; the command
- * line's list replaces the file's. What is wrong is a sentence in `refusal`.
+ * What stands behind an option that is more than a number or a text: an
+ * address, an origin, an account, a service.  Each is read into Settings; what
+ * is wrong with it is a sentence.
  */
-
-enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_WORD, OPT_CALL };
-
-struct serve_option {
-	const char *name;
-	enum option_kind kind;
-	void *to;              /* u32, const char *, bool, u32 */
-	u32 min, max, value;   /* of a number; without it */
-	const char *shape;     /* its value, for the usage; of OPT_WORD all */
-	const char *help;
-	const char *(*call)(const char *value);
-	u32 *list;             /* length of what a repeatable one collects */
-	bool reload;           /* SIGHUP reads it again */
-};
-
-static int serve_cannot(const char *format, ...)
-    __attribute__((format(printf, 1, 2)));
-
-static int
-serve_cannot(const char *format, ...)
-{
-	struct out o = out_to(refusal, sizeof refusal - 1);
-	va_list ap;
-
-	va_start(ap, format);
-	out_format(&o, format, ap);
-	va_end(ap);
-	refusal[o.n] = '\0';
-	return 1;
-}
-
-static struct {
-	const char *config;
-	const char *user;
-	bool memory, check, syslog;
-	bool from_file;        /* options come from the settings file now */
-	int argc;
-	char **argv;
-	u32 pending;           /* connection rows beside the open ones */
-	dev_t push_dev;        /* the push socket as we bound it */
-	ino_t push_ino;
-	bool replaced[64];     /* lists that the command line has replaced */
-} serve;
-
-/* The settings file stays in memory, for settings point into it: as it was
- * at start, and as it was at the last reload that was good. */
-static char serve_file[3][16384];
-static int serve_file_now = -1, serve_file_next;
 
 static socklen_t
 serve_ipv4(struct sockaddr_storage *to, struct str host, u16 port)
@@ -14818,6 +14771,61 @@ opt_service(const char *value)
 	settings.services++;
 	return why;
 }
+
+/* ----- 45. Options -------------------------------------------------------
+ *
+ * `wspush serve`'s options: one table for the command line and the settings
+ * file. A setting that can be given several times collects; the command
+ * line's list replaces the file's. What is wrong is a sentence in `refusal`.
+ */
+
+enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_WORD, OPT_CALL };
+
+struct serve_option {
+	const char *name;
+	enum option_kind kind;
+	void *to;              /* u32, const char *, bool, u32 */
+	u32 min, max, value;   /* of a number; without it */
+	const char *shape;     /* its value, for the usage; of OPT_WORD all */
+	const char *help;
+	const char *(*call)(const char *value);
+	u32 *list;             /* length of what a repeatable one collects */
+	bool reload;           /* SIGHUP reads it again */
+};
+
+static int serve_cannot(const char *format, ...)
+    __attribute__((format(printf, 1, 2)));
+
+static int
+serve_cannot(const char *format, ...)
+{
+	struct out o = out_to(refusal, sizeof refusal - 1);
+	va_list ap;
+
+	va_start(ap, format);
+	out_format(&o, format, ap);
+	va_end(ap);
+	refusal[o.n] = '\0';
+	return 1;
+}
+
+static struct {
+	const char *config;
+	const char *user;
+	bool memory, check, syslog;
+	bool from_file;        /* options come from the settings file now */
+	int argc;
+	char **argv;
+	u32 pending;           /* connection rows beside the open ones */
+	dev_t push_dev;        /* the push socket as we bound it */
+	ino_t push_ino;
+	bool replaced[64];     /* lists that the command line has replaced */
+} serve;
+
+/* The settings file stays in memory, for settings point into it: as it was
+ * at start, and as it was at the last reload that was good. */
+static char serve_file[3][16384];
+static int serve_file_now = -1, serve_file_next;
 
 #define MAX_SECONDS 999999999
 
@@ -15146,7 +15154,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? serve_cannot("%s", why) : 0;
 }
 
-/* ----- 45. Memory --------------------------------------------------------
+/* ----- 46. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -15341,7 +15349,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 46. Start ---------------------------------------------------------
+/* ----- 47. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in `refusal`; with --wait what is not to be had is tried
@@ -15923,7 +15931,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 47. Serve ---------------------------------------------------------
+/* ----- 48. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -16214,7 +16222,7 @@ serve_command(int argc, char **argv)
 	return say(1, "%s", refusal);
 }
 
-/* ----- 48. Client --------------------------------------------------------
+/* ----- 49. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -16561,7 +16569,7 @@ client_selected(struct client *c, const char *did)
 	return status ? status : client_print_count(did, &c->reply);
 }
 
-/* ----- 49. Client verbs --------------------------------------------------
+/* ----- 50. Client verbs --------------------------------------------------
  *
  * What each verb asks and prints: send, tag, close, abort, list, stats, ping.
  * One function a verb: the command line in, an exit status out.
@@ -16764,7 +16772,7 @@ client_ping_verb(int argc, char **argv)
 	return status;
 }
 
-/* ----- 50. Watch and top -------------------------------------------------
+/* ----- 51. Watch and top -------------------------------------------------
  *
  * The verbs that stay: events, printed as they come, and a live view for a
  * terminal.  Both outlive the server and find the next one.
@@ -17058,7 +17066,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 51. Main ----------------------------------------------------------
+/* ----- 52. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
