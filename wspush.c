@@ -9,34 +9,35 @@
  * clock, a global variable or a log.  The lower half meets the kernel.
  *
  *   PART ONE: PURE                        PART TWO: KERNEL
- *    1 Basics     types, load and store   18 System calls    nobody else's
- *    2 Text       numbers, UTF-8, base64  19 Log and print
- *    3 JSON       validate, read, escape  20 Settings        what options say
- *    4 Hosts      addresses, origins      21 Certificates    load, check
- *    5 HTTP       request in, answer out  22 Own certificate make, renew
- *    6 Frames     RFC 6455, section 5     23 TLS             handshakes
- *    7 Requests   the push protocol       24 Token keys
- *    8 Targets    the selection language  25 Connections     rows, states
- *    9 Store      messages, each once     26 Output          queue to kernel
- *   10 Queues     what waits for whom     27 Endings         Pongs and the end
- *   11 Gathering  what leaves as bytes    28 Input           kernel to message
- *   12 Sockets    ids and rows            29 Events          epoll, newcomers
- *   13 Tags       who has which tag       30 Services        sockets, watchers
- *   14 Deadlines  one FIFO per timeout    31 Delivery        who gets what
- *   15 Records    TLS records from keys   32 Forgers         who must wait
- *   16 Tokens     who may be whom         33 Admission       who may come in
- *   17 DER        keys, dates, PEM        34 Judges          programs say who
- *                                         35 Pages           test page, health
- *   then, on both sides of the loop:      36 Commands        what pages say
- *   44 Option values what each means      37 Send            messages, waiters
- *   45 Options                            38 Verbs           what scripts say
- *   46 Memory                             39 Handlers        your programs
- *   47 Start                              40 Helper          starts children
- *   48 Serve         the running server   41 Push socket     datagrams in
- *   49 Client        asks and is answered  42 Sandbox         what it may call
- *   50 Client verbs  send, list, ...      43 Loop            one turn's order
- *   51 Watch and top
- *   52 Main
+ *    1 Basics     types, load and store   19 System calls    nobody else's
+ *    2 Text       numbers, UTF-8, base64  20 Log and print
+ *    3 JSON       validate, read, escape  21 Settings        what options say
+ *    4 Hosts      addresses, origins      22 Certificates    load, check
+ *    5 HTTP       request in, answer out  23 Own certificate make, renew
+ *    6 Frames     RFC 6455, section 5     24 TLS             handshakes
+ *    7 Requests   the push protocol       25 Token keys
+ *    8 Targets    the selection language  26 Connections     rows, states
+ *    9 Store      messages, each once     27 Output          queue to kernel
+ *   10 Queues     what waits for whom     28 Endings         Pongs and the end
+ *   11 Gathering  what leaves as bytes    29 Input           kernel to message
+ *   12 Sockets    ids and rows            30 Events          epoll, newcomers
+ *   13 Tags       who has which tag       31 Services        sockets, watchers
+ *   14 Deadlines  one FIFO per timeout    32 Delivery        who gets what
+ *   15 Records    TLS records from keys   33 Forgers         who must wait
+ *   16 Signatures token keys at work      34 Admission       who may come in
+ *   17 Tokens     who may be whom         35 Judges          programs say who
+ *   18 DER        keys, dates, PEM        36 Pages           test page, health
+ *                                         37 Commands        what pages say
+ *   then, on both sides of the loop:      38 Send            messages, waiters
+ *   45 Option values what each means      39 Verbs           what scripts say
+ *   46 Options       one table of them    40 Handlers        your programs
+ *   47 Memory        one piece, planned   41 Helper          starts children
+ *   48 Start         until it is ready    42 Push socket     datagrams in
+ *   49 Serve         the running server   43 Sandbox         what it may call
+ *   50 Client        asks, is answered    44 Loop            one turn's order
+ *   51 Client verbs  send, list, ...
+ *   52 Watch and top verbs that stay
+ *   53 Main          which verb
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
@@ -4936,36 +4937,16 @@ record_self_test(const struct record_aead *a)
 
 SMALL_CODE
 
-/* ----- 16. Tokens --------------------------------------------------------
+/* ----- 16. Signatures ----------------------------------------------------
  *
- * JSON Web Tokens (RFC 7519) in the one form that we take: three parts in
- * base64url, signed with HS256 or ES256.  A key has its algorithm from its
- * file, and a token that names another one is refused before anything is
- * computed.  What costs nothing is checked before the signature; whether the
- * token is for this service and this id only behind it, so that a forged
- * token learns nothing.  Reasons are for the log: the client gets 401 or 403.
+ * The keys of tokens, and what they sign: HS256 and ES256 (RFC 7518).  A key
+ * knows its algorithm, and nothing that is signed has a say in it.  The secret
+ * one of a pair mints too.
  */
 
-/* A token's length in characters.  One more costs a byte of memory.  Ceiling:
- * WSP_MAX_HTTP_HEAD, where it stands in. */
-#ifndef WSP_MAX_TOKEN
-#define WSP_MAX_TOKEN 6144
-#endif
-
-/* JSON values in a token's claims; one more costs 20 bytes. */
-#ifndef WSP_TOKEN_VALUES
-#define WSP_TOKEN_VALUES 256
-#endif
-
-#define TOKEN_SKEW      60 /* seconds that two clocks may differ */
 #define TOKEN_SECRET    32 /* bytes that HS256 needs (RFC 7518, 3.2) */
 #define TOKEN_POINT     65 /* bytes of a public key on P-256 */
 #define TOKEN_SIGNATURE 64 /* of the longer signature, ES256 */
-#define TOKEN_LATEST    INT64_C(1000000000000000)
-#define TOKEN_TEXT      256 /* bytes of an audience */
-#define TOKEN_ID        (WSP_MAX_ID + 1) /* of `sub`: an id, and a star */
-
-_Static_assert(WSP_MAX_TOKEN <= WSP_MAX_HTTP_HEAD, "a token fits a request");
 
 enum token_alg { TOKEN_HS256, TOKEN_ES256 };
 
@@ -4978,34 +4959,6 @@ struct token_key {
 	u8 point[TOKEN_POINT];     /* ES256: the public key */
 	u8 secret[32];             /* ES256: the private one */
 };
-
-struct token_tag {
-	u8 name_n, value_n;
-	char name[WSP_MAX_TAG_NAME], value[WSP_MAX_TAG_VALUE];
-};
-
-/* A token that was read. */
-struct token {
-	int64_t expires;           /* `exp`, seconds since 1970 */
-	struct str claims;         /* the JSON, in `room` */
-	size_t tags;
-	struct token_tag tag[WSP_MAX_TAGS];
-	struct json_token value[WSP_TOKEN_VALUES];
-	char room[WSP_MAX_TOKEN];
-};
-
-/* What a token is asked to be good for. */
-struct token_use {
-	struct str audience; /* empty: `aud` is not looked at */
-	struct str service;  /* empty: for any */
-	struct str id;       /* stateful; empty: volatile */
-	int64_t now;         /* seconds since 1970 */
-	bool unread;         /* its signature is not to be looked at: 503 */
-};
-
-/* The one reason that costs a signature to find. */
-static const char token_forged[] =
-    "no key of its algorithm made its signature";
 
 /*
  * ---- Keys
@@ -5119,6 +5072,62 @@ token_sign(u8 sig[TOKEN_SIGNATURE], const struct token_key *k,
 	memcpy(sig, digest, sizeof digest);
 	return sizeof digest;
 }
+
+/* ----- 17. Tokens --------------------------------------------------------
+ *
+ * JSON Web Tokens (RFC 7519) in the one form that we take: three parts in
+ * base64url, signed with HS256 or ES256.  A key has its algorithm from its
+ * file, and a token that names another one is refused before anything is
+ * computed.  What costs nothing is checked before the signature; whether the
+ * token is for this service and this id only behind it, so that a forged
+ * token learns nothing.  Reasons are for the log: the client gets 401 or 403.
+ */
+
+/* A token's length in characters.  One more costs a byte of memory.  Ceiling:
+ * WSP_MAX_HTTP_HEAD, where it stands in. */
+#ifndef WSP_MAX_TOKEN
+#define WSP_MAX_TOKEN 6144
+#endif
+
+/* JSON values in a token's claims; one more costs 20 bytes. */
+#ifndef WSP_TOKEN_VALUES
+#define WSP_TOKEN_VALUES 256
+#endif
+
+#define TOKEN_SKEW      60 /* seconds that two clocks may differ */
+#define TOKEN_LATEST    INT64_C(1000000000000000)
+#define TOKEN_TEXT      256 /* bytes of an audience */
+#define TOKEN_ID        (WSP_MAX_ID + 1) /* of `sub`: an id, and a star */
+
+_Static_assert(WSP_MAX_TOKEN <= WSP_MAX_HTTP_HEAD, "a token fits a request");
+
+struct token_tag {
+	u8 name_n, value_n;
+	char name[WSP_MAX_TAG_NAME], value[WSP_MAX_TAG_VALUE];
+};
+
+/* A token that was read. */
+struct token {
+	int64_t expires;           /* `exp`, seconds since 1970 */
+	struct str claims;         /* the JSON, in `room` */
+	size_t tags;
+	struct token_tag tag[WSP_MAX_TAGS];
+	struct json_token value[WSP_TOKEN_VALUES];
+	char room[WSP_MAX_TOKEN];
+};
+
+/* What a token is asked to be good for. */
+struct token_use {
+	struct str audience; /* empty: `aud` is not looked at */
+	struct str service;  /* empty: for any */
+	struct str id;       /* stateful; empty: volatile */
+	int64_t now;         /* seconds since 1970 */
+	bool unread;         /* its signature is not to be looked at: 503 */
+};
+
+/* The one reason that costs a signature to find. */
+static const char token_forged[] =
+    "no key of its algorithm made its signature";
 
 /*
  * ---- Claims
@@ -5561,7 +5570,7 @@ token_write(struct out *o, const struct token_key *k, struct str claims)
 	token_put(o, sig, header.n);
 }
 
-/* ----- 17. DER -----------------------------------------------------------
+/* ----- 18. DER -----------------------------------------------------------
  *
  * What certificates, keys and the files that hold them are made of (X.690,
  * RFC 7468), and the calendar in them.  A reader takes the next element off
@@ -5905,7 +5914,7 @@ FAST_CODE
 #include <ucontext.h>
 #include <unistd.h>
 
-/* ----- 18. System calls --------------------------------------------------
+/* ----- 19. System calls --------------------------------------------------
  *
  * What the running server asks of the kernel, and nobody else does.  Each
  * call returns a count or a descriptor, or -errno, and is tried again on
@@ -6203,7 +6212,7 @@ sys_make_directories(const char *path)
 
 SMALL_CODE
 
-/* ----- 19. Log and print -------------------------------------------------
+/* ----- 20. Log and print -------------------------------------------------
  *
  * One line per event: a fixed word, then key=value (logfmt); text from a peer,
  * a path and a sentence are quoted and escaped.  LOG_LINES of a word in a
@@ -6459,7 +6468,7 @@ say(int status, const char *format, ...)
 	return status;
 }
 
-/* ----- 20. Settings ------------------------------------------------------
+/* ----- 21. Settings ------------------------------------------------------
  *
  * What the options say (INTERFACE 12), parsed in Serve and read by the
  * rooms between.  Texts point into the command line or into the settings
@@ -6584,7 +6593,7 @@ listener_is_used(u32 i)
 	return i < settings.listeners ||
 	    (i == LISTEN_METRICS && settings.listen[i].text);
 }
-/* ----- 21. Certificates --------------------------------------------------
+/* ----- 22. Certificates --------------------------------------------------
  *
  * Owns the server's certificate and key: reads them from PEM or DER, whatever
  * editors and tools have done to the files, and believes nothing.  Two places
@@ -6962,7 +6971,7 @@ cert_warn(void)
 		    &room, text_of(certs.paths)), days);
 }
 
-/* ----- 22. Own certificate -----------------------------------------------
+/* ----- 23. Own certificate -----------------------------------------------
  *
  * A certificate for a server that was given none: P-256, signed by itself, as
  * browsers want it, with the names and addresses of this machine.  Makes it,
@@ -7425,7 +7434,7 @@ tls_cert_command(int argc, char **argv)
 	return cert_do_order(&o) == 0 ? 0 : say(1, "%s", refusal);
 }
 
-/* ----- 23. TLS -----------------------------------------------------------
+/* ----- 24. TLS -----------------------------------------------------------
  *
  * Owns the handshake pool and the session cache.  A client borrows one of a
  * few BearSSL contexts for its handshake and leaves with 112 bytes of keys
@@ -8001,7 +8010,7 @@ tls_step(int slot, int fd, struct record_keys *keys)
 	                                                       : TLS_WANT_READ;
 }
 
-/* ----- 24. Token keys ----------------------------------------------------
+/* ----- 25. Token keys ----------------------------------------------------
  *
  * Key files, and `wspush token`.  A file with -----BEGIN in it is PEM and a
  * key for ES256, anything else a secret for HS256: so the file decides the
@@ -8345,7 +8354,7 @@ token_command(int argc, char **argv)
 
 FAST_CODE
 
-/* ----- 25. Connections ---------------------------------------------------
+/* ----- 26. Connections ---------------------------------------------------
  *
  * One row for each TCP link from a client, from accept to close.
  *
@@ -8836,7 +8845,7 @@ conn_mark_urgent(struct conn *c)
 	srv.urgent[srv.urgents++] = conn_slot(c);
 }
 
-/* ----- 26. Output --------------------------------------------------------
+/* ----- 27. Output --------------------------------------------------------
  *
  * What leaves a connection, in the order it must: bytes the kernel did not
  * take before, the rest of a unit that is half out, aside bytes, a Ping that
@@ -9287,7 +9296,7 @@ conn_offer(struct conn *c)
 		conn_mark_dirty(c);
 }
 
-/* ----- 27. Endings -------------------------------------------------------
+/* ----- 28. Endings -------------------------------------------------------
  *
  * What a Pong proves and what comes of its absence, and how a connection ends:
  * with a Close at a boundary, with an HTTP answer, or cut.
@@ -9512,7 +9521,7 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	conn_reply(c, &o);
 }
 
-/* ----- 28. Input ---------------------------------------------------------
+/* ----- 29. Input ---------------------------------------------------------
  *
  * What a client sends, from TLS records to frames, messages and HTTP heads.
  * What is whole in the bytes at hand is handled where it lies; only what is
@@ -9865,7 +9874,7 @@ conn_resume(struct conn *c)
 	conn_input(c, buffer_at(c->in), b->n, b->raw);
 }
 
-/* ----- 29. Events --------------------------------------------------------
+/* ----- 30. Events --------------------------------------------------------
  *
  * What makes a connection move: handshake contexts and the line for them,
  * what epoll reports, deadlines, and newcomers. Contexts are few, so half a
@@ -10394,7 +10403,7 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 	}
 }
 
-/* ----- 30. Services ------------------------------------------------------
+/* ----- 31. Services ------------------------------------------------------
  *
  * Sockets as users see them: where their connections, events and ends meet. A
  * socket that goes away keeps its queue for --session-ttl; whoever watches is
@@ -10599,7 +10608,7 @@ figure_metric(struct out *o, const struct figure *f)
 	}
 }
 
-/* ----- 31. Delivery ------------------------------------------------------
+/* ----- 32. Delivery ------------------------------------------------------
  *
  * A message on its way into queues: its wire form, who takes it, room made by
  * the rules of INTERFACE 7, the store; and the values that are retained for
@@ -11124,7 +11133,7 @@ sending_store(struct sending *s, u32 fit)
 
 SMALL_CODE
 
-/* ----- 32. Forgers -------------------------------------------------------
+/* ----- 33. Forgers -------------------------------------------------------
  *
  * Which hosts have shown forged tokens, and must wait.  A signature costs up
  * to a millisecond, and twenty on a small router.  So a host that has shown
@@ -11210,7 +11219,7 @@ forger_log(const struct conn *c)
 	f->unread = 0;
 }
 
-/* ----- 33. Admission -----------------------------------------------------
+/* ----- 34. Admission -----------------------------------------------------
  *
  * Who may come in, and as which socket: the order of checks of INTERFACE 11
  * from 404 to 503, and tokens.  A request is refused with one sentence or
@@ -11639,7 +11648,7 @@ service_tokens(void)
 	srv.token_end = next;
 }
 
-/* ----- 34. Judges --------------------------------------------------------
+/* ----- 35. Judges --------------------------------------------------------
  *
  * Programs that say who may come in (auth=1).  The request stays in the
  * connection's buffer.  When the program allows it, it is read and checked
@@ -11797,7 +11806,7 @@ arrival_judge(struct arrival *a)
 	return false;
 }
 
-/* ----- 35. Pages ---------------------------------------------------------
+/* ----- 36. Pages ---------------------------------------------------------
  *
  * Who asks for what: a page of ours (the test page, /healthz, /metrics), or a
  * service, which is for Admission and Judges to decide.
@@ -11940,7 +11949,7 @@ service_request(struct conn *c, const struct http_request *r)
 		service_open(c, &a, sock);
 }
 
-/* ----- 36. Commands ------------------------------------------------------
+/* ----- 37. Commands ------------------------------------------------------
  *
  * What a client's message does on the handlers that need no process of their
  * own: heartbeats, echo, and the commands by which a page names itself.
@@ -12243,7 +12252,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		srv.queues.total.inbound_dropped++;
 }
 
-/* ----- 37. Send ----------------------------------------------------------
+/* ----- 38. Send ----------------------------------------------------------
  *
  * A request at work, where its answer goes, and what most of them ask: that a
  * message goes to some sockets, and that its sender learns its fate.  Checks
@@ -12487,7 +12496,7 @@ asking_send(struct asking *q)
 	asking_counts(q, &s);
 }
 
-/* ----- 38. Verbs ---------------------------------------------------------
+/* ----- 39. Verbs ---------------------------------------------------------
  *
  * What the other requests of the push socket do: one function a verb, each of
  * which leaves one answer.  At the end the door for all of them.
@@ -12956,7 +12965,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 		asking_refuse(q, bad, why ? why : q->r.why);
 }
 
-/* ----- 39. Handlers ------------------------------------------------------
+/* ----- 40. Handlers ------------------------------------------------------
  *
  * Services that are programs of somebody else's: `unix:PATH`, a datagram
  * socket, and `exec:COMMAND`, a child that reads events and writes requests,
@@ -13410,7 +13419,7 @@ handler_open(void)
 	return 0;
 }
 
-/* ----- 40. Helper --------------------------------------------------------
+/* ----- 41. Helper --------------------------------------------------------
  *
  * Children of exec: services are started by a helper, a process forked at the
  * start, while we still may do what the running server may not.  It starts
@@ -13739,7 +13748,7 @@ helper_stop(void)
 
 FAST_CODE
 
-/* ----- 41. Push socket ---------------------------------------------------
+/* ----- 42. Push socket ---------------------------------------------------
  *
  * Datagrams in, one reply each to senders that have an address.  It is
  * drained before anything else in a turn: its kernel queue holds only
@@ -13860,7 +13869,7 @@ push_next_waiter(int64_t latest)
 
 SMALL_CODE
 
-/* ----- 42. Sandbox -------------------------------------------------------
+/* ----- 43. Sandbox -------------------------------------------------------
  *
  * What is left to somebody who takes the server over: no core file and no
  * debugger that shows the keys, no new privileges by set-user-ID programs, and
@@ -14265,7 +14274,7 @@ sandbox_enter(void)
 
 FAST_CODE
 
-/* ----- 43. Loop ----------------------------------------------------------
+/* ----- 44. Loop ----------------------------------------------------------
  *
  * The order of one turn: wait; the push socket; clients and newcomers; the
  * push socket again, if its senders may have refilled it; then who is
@@ -14446,7 +14455,7 @@ loop_turn(void)
 
 SMALL_CODE
 
-/* ----- 44. Option values -------------------------------------------------
+/* ----- 45. Option values -------------------------------------------------
  *
  * What stands behind an option that is more than a number or a text: an
  * address, an origin, an account, a service.  Each is read into Settings; what
@@ -14772,7 +14781,7 @@ opt_service(const char *value)
 	return why;
 }
 
-/* ----- 45. Options -------------------------------------------------------
+/* ----- 46. Options -------------------------------------------------------
  *
  * `wspush serve`'s options: one table for the command line and the settings
  * file. A setting that can be given several times collects; the command
@@ -15154,7 +15163,7 @@ serve_read_settings(int argc, char **argv)
 	return why ? serve_cannot("%s", why) : 0;
 }
 
-/* ----- 46. Memory --------------------------------------------------------
+/* ----- 47. Memory --------------------------------------------------------
  *
  * The arena: every table and buffer is a row of one list, from which --memory
  * prints and the start maps. After `ready` nothing is allocated, and pages
@@ -15349,7 +15358,7 @@ serve_place(void)
 	    &srv.sockets);
 }
 
-/* ----- 47. Start ---------------------------------------------------------
+/* ----- 48. Start ---------------------------------------------------------
  *
  * Descriptors, paths, certificate, privileges. Each step returns 0, or 1 when
  * its sentence is in `refusal`; with --wait what is not to be had is tried
@@ -15931,7 +15940,7 @@ serve_say_ready(void)
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
 
-/* ----- 48. Serve ---------------------------------------------------------
+/* ----- 49. Serve ---------------------------------------------------------
  *
  * The running server: ready, the loop, a reload on SIGHUP, and an end in good
  * order on SIGTERM.
@@ -16222,7 +16231,7 @@ serve_command(int argc, char **argv)
 	return say(1, "%s", refusal);
 }
 
-/* ----- 49. Client --------------------------------------------------------
+/* ----- 50. Client --------------------------------------------------------
  *
  * The verbs that talk to a running server, for people and scripts: one
  * request, one reply, one exit status.  Owns an autobound datagram socket that
@@ -16569,7 +16578,7 @@ client_selected(struct client *c, const char *did)
 	return status ? status : client_print_count(did, &c->reply);
 }
 
-/* ----- 50. Client verbs --------------------------------------------------
+/* ----- 51. Client verbs --------------------------------------------------
  *
  * What each verb asks and prints: send, tag, close, abort, list, stats, ping.
  * One function a verb: the command line in, an exit status out.
@@ -16772,7 +16781,7 @@ client_ping_verb(int argc, char **argv)
 	return status;
 }
 
-/* ----- 51. Watch and top -------------------------------------------------
+/* ----- 52. Watch and top -------------------------------------------------
  *
  * The verbs that stay: events, printed as they come, and a live view for a
  * terminal.  Both outlive the server and find the next one.
@@ -17066,7 +17075,7 @@ client_top_verb(int argc, char **argv)
 	return CLIENT_DONE;
 }
 
-/* ----- 52. Main ----------------------------------------------------------
+/* ----- 53. Main ----------------------------------------------------------
  *
  * One table: what each verb is called, takes and does.  Every usage line and
  * all of `wspush help` come from it.
