@@ -4940,8 +4940,8 @@ SMALL_CODE
 /* ----- 16. Signatures ----------------------------------------------------
  *
  * The keys of tokens, and what they sign: HS256 and ES256 (RFC 7518).  A key
- * knows its algorithm, and nothing that is signed has a say in it.  The secret
- * one of a pair mints too.
+ * knows its algorithm, and what is signed has no say in it.  A public key only
+ * checks.
  */
 
 #define TOKEN_SECRET    32 /* bytes that HS256 needs (RFC 7518, 3.2) */
@@ -6470,7 +6470,7 @@ say(int status, const char *format, ...)
 
 /* ----- 21. Settings ------------------------------------------------------
  *
- * What the options say (INTERFACE 12), parsed in Serve and read by the
+ * What the options say (INTERFACE 12), parsed in Options and read by the
  * rooms between.  Texts point into the command line or into the settings
  * file, both of which stay in memory.
  */

@@ -1,8 +1,8 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Rooms 24 and 27, Events and Admission: what a host is, which of its
- * connections gives way, and hosts that show forged tokens.
+ * Rooms Events and Forgers: what a host is, which of its connections gives
+ * way, and hosts that show forged tokens.
  */
 #define main wspush_main
 #include "../wspush.c"

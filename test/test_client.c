@@ -1,7 +1,6 @@
 /*
- * Room 21, Client, and room 22, Main: the command line in, the request line
- * out, the reply in, the exit status out.  A child plays the server by a
- * script of replies.
+ * Rooms Client to Main: the command line in, the request line out, the reply
+ * in, the exit status out.  A child plays the server by a script of replies.
  *
  * SPDX-License-Identifier: MIT
  */

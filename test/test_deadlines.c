@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 11, Deadlines: one FIFO a class; arm, cancel, due, next.
+ * Room Deadlines: one FIFO a class; arm, cancel, due, next.
  */
 #include "../wspush.c"
 

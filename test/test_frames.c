@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 5, Frames: every header whole and cut at every point, every refusal
+ * Room Frames: every header whole and cut at every point, every refusal
  * at the byte that shows it.
  */
 #include "../wspush.c"

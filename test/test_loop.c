@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 33, Loop: however fast the push socket fills, a turn ends.
+ * Room Loop: however fast the push socket fills, a turn ends.
  */
 #include <sys/socket.h>
 

@@ -1,9 +1,10 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Rooms 8 and 9 against a model: a store and five queues as plain arrays,
- * moved by the same random operations, compared whole after each.  Limits
- * are tiny and change every epoch, so full, wrapped and moved are the rule.
+ * Rooms Store to Gathering against a model: a store and five queues as plain
+ * arrays, moved by the same random operations, compared whole after each.
+ * Limits are tiny and change every epoch, so full, wrapped and moved are the
+ * rule.
  *
  *     test_model [SEED [STEPS]]       or WSP_SEED=... in the environment
  */

@@ -1,8 +1,8 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 9, Queues: what goes in, what yields, what goes out as bytes, and
- * what a Pong takes away.
+ * Rooms Queues and Gathering: what goes in, what yields, what goes out as
+ * bytes, and what a Pong takes away.
  */
 #include "../wspush.h"
 #undef WSP_MAX_BATCH

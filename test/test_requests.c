@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 6, Requests: what a datagram asks for, every refusal with its code
+ * Room Requests: what a datagram asks for, every refusal with its code
  * and in its order, and the replies both ways.
  */
 #include "../wspush.c"

@@ -1,5 +1,5 @@
 /*
- * Room 33, Sandbox: the filter as an interpreter here reads it, for every
+ * Room Sandbox: the filter as an interpreter here reads it, for every
  * call there is, and as the kernel runs it, in children that try calls.
  *
  * Where the kernel has no filters (qemu) the children's tests are skipped.

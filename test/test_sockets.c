@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 10, Sockets: rows, ids, lookup, open and away, and UUIDs.
+ * Room Sockets: rows, ids, lookup, open and away, and UUIDs.
  */
 #include "../wspush.c"
 

@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 8, Store: messages, each once, in a ring that compacts itself.
+ * Room Store: messages, each once, in a ring that compacts itself.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 11, Tags: who has which, and whom a target selects.
+ * Room Tags: who has which, and whom a target selects.
  */
 #include "../wspush.c"
 

@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Room 7, Targets: terms, socketIds, and tags as ids and `tag` requests
+ * Room Targets: terms, socketIds, and tags as ids and `tag` requests
  * spell them.
  */
 #include "../wspush.c"

@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * Rooms Certificates and TLS: certificates and keys in every state that people
+ * Rooms DER to TLS: certificates and keys in every state that people
  * bring them in, certificates of our own, and whole handshakes with BearSSL as
  * the client.
  */

@@ -1,8 +1,9 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * The room Tokens: the examples of RFC 7515, everything that Centrifugo and
- * Mercure test of theirs, every limit, and where a request has its token.
+ * Rooms Signatures and Tokens: the examples of RFC 7515, everything that
+ * Centrifugo and Mercure test of theirs, every limit, and where a request has
+ * its token.
  */
 #include "../wspush.c"
 
