@@ -11,8 +11,7 @@
 # DESTDIR as everywhere.
 
 OUT = build/wspush
-# Unwind tables would be pages in memory; gdb finds its own in -g.
-CFLAGS ?= -O2 -g -fno-asynchronous-unwind-tables
+CFLAGS ?= -O2 -g
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 20
 
@@ -20,7 +19,10 @@ WARNINGS = -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes \
 	-Wpointer-arith -Wcast-qual -Wwrite-strings -Wconversion \
 	-Wno-sign-conversion -Wformat=2 -Wundef $(if $(CI),-Werror)
 # 32-bit glibc's clocks end in 2038 unless they are asked for.
-WSP_CFLAGS = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 $(WARNINGS)
+# Unwind tables would be pages in memory, whatever CFLAGS are; gdb finds its
+# own in -g.
+WSP_CFLAGS = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 \
+	-fno-asynchronous-unwind-tables $(WARNINGS)
 SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-fno-omit-frame-pointer
 
@@ -41,7 +43,16 @@ BUILD_DATE ?= $(or $(SOURCE_DATE_EPOCH),$(shell \
 
 PROGRAM = -DWSP_PAGE='"build/page.h"' -DWSP_BUILD_DATE=$(BUILD_DATE)
 COMPILE = $(CC) $(WSP_CPPFLAGS) $(CPPFLAGS) $(WSP_CFLAGS) $(CFLAGS)
-LINK = $(LDFLAGS) $(BEARSSL_LIBS) $(LDLIBS)
+LINK = $(WSP_LDFLAGS) $(LDFLAGS) $(BEARSSL_LIBS) $(LDLIBS)
+
+# Packed relocations are two pages less, for a linker and a libc (glibc 2.36)
+# that know them: another libc would not start the program.
+GLIBC_2_36 = $(shell echo __GLIBC__ __GLIBC_MINOR__ | \
+	$(CC) $(CPPFLAGS) $(CFLAGS) -include features.h -E - 2>/dev/null | \
+	awk '$$1 == 2 && $$2 >= 36')
+WSP_LDFLAGS = $(if $(GLIBC_2_36),$(shell $(CC) $(LDFLAGS) -Wl,--help \
+	2>/dev/null | grep -q pack-relative-relocs && \
+	echo -Wl,-z,pack-relative-relocs))
 
 all: $(OUT) ## build/wspush (the default)
 

@@ -96,6 +96,23 @@ typedef unsigned long long u64; /* %llu */
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
+#ifdef __SANITIZE_ADDRESS__
+#define UNDER_ASAN
+#elif defined __has_feature
+#if __has_feature(address_sanitizer)
+#define UNDER_ASAN
+#endif
+#endif
+
+/* What an idle server has written to lies together: strewn among buffers that
+ * wait for their day it would be as many pages as words.  ASan does not guard
+ * what has a section of its own. */
+#if defined(__GNUC__) && defined(__ELF__) && !defined(UNDER_ASAN)
+#define RESIDENT __attribute__((section(".bss.resident")))
+#else
+#define RESIDENT
+#endif
+
 /* No row: what a table index says when it points nowhere. */
 #define NONE UINT32_MAX
 
@@ -6517,16 +6534,12 @@ struct settings {
 	u32 push_mode;
 	const char *push_group;
 	const char *cert, *key, *state;
-	struct service service[SETTINGS_SERVICES];
 	u32 services;
-	struct str origin[SETTINGS_ORIGINS];
 	u32 origins;
 	const char *token_key[SETTINGS_TOKEN_KEYS];
 	u32 token_keys;
 	const char *token_audience;
 	bool token_in_url;
-	uid_t allow_uid[SETTINGS_ALLOWED]; /* who may push, beside uid 0 */
-	gid_t allow_gid[SETTINGS_ALLOWED];
 	u32 allow_uids, allow_gids;
 	u32 allows;      /* --push-allow was given so often; 0: all may */
 	u32 duplicate_reject; /* 0 or 1, as are the next */
@@ -6539,9 +6552,14 @@ struct settings {
 	u32 max_message, max_inbound, send_buffer, retained;
 	u32 session_ttl, ping_interval, pong_timeout, handshake_timeout;
 	u32 wait;         /* seconds to try again for what is not to be had */
+	/* Behind what every server has. */
+	struct service service[SETTINGS_SERVICES];
+	struct str origin[SETTINGS_ORIGINS];
+	uid_t allow_uid[SETTINGS_ALLOWED]; /* who may push, beside uid 0 */
+	gid_t allow_gid[SETTINGS_ALLOWED];
 };
 
-static struct settings settings;
+static struct settings settings RESIDENT;
 
 /* A verb's command line while its options are read. */
 struct words {
@@ -6642,11 +6660,12 @@ struct cert {
 };
 
 static struct {
-	struct cert place[2];
 	int used; /* 1 + the place in use, 0: none is loaded */
-	char file[WSP_TLS_FILE + 1]; /* a file while it is read */
-	char paths[2 * PATH_MAX]; /* of both, for a reload; see below */
-} certs;
+	/* The paths of both files, for a reload, and behind them a file while
+	 * it is read: most of it is never touched. */
+	char room[2 * PATH_MAX + WSP_TLS_FILE + 1];
+	struct cert place[2];
+} certs RESIDENT;
 
 /* Says in `refusal` what is wrong with a file, and returns -1. */
 static int cert_fail(const char *path, const char *format, ...)
@@ -6666,11 +6685,17 @@ cert_fail(const char *path, const char *format, ...)
 	return -1;
 }
 
-/* It lies behind the certificate's path: one page is touched, not two. */
 static char *
 cert_key_path(void)
 {
-	return certs.paths + strlen(certs.paths) + 1;
+	return certs.room + strlen(certs.room) + 1;
+}
+
+/* Where a file is read into. */
+static char *
+cert_file_room(void)
+{
+	return cert_key_path() + strlen(cert_key_path()) + 1;
 }
 
 /* The place that is not in use, where the next pair is read into. */
@@ -6732,11 +6757,11 @@ pem_is_encrypted(const struct pem *m, const char *path)
 	    "passphrase off") : 0;
 }
 
-/* Reads a file into certs.file. */
+/* Reads a file into cert_file_room(). */
 static ssize_t
 cert_read_file(const char *path)
 {
-	ssize_t n = sys_read_file(path, certs.file, WSP_TLS_FILE);
+	ssize_t n = sys_read_file(path, cert_file_room(), WSP_TLS_FILE);
 
 	if (n == -EFBIG)
 		return cert_fail(path, "is larger than %d bytes", WSP_TLS_FILE);
@@ -6750,13 +6775,13 @@ cert_read_file(const char *path)
 static struct str
 cert_file(ssize_t n)
 {
-	return (struct str){ certs.file, (size_t)n };
+	return (struct str){ cert_file_room(), (size_t)n };
 }
 
 static bool
 cert_file_is_der(ssize_t n)
 {
-	return certs.file[0] == 0x30 &&
+	return cert_file_room()[0] == 0x30 &&
 	    !text_find(cert_file(n), STR("-----BEGIN "));
 }
 
@@ -6812,7 +6837,8 @@ cert_load_chain(struct cert *c, const char *path)
 	if (n > 0 && !cert_file_is_der(n))
 		n = cert_read_pem(c->der, sizeof c->der, cert_file(n), path);
 	else if (n > 0)
-		memcpy(c->der, certs.file, min_size((size_t)n, sizeof c->der));
+		memcpy(c->der, cert_file_room(),
+		    min_size((size_t)n, sizeof c->der));
 	if (n < 0)
 		return -1;
 	if (n > WSP_TLS_CHAIN)
@@ -6822,7 +6848,7 @@ cert_load_chain(struct cert *c, const char *path)
 	return cert_split(c, path);
 }
 
-/* Finds the key in certs.file, among EC PARAMETERS, certificates and comments.
+/* Finds the key in the file, among EC PARAMETERS, certificates and comments.
  * Returns its length in DER. */
 static ssize_t
 cert_find_key(u8 der[CERT_KEY_MAX], ssize_t n, const char *path)
@@ -6833,7 +6859,7 @@ cert_find_key(u8 der[CERT_KEY_MAX], ssize_t n, const char *path)
 
 	if (cert_file_is_der(n)) {
 		if (n <= CERT_KEY_MAX)
-			memcpy(der, certs.file, (size_t)n);
+			memcpy(der, file.p, (size_t)n);
 		return n <= CERT_KEY_MAX ? n
 		    : cert_fail(path, "is larger than an RSA-4096 key");
 	}
@@ -6857,7 +6883,7 @@ cert_load_key(struct cert *c, const char *path)
 	ssize_t n = size < 0 ? -1 : cert_find_key(k->der, size, path);
 
 	if (size > 0)
-		wipe(certs.file, (size_t)size);
+		wipe(cert_file_room(), (size_t)size);
 	if (n < 0)
 		return -1;
 	k->type = der_private_key(k, (struct der){ k->der, (size_t)n });
@@ -6968,7 +6994,7 @@ cert_warn(void)
 	if (certs.used > 0 && days < WSP_CERT_RENEW)
 		log_event(LOG_LEVEL_WARN, "certificate", "state=%s path=%s "
 		    "days=%d", days < 0 ? "expired" : "ending", log_quote(
-		    &room, text_of(certs.paths)), days);
+		    &room, text_of(certs.room)), days);
 }
 
 /* ----- 23. Own certificate -----------------------------------------------
@@ -7203,18 +7229,15 @@ cert_own_names(struct cert_names *names)
 	cert_add_addresses(names);
 }
 
-/* Where the pair lies in the state directory. */
-struct cert_paths {
-	char cert[PATH_MAX], key[PATH_MAX];
-};
-
+/* The paths of the pair in the state directory, for a start or a verb: not
+ * while others are loaded. */
 static int
-cert_set_paths(struct cert_paths *paths, const char *dir)
+cert_set_paths(const char *dir)
 {
 	if (*dir == '\0' || strlen(dir) > PATH_MAX - 16)
 		return cert_fail(dir, "cannot be the state directory");
-	text_print(paths->cert, sizeof paths->cert, "%s/cert.pem", dir);
-	text_print(paths->key, sizeof paths->key, "%s/key.pem", dir);
+	text_print(certs.room, PATH_MAX, "%s/cert.pem", dir);
+	text_print(cert_key_path(), PATH_MAX, "%s/key.pem", dir);
 	return 0;
 }
 
@@ -7236,7 +7259,7 @@ cert_save(const char *path, const char *label, struct der der, mode_t mode)
  * first: a power cut between the two leaves a pair that does not match, which
  * the next start replaces. */
 static int
-cert_generate(const struct cert_paths *paths, struct cert_plan *plan)
+cert_generate(struct cert_plan *plan)
 {
 	u8 point[BR_EC_KBUF_PUB_MAX_SIZE], room[CERT_DER_MAX];
 	struct {
@@ -7258,9 +7281,9 @@ cert_generate(const struct cert_paths *paths, struct cert_plan *plan)
 	    &plan->public);
 	assert(key.n > 0 && key.n <= sizeof secret.der);
 	if (cert.n == 0)
-		cert_fail(paths->cert, "cannot hold so many names");
-	else if (cert_save(paths->key, "PRIVATE KEY", key, 0600) == 0)
-		r = cert_save(paths->cert, "CERTIFICATE", cert, 0644);
+		cert_fail(certs.room, "cannot hold so many names");
+	else if (cert_save(cert_key_path(), "PRIVATE KEY", key, 0600) == 0)
+		r = cert_save(certs.room, "CERTIFICATE", cert, 0644);
 	wipe(&secret, sizeof secret);
 	return r;
 }
@@ -7271,13 +7294,12 @@ static int
 cert_make(const char *dir, const char *const *names, size_t count, int days)
 {
 	struct cert_names own;
-	struct cert_paths paths;
 	struct cert_plan plan = { .names = names, .count = count };
 	/* an hour early, for clients whose clock is slow */
 	int64_t now = sys_clock_ms(CLOCK_REALTIME) / 1000 - 3600;
 	int err;
 
-	if (cert_set_paths(&paths, dir) < 0)
+	if (cert_set_paths(dir) < 0)
 		return -1;
 	err = sys_make_directories(dir);
 	if (err < 0)
@@ -7289,7 +7311,7 @@ cert_make(const char *dir, const char *const *names, size_t count, int days)
 	}
 	plan.not_before = date_sane(now) ? now : WSP_BUILD_DATE;
 	plan.not_after = plan.not_before + (int64_t)days * DAY;
-	return cert_generate(&paths, &plan);
+	return cert_generate(&plan);
 }
 
 static bool
@@ -7303,22 +7325,23 @@ cert_is_missing(const char *path)
 /* Whether the pair in the state directory must be made: 1 yes, 0 it is good,
  * -1 it is broken and not ours to replace.  Ours have signed themselves. */
 static int
-cert_needs_making(struct cert *c, const struct cert_paths *paths)
+cert_needs_making(struct cert *c)
 {
+	const char *cert_path = certs.room, *key_path = cert_key_path();
 	struct cert_parts parts;
 	bool ours;
 
-	if (cert_is_missing(paths->cert))
+	if (cert_is_missing(cert_path))
 		return 1;
-	if (cert_load_chain(c, paths->cert) < 0)
+	if (cert_load_chain(c, cert_path) < 0)
 		return -1;
 	ours = c->count == 1 && cert_read_one(&parts, c, 0) &&
 	    der_is(parts.issuer, parts.subject.p, parts.subject.n);
-	if (ours && cert_is_missing(paths->key))
+	if (ours && cert_is_missing(key_path))
 		return 1;
-	if (cert_load_key(c, paths->key) < 0)
+	if (cert_load_key(c, key_path) < 0)
 		return -1;
-	if (cert_check_match(c, paths->cert, paths->key) < 0)
+	if (cert_check_match(c, cert_path, key_path) < 0)
 		return ours ? 1 : -1;
 	return ours && date_sane(sys_clock_ms(CLOCK_REALTIME) / 1000) &&
 	    date_days_until(c->not_after) < WSP_CERT_RENEW;
@@ -7332,34 +7355,33 @@ cert_needs_making(struct cert *c, const struct cert_paths *paths)
 static int
 tls_state_certificate(const char *dir)
 {
-	struct cert_paths paths;
 	struct cert *c = cert_spare();
 	struct log_room room;
 	int make = -1;
 
-	if (cert_set_paths(&paths, dir) == 0)
-		make = cert_needs_making(c, &paths);
+	if (cert_set_paths(dir) == 0)
+		make = cert_needs_making(c);
 	wipe(&c->key, sizeof c->key);
 	if (make == 1 && cert_make(dir, NULL, 0, WSP_CERT_DAYS) < 0)
 		make = -1;
 	if (make == 1)
 		log_event(LOG_LEVEL_INFO, "certificate", "state=made path=%s "
-		    "days=%d", log_quote(&room, text_of(paths.cert)),
+		    "days=%d", log_quote(&room, text_of(certs.room)),
 		    WSP_CERT_DAYS);
 	return make;
 }
 
 /* Tries what was made or was there, and prints it. */
 static int
-cert_print(const struct cert_paths *paths)
+cert_print(void)
 {
 	struct cert *c = cert_spare();
 
-	if (cert_load(c, paths->cert, paths->key) < 0)
+	if (cert_load(c, certs.room, cert_key_path()) < 0)
 		return -1;
 	wipe(&c->key, sizeof c->key);
 	print("certificate: %s\nkey:         %s\nexpires in   %d days\n",
-	    paths->cert, paths->key, date_days_until(c->not_after));
+	    certs.room, cert_key_path(), date_days_until(c->not_after));
 	return 0;
 }
 
@@ -7401,21 +7423,20 @@ static int
 cert_do_order(const struct cert_order *o)
 {
 	int days = o->days > 0 ? (int)o->days : WSP_CERT_DAYS;
-	struct cert_paths paths;
 
-	if (cert_set_paths(&paths, o->dir) < 0)
+	if (cert_set_paths(o->dir) < 0)
 		return -1;
-	if (o->force || (cert_is_missing(paths.cert) &&
-	    cert_is_missing(paths.key))) {
+	if (o->force || (cert_is_missing(certs.room) &&
+	    cert_is_missing(cert_key_path()))) {
 		if (cert_make(o->dir, o->names, o->count, days) < 0)
 			return -1;
 	} else {
-		cert_fail(paths.cert, "or its key is there; -f replaces both");
+		cert_fail(certs.room, "or its key is there; -f replaces both");
 		if (o->count > 0 || o->days > 0)
 			return -1;
 		say(0, "%s", refusal);
 	}
-	return cert_print(&paths);
+	return cert_print();
 }
 
 /*
@@ -7507,7 +7528,7 @@ static struct {
 	size_t rows_n;
 	int64_t reset_ms; /* when it is emptied next */
 	char why[80];
-} tls;
+} tls RESIDENT;
 
 static void
 tls_wipe(struct record_keys *k)
@@ -7705,18 +7726,18 @@ tls_load(const char *cert_path, const char *key_path)
 	    memcmp(old->der, c->der, c->der_n) != 0))
 		tls_forget();
 	/* They may be the same ones, and were short enough to be opened. */
-	memmove(certs.paths, cert_path, strlen(cert_path) + 1);
+	memmove(certs.room, cert_path, strlen(cert_path) + 1);
 	memmove(cert_key_path(), key_path, strlen(key_path) + 1);
 	certs.used = place + 1;
 	cert_warn();
 	return 0;
 }
 
-/* The same files again, on SIGHUP. */
+/* The same files again, on SIGHUP; the first time, those of cert_set_paths. */
 static int
 tls_reload(void)
 {
-	return tls_load(certs.paths, cert_key_path());
+	return tls_load(certs.room, cert_key_path());
 }
 
 /* AES first where there are instructions for it; elsewhere it is slow, because
@@ -8020,11 +8041,12 @@ tls_step(int slot, int fd, struct record_keys *keys)
  */
 #define TOKEN_OBJECT 4096 /* bytes of a certificate in a key file */
 
+static struct token_key token_key[2][SETTINGS_TOKEN_KEYS];
+
 static struct {
-	struct token_key key[2][SETTINGS_TOKEN_KEYS];
 	size_t count[2];
 	int used;
-} token_keys;
+} token_keys RESIDENT;
 
 /* Seconds since 1970. */
 static int64_t
@@ -8078,7 +8100,7 @@ token_load_object(struct token_key *k, const struct pem *m)
 	return good ? 1 : -1;
 }
 
-/* Looks through the PEM in certs.file: a private key is what counts, or else
+/* Looks through the PEM in the file: a private key is what counts, or else
  * the first public one. */
 static int
 token_load_pem(struct token_key *k, const char *path, struct str file)
@@ -8123,9 +8145,9 @@ token_is_other_key(struct str file)
 static int
 token_load_secret(struct token_key *k, const char *path, size_t n)
 {
-	const u8 *p = (const u8 *)certs.file;
+	const u8 *p = (const u8 *)cert_file_room();
 
-	if (token_is_other_key((struct str){ certs.file, n }))
+	if (token_is_other_key((struct str){ (const char *)p, n }))
 		return cert_fail(path, "is a key in DER or JSON: convert it "
 		    "to PEM");
 	if (p[n - 1] == '\n')
@@ -8150,7 +8172,7 @@ token_load(struct token_key *k, const char *path)
 		r = token_load_pem(k, path, cert_file(n));
 	else
 		r = token_load_secret(k, path, (size_t)n);
-	wipe(certs.file, (size_t)n);
+	wipe(cert_file_room(), (size_t)n);
 	return r;
 }
 
@@ -8162,7 +8184,7 @@ token_keys_load(const char *const *path, u32 count)
 	int spare = !token_keys.used;
 
 	for (u32 i = 0; i < count; i++)
-		if (token_load(&token_keys.key[spare][i], path[i]) < 0)
+		if (token_load(&token_key[spare][i], path[i]) < 0)
 			return -1;
 	token_keys.count[spare] = count;
 	token_keys.used = spare;
@@ -8181,7 +8203,7 @@ static int
 token_keys_check(struct token *t, const char **why, struct str text,
     const struct token_use *use)
 {
-	return token_check(t, why, text, token_keys.key[token_keys.used],
+	return token_check(t, why, text, token_key[token_keys.used],
 	    token_keys.count[token_keys.used], use);
 }
 
@@ -8328,7 +8350,7 @@ static int
 token_command(int argc, char **argv)
 {
 	struct token_order o = { .key = NULL };
-	struct token_key *k = &token_keys.key[0][0];
+	struct token_key *k = &token_key[0][0];
 	struct words w = { .at = argv + 1 };
 	const char *wrong = NULL;
 	int letter = 0, status;
@@ -8466,13 +8488,14 @@ struct conn {
  * of which `at` are out, the rest aside bytes not yet sealed.  As `message`:
  * what has come of a message. */
 struct buffer {
-	u32 conn;         /* slot of its owner, NONE: free */
+	bool taken;       /* all zeroes: it is free */
+	bool in_frame;
+	u32 conn;         /* slot of its owner */
 	u32 n, raw, at;
 	int64_t since;
 	struct message_in message;
 	struct frame frame;
 	u64 frame_left;   /* bytes of the frame still to come */
-	bool in_frame;
 };
 
 _Static_assert(WSP_BUFFERS >= 4, "one connection may hold three buffers");
@@ -8496,7 +8519,6 @@ static struct {
 	struct sockets sockets;
 	struct queues queues;
 	struct tags tags;
-	struct buffer buffer[WSP_BUFFERS];
 	u8 *buffer_bytes;
 	size_t buffer_size;
 	u8 *scratch_in;          /* what was received last, buffer_size */
@@ -8511,20 +8533,6 @@ static struct {
 	u32 *selected;           /* rows that the target at hand selects */
 	u32 handshakes_left;     /* steps of the budget of this turn */
 	int64_t hogged_until;    /* contexts were held by the silent lately */
-	struct awaiting {        /* beside each waiter of the queues */
-		struct sockaddr_un to;
-		socklen_t to_n;
-		u8 ref_n;
-		char ref[WSP_MAX_REF];
-		int64_t due;
-	} awaiting[WSP_WAITERS];
-	struct watcher {
-		struct sockaddr_un to;
-		socklen_t to_n;      /* 0: a free row */
-		u8 fails;            /* sends that failed in a row */
-		u16 target_n;
-		char target[WSP_MAX_REQUEST_LINE];
-	} watcher[WSP_WATCHERS];
 	struct retained {
 		u32 message;
 		u16 target_n;
@@ -8550,7 +8558,25 @@ static struct {
 	bool listening;          /* the listeners are armed */
 	u32 replacing;           /* row that a new connection takes over */
 	bool stopping;
-} srv;
+} srv RESIDENT;
+
+static struct buffer buffers[WSP_BUFFERS];
+
+static struct awaiting {  /* beside each waiter of the queues */
+	struct sockaddr_un to;
+	socklen_t to_n;
+	u8 ref_n;
+	char ref[WSP_MAX_REF];
+	int64_t due;
+} awaiting[WSP_WAITERS];
+
+static struct watcher {
+	struct sockaddr_un to;
+	socklen_t to_n;   /* 0: a free row */
+	u8 fails;         /* sends that failed in a row */
+	u16 target_n;
+	char target[WSP_MAX_REQUEST_LINE];
+} watchers[WSP_WATCHERS];
 
 #define SCRATCH_OUT                                                           \
 	(2 * RECORD_MAX + STREAM_RECORDS * (STREAM_RECORD + RECORD_OVERHEAD_MAX))
@@ -8608,7 +8634,7 @@ buffer_at(u8 number)
 static struct buffer *
 buffer_row(u8 number)
 {
-	return &srv.buffer[number - 1];
+	return &buffers[number - 1];
 }
 
 static void
@@ -8616,7 +8642,7 @@ buffer_give(u8 *number)
 {
 	if (*number == 0)
 		return;
-	buffer_row(*number)->conn = NONE;
+	buffer_row(*number)->taken = false;
 	*number = 0;
 }
 
@@ -8638,9 +8664,9 @@ buffer_oldest(u32 not_of)
 	struct buffer *oldest = NULL;
 
 	for (u32 i = 0; i < WSP_BUFFERS; i++) {
-		struct buffer *b = &srv.buffer[i];
+		struct buffer *b = &buffers[i];
 
-		if (b->conn != NONE && b->conn != not_of &&
+		if (b->taken && b->conn != not_of &&
 		    (!oldest || buffer_goes_before(b, oldest)))
 			oldest = b;
 	}
@@ -8651,7 +8677,7 @@ static bool
 buffer_find(u8 *number)
 {
 	for (u32 i = 0; i < WSP_BUFFERS; i++)
-		if (srv.buffer[i].conn == NONE) {
+		if (!buffers[i].taken) {
 			*number = (u8)(i + 1);
 			return true;
 		}
@@ -8672,8 +8698,8 @@ buffer_take(struct conn *c, u8 *number)
 		    "its buffer was needed by others");
 		(void)buffer_find(number);
 	}
-	*buffer_row(*number) = (struct buffer){ .conn = conn_slot(c),
-		.since = srv.now };
+	*buffer_row(*number) = (struct buffer){ .taken = true,
+		.conn = conn_slot(c), .since = srv.now };
 }
 
 /*
@@ -10234,10 +10260,10 @@ conn_input_deadlines(void)
 	int64_t limit = conn_deadline_ms(DEADLINE_HANDSHAKE);
 
 	for (u32 i = 0; i < WSP_BUFFERS; i++) {
-		const struct buffer *b = &srv.buffer[i];
+		const struct buffer *b = &buffers[i];
 		struct conn *c;
 
-		if (b->conn == NONE || srv.now - b->since < limit)
+		if (!b->taken || srv.now - b->since < limit)
 			continue;
 		c = &srv.conn[b->conn];
 		if (c->state == CONN_OPEN && c->out == 0)
@@ -10444,7 +10470,7 @@ service_event(const char *word, u32 sock, u64 n, bool with_n)
 	const char *why;
 
 	for (u32 i = 0; i < WSP_WATCHERS; i++) {
-		struct watcher *w = &srv.watcher[i];
+		struct watcher *w = &watchers[i];
 		ssize_t r;
 
 		if (w->to_n == 0 || target_parse(&target, (struct str){
@@ -12375,7 +12401,7 @@ static void
 asking_wait(struct asking *q, struct waiter *w, u32 message)
 {
 	u32 i = (u32)(w - srv.queues.waiter);
-	struct awaiting *a = &srv.awaiting[i];
+	struct awaiting *a = &awaiting[i];
 
 	*w = (struct waiter){ .used = true, .message = message };
 	srv.queues.waiters++;
@@ -12757,7 +12783,7 @@ asking_watch(struct asking *q)
 		return;
 	}
 	for (u32 i = 0; i < WSP_WATCHERS; i++) {
-		struct watcher *each = &srv.watcher[i];
+		struct watcher *each = &watchers[i];
 
 		if (each->to_n == q->from_n &&
 		    memcmp(&each->to, q->from, q->from_n) == 0) {
@@ -13401,6 +13427,8 @@ handler_open(void)
 		struct handler_row *h = &handlers[i];
 		struct str path = settings.service[i].program;
 
+		if (!handler_is_program(i))
+			continue;
 		*h = (struct handler_row){ .fd = -1, .pipe = { -1, -1, -1 },
 			.to = { .sun_family = AF_UNIX } };
 		if (handler_is_exec(i)) {
@@ -13844,7 +13872,7 @@ push_answer_waiters(void)
 {
 	for (u32 i = 0; i < WSP_WAITERS && srv.queues.waiters > 0; i++) {
 		struct waiter *w = &srv.queues.waiter[i];
-		const struct awaiting *a = &srv.awaiting[i];
+		const struct awaiting *a = &awaiting[i];
 		char text[160];
 		struct out o = out_to(text, sizeof text);
 
@@ -13862,8 +13890,8 @@ static int64_t
 push_next_waiter(int64_t latest)
 {
 	for (u32 i = 0; i < WSP_WAITERS && srv.queues.waiters > 0; i++)
-		if (srv.queues.waiter[i].used && srv.awaiting[i].due < latest)
-			latest = srv.awaiting[i].due;
+		if (srv.queues.waiter[i].used && awaiting[i].due < latest)
+			latest = awaiting[i].due;
 	return latest;
 }
 
@@ -13905,16 +13933,6 @@ SMALL_CODE
 	(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? __AUDIT_ARCH_LE : 0))
 #define SANDBOX_RESULT(c) (c)->uc_mcontext.gregs[2]
 #define SANDBOX_FAILED(c) (c)->uc_mcontext.gregs[7] /* and the errno in 2 */
-#endif
-
-/* ASan's runtime looks into /proc, and its search for leaks at the end forks
- * a process that traces us. */
-#ifdef __SANITIZE_ADDRESS__
-#define SANDBOX_SANITIZER
-#elif defined __has_feature
-#if __has_feature(address_sanitizer)
-#define SANDBOX_SANITIZER
-#endif
 #endif
 
 #ifndef SYS_SECCOMP
@@ -14047,7 +14065,7 @@ static const struct sandbox_call sandbox_allowed[] = {
 	{ .nr = __NR_tkill, .arg = 1, .mask = ~0U, .value = SIGABRT },
 	{ .nr = __NR_exit },
 	{ .nr = __NR_exit_group },
-#ifdef SANDBOX_SANITIZER
+#ifdef UNDER_ASAN /* its search for leaks forks a process that traces us */
 	{ .nr = __NR_clone },
 	{ .nr = __NR_getdents64 },
 	{ .nr = __NR_getppid },
@@ -14073,7 +14091,7 @@ static const u32 sandbox_deadly[] = {
 #ifdef __NR_execveat
 	__NR_execveat,
 #endif
-#ifndef SANDBOX_SANITIZER
+#ifndef UNDER_ASAN
 	__NR_ptrace,
 #endif
 	__NR_process_vm_readv, __NR_process_vm_writev,
@@ -14233,7 +14251,7 @@ sandbox_trapped(int number, siginfo_t *info, void *context)
 static int
 sandbox_filter(void)
 {
-	static struct sock_filter ops[SANDBOX_OPS];
+	struct sock_filter ops[SANDBOX_OPS];
 	struct sock_fprog program = { .filter = ops };
 	struct sigaction trapped = { .sa_sigaction = sandbox_trapped,
 		.sa_flags = SA_SIGINFO | SA_RESTART };
@@ -14358,7 +14376,7 @@ loop_timeout(void)
 	if (srv.listen_again != 0 && srv.listen_again < next)
 		next = srv.listen_again;
 	for (u32 i = 0; i < WSP_BUFFERS; i++)
-		if (srv.buffer[i].conn != NONE && next > srv.now + 1000)
+		if (buffers[i].taken && next > srv.now + 1000)
 			next = srv.now + 1000;
 	if (srv.first_waiting != NONE && next > srv.now + LOOP_FULL_MS)
 		next = srv.now + LOOP_FULL_MS;
@@ -14829,7 +14847,7 @@ static struct {
 	dev_t push_dev;        /* the push socket as we bound it */
 	ino_t push_ino;
 	bool replaced[64];     /* lists that the command line has replaced */
-} serve;
+} serve RESIDENT;
 
 /* The settings file stays in memory, for settings point into it: as it was
  * at start, and as it was at the last reload that was good. */
@@ -15207,7 +15225,7 @@ serve_buffer_size(void)
 	return (n < http ? http : n) + 256;
 }
 
-static void *serve_tls_memory;
+static void *serve_tls_memory RESIDENT;
 
 /* Fills in all rows and returns their number. */
 static u32
@@ -15326,7 +15344,7 @@ serve_place(void)
 	u32 sockets = settings.max_sockets, conns = serve_connections();
 	u32 seed, buckets = sock_buckets(sockets);
 	u32 largest = settings.max_message + FRAME_HEAD_MAX + WSP_MAX_KEY;
-	static struct str names[SETTINGS_SERVICES];
+	static struct str names[SETTINGS_SERVICES] RESIDENT;
 
 	sys_random(&seed, sizeof seed);
 	srv.conns = conns;
@@ -15336,8 +15354,6 @@ serve_place(void)
 	srv.urgent = srv.next_waiting + conns;
 	srv.first_waiting = NONE;
 	srv.buffer_size = serve_buffer_size();
-	for (u32 i = 0; i < WSP_BUFFERS; i++)
-		srv.buffer[i].conn = NONE;
 	srv.push_size = settings.max_message + WSP_MAX_REQUEST_LINE + 2;
 	srv.reply_size = WSP_MAX_LIST + 256;
 	srv.scratch_list = srv.scratch_reply + srv.reply_size;
@@ -15696,14 +15712,11 @@ serve_unlink_push(void)
 static int
 serve_load_certificate(void)
 {
-	struct cert_paths own;
-
 	if (!serve_has_tls())
 		return 0;
 	if (settings.cert)
 		return tls_load(settings.cert, settings.key) < 0;
-	return cert_set_paths(&own, settings.state) < 0 ||
-	    tls_load(own.cert, own.key) < 0;
+	return cert_set_paths(settings.state) < 0 || tls_reload() < 0;
 }
 
 static int
@@ -16005,7 +16018,7 @@ serve_finish(void)
 		loop_turn();
 	/* Who still waits for acknowledgement hears how it stands. */
 	for (u32 i = 0; i < WSP_WAITERS; i++)
-		srv.awaiting[i].due = srv.now;
+		awaiting[i].due = srv.now;
 	push_answer_waiters();
 }
 
@@ -16158,11 +16171,9 @@ serve_run(void)
 static int
 serve_only_check(void)
 {
-	struct cert_paths own;
-
 	/* A certificate that would be made at the start is not made now. */
-	if (((settings.cert || (cert_set_paths(&own, settings.state) == 0 &&
-	    access(own.cert, F_OK) == 0)) &&
+	if (((settings.cert || (cert_set_paths(settings.state) == 0 &&
+	    access(certs.room, F_OK) == 0)) &&
 	    serve_load_certificate() != 0) || serve_token_keys() != 0)
 		return say(2, "%s", refusal);
 	return 0;

@@ -1113,10 +1113,10 @@ check_buffers(void)
 	u32 used = 0, claimed = 0;
 
 	for (u32 i = 0; i < WSP_BUFFERS; i++) {
-		const struct buffer *b = &srv.buffer[i];
+		const struct buffer *b = &buffers[i];
 		const struct conn *c;
 
-		if (b->conn == NONE)
+		if (!b->taken)
 			continue;
 		used++;
 		CHECK(b->conn < srv.fresh);
@@ -1318,6 +1318,9 @@ game_begin(void)
 	for (int i = 0; i < 10; i++)
 		(void)dice(2);
 	memset(&srv, 0, sizeof srv);
+	memset(buffers, 0, sizeof buffers);
+	memset(awaiting, 0, sizeof awaiting);
+	memset(watchers, 0, sizeof watchers);
 	memset(&kernel, 0, sizeof kernel);
 	memset(fakes, 0, sizeof fakes);
 	memset(players, 0, sizeof players);
@@ -1466,7 +1469,7 @@ game_end(void)
 	CHECK(srv.queues.store.count == 0 && srv.queues.store.held == 0);
 	CHECK(srv.queues.waiters == 0);
 	for (u32 i = 0; i < WSP_BUFFERS; i++)
-		CHECK(srv.buffer[i].conn == NONE);
+		CHECK(!buffers[i].taken);
 	game_over();
 }
 
