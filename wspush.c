@@ -10036,11 +10036,6 @@ conn_hello(struct conn *c)
 	}
 	if (n == sizeof head)
 		need += load16(head + 3);
-	if (n == sizeof head && need == 5) {
-		/* Waiting for more would not wait: these five are enough. */
-		conn_kill(c, "an empty TLS record"); /* RFC 5246, 6.2.1 */
-		return;
-	}
 	if (need == 5 || sys_available(c->fd) < need) {
 		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, need);
 		return;
@@ -10638,7 +10633,8 @@ figure_metric(struct out *o, const struct figure *f)
  *
  * A message on its way into queues: its wire form, who takes it, room made by
  * the rules of INTERFACE 7, the store; and the values that are retained for
- * those who begin to match later. A refused message changes nothing.
+ * those who begin to match later.  A refused message changes nothing, but
+ * that under --overflow close who held the store up may have been cut for it.
  */
 
 /* A message for at most so many sockets does not wait behind a broadcast. */

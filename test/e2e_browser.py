@@ -117,12 +117,17 @@ def chromium(language, size):
     return driver, home
 
 
-@pytest.fixture(scope="module")
-def english():
-    driver, home = chromium("en-US", "1200,900")
+def lent_chromium(language, size):
+    """What a fixture does."""
+    driver, home = chromium(language, size)
     yield driver
     driver.quit()
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def english():
+    yield from lent_chromium("en-US", "1200,900")
 
 
 @pytest.fixture

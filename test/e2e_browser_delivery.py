@@ -4,13 +4,12 @@ and again: nothing is missing, nothing out of order, and what is repeated is
 repeated only after a cut.  The table is printed (pytest -s)."""
 import os
 import random
-import shutil
 import subprocess
 
 import pytest
 
 from delivery import S, Waiting, settled
-from e2e_browser import SLOW, chromium
+from e2e_browser import SLOW, lent_chromium
 import wsp
 from wsp import MAIN
 
@@ -35,10 +34,7 @@ PAGE = """
 
 @pytest.fixture(scope="module")
 def browser():
-    driver, home = chromium("en-US", "800,600")
-    yield driver
-    driver.quit()
-    shutil.rmtree(home, ignore_errors=True)
+    yield from lent_chromium("en-US", "800,600")
 
 
 @pytest.fixture

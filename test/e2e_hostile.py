@@ -241,7 +241,7 @@ def test_an_empty_tls_record_is_the_end_and_no_reason_to_spin(serve, cut):
         with contextlib.suppress(ConnectionError):
             client.sendall(b"\x16\x03\x01\x00\x00"[cut:])
             assert client.recv(100) == b""
-        server.wait_log('why="an empty TLS record"')
+        server.wait_log('why="no ClientHello"')
 
 
 # ----- a crowd that does not finish ---------------------------------------

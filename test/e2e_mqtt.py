@@ -852,25 +852,17 @@ def test_help_names_every_option_and_check_passes_what_is_right():
 
 # ----- the story ----------------------------------------------------------
 
-class Hub(threading.Thread):
+class Hub(e2e_network.Namespaces):
     """Three namespaces on one wire, without loss."""
 
     def __init__(self):
-        super().__init__(daemon=True)
-        self.names = [f"wsm{os.getpid()}{end}" for end in "abm"]
-        self.fds, self.made, self.going = [], [], True
+        super().__init__("wsm", "abm", "10.213.78")
+        self.going = True
+        self.wire = threading.Thread(target=self.run, daemon=True)
 
     def make(self):
-        for number, name in enumerate(self.names):
-            e2e_network.ip("netns", "add", name)
-            self.made.append(name)
-            self.fds.append(e2e_network.tap(name))
-            e2e_network.ip("link", "set", name, "netns", name)
-            e2e_network.ip("-n", name, "addr", "add",
-                           f"10.213.78.{number + 1}/24", "dev", name)
-            for link in ("lo", name):
-                e2e_network.ip("-n", name, "link", "set", link, "up")
-        self.start()
+        super().make()
+        self.wire.start()
 
     def run(self):
         while self.going:
@@ -895,28 +887,14 @@ class Hub(threading.Thread):
 
     def clean(self):
         self.going = False
-        if self.ident:
-            self.join(1)
-        for fd in self.fds:
-            os.close(fd)
-        for name in self.made:
-            subprocess.run(["ip", "netns", "del", name], check=False,
-                           capture_output=True, timeout=wsp.PATIENCE)
+        if self.wire.ident:
+            self.wire.join(1)
+        super().clean()
 
 
 @pytest.fixture
 def hub():
-    if not shutil.which("ip"):
-        pytest.skip("there is no `ip` command (package iproute2)")
-    hub = Hub()
-    try:
-        try:
-            hub.make()
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"network namespaces are not permitted here: {error}")
-        yield hub
-    finally:
-        hub.clean()
+    yield from Hub().lent()
 
 
 def enter(namespace):

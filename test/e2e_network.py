@@ -88,12 +88,13 @@ class Wire(threading.Thread):
         self.join(1)
 
 
-class Net:
-    """Two namespaces and the wire."""
+class Namespaces:
+    """Network namespaces, each with one TAP whose other end is ours."""
 
-    def __init__(self):
-        self.names = [f"wsp{os.getpid()}{end}" for end in "sc"]
-        self.fds, self.made, self.wire = [], [], None
+    def __init__(self, prefix, ends, network):
+        self.names = [f"{prefix}{os.getpid()}{end}" for end in ends]
+        self.network = network
+        self.fds, self.made = [], []
 
     def make(self):
         for number, name in enumerate(self.names):
@@ -101,10 +102,43 @@ class Net:
             self.made.append(name)
             self.fds.append(tap(name))
             ip("link", "set", name, "netns", name)
-            ip("-n", name, "addr", "add", f"10.213.77.{number + 1}/24", "dev",
-               name)
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "link", "set", name, "up")
+            ip("-n", name, "addr", "add", f"{self.network}.{number + 1}/24",
+               "dev", name)
+            for link in ("lo", name):
+                ip("-n", name, "link", "set", link, "up")
+
+    def clean(self):
+        for fd in self.fds:
+            os.close(fd)
+        for name in self.made:
+            subprocess.run(["ip", "netns", "del", name], check=False,
+                           capture_output=True, timeout=wsp.PATIENCE)
+
+    def lent(self):
+        """What a fixture does: a skip where they are not permitted."""
+        if not shutil.which("ip"):
+            pytest.skip("there is no `ip` command (package iproute2)")
+        try:
+            try:
+                self.make()
+            except (OSError, subprocess.CalledProcessError) as error:
+                why = getattr(error, "stderr", b"") or str(error).encode()
+                pytest.skip("network namespaces are not permitted here: "
+                            + why.decode(errors="replace").strip())
+            yield self
+        finally:
+            self.clean()
+
+
+class Net(Namespaces):
+    """Two of them and the wire."""
+
+    def __init__(self):
+        super().__init__("wsp", "sc", "10.213.77")
+        self.wire = None
+
+    def make(self):
+        super().make()
         self.wire = Wire(self.fds)
 
     def link(self, state):
@@ -114,28 +148,12 @@ class Net:
     def clean(self):
         if self.wire:
             self.wire.stop()
-        for fd in self.fds:
-            os.close(fd)
-        for name in self.made:
-            subprocess.run(["ip", "netns", "del", name], check=False,
-                           capture_output=True, timeout=wsp.PATIENCE)
+        super().clean()
 
 
 @pytest.fixture
 def net():
-    if not shutil.which("ip"):
-        pytest.skip("there is no `ip` command (package iproute2)")
-    net = Net()
-    try:
-        try:
-            net.make()
-        except (OSError, subprocess.CalledProcessError) as error:
-            why = getattr(error, "stderr", b"") or str(error).encode()
-            pytest.skip("network namespaces are not permitted here: "
-                        + why.decode(errors="replace").strip())
-        yield net
-    finally:
-        net.clean()
+    yield from Net().lent()
 
 
 class Reconnecting(threading.Thread):
