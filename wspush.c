@@ -5613,27 +5613,33 @@ struct cert_key {
 	u8 der[CERT_KEY_MAX];
 };
 
-/* YYYYMMDDhhmmssZ.  time_t has 32 bits on many of our boards and ends sooner
- * than certificates do, so the calendar is our own.  Its years begin in March:
- * the leap day is the last. */
-static void
-date_text(char text[80], int64_t seconds)
-{
-	int64_t days = seconds / DAY + 719468, left = seconds % DAY;
-	int64_t year = (days * 400 + 591) / 146097, start, march;
+/* The calendar is our own: time_t has 32 bits on many of our boards and ends
+ * sooner than certificates do.  Its years begin in March, so that the leap day
+ * is the last, and its days on the first of March of year 0. */
+#define DATE_1970 719468
 
-	start = year * 365 + year / 4 - year / 100 + year / 400;
-	if (days < start) {
+/* The first day of a year. */
+static u32
+date_year(u32 year)
+{
+	return year * 365 + year / 4 - year / 100 + year / 400;
+}
+
+/* YYYYMMDDhhmmssZ. */
+static void
+date_text(char text[16], int64_t seconds)
+{
+	u32 days = (u32)(seconds / DAY) + DATE_1970;
+	u32 left = (u32)(seconds % DAY), year = days / 365, month;
+
+	while (date_year(year) > days)
 		year--;
-		start = year * 365 + year / 4 - year / 100 + year / 400;
-	}
-	days -= start;
-	march = (days * 5 + 2) / 153;
-	text_print(text, 80, "%04d%02d%02d%02d%02d%02dZ",
-	    (int)(march < 10 ? year : year + 1),
-	    (int)(march < 10 ? march + 3 : march - 9),
-	    (int)(days - (march * 153 + 2) / 5) + 1, (int)(left / 3600),
-	    (int)(left / 60 % 60), (int)(left % 60));
+	days -= date_year(year);
+	month = (days * 5 + 2) / 153; /* 0 is March */
+	text_print(text, 16, "%04u%02u%02u%02u%02u%02uZ",
+	    year + (month >= 10), (month + 2) % 12 + 1,
+	    days - (month * 153 + 2) / 5 + 1, left / 3600, left / 60 % 60,
+	    left % 60);
 }
 
 /* Takes the next element off d if it has this tag and is whole. */
@@ -5774,29 +5780,30 @@ der_private_key(struct cert_key *k, struct der d)
 	return BR_KEYTYPE_RSA;
 }
 
-/* UTCTime or GeneralizedTime, as seconds since 1970.  The years begin in
- * March, as in date_text(). */
+/* UTCTime or GeneralizedTime, as seconds since 1970. */
 static bool
 der_take_date(struct der *d, int64_t *seconds)
 {
 	struct der t;
 	bool brief = der_take(d, 0x17, &t);
-	u64 part[7] = { 0 }, year; /* century, year, month, ... */
+	u32 part[7], month; /* century, year, month, ... */
 
 	if ((!brief && !der_take(d, 0x18, &t)) || t.n != (brief ? 13 : 15) ||
 	    t.p[t.n - 1] != 'Z')
 		return false;
-	for (int i = brief; i < 7; i++, t.p += 2)
-		if (!text_u64(&part[i], (struct str){ (const char *)t.p, 2 },
-		    99))
+	for (int i = brief; i < 7; i++, t.p += 2) {
+		u32 tens = (u32)t.p[0] - '0', ones = (u32)t.p[1] - '0';
+
+		if (tens > 9 || ones > 9)
 			return false;
+		part[i] = tens * 10 + ones;
+	}
 	if (brief)
 		part[0] = part[1] < 50 ? 20 : 19;
-	year = part[0] * 100 + part[1] - (part[2] < 3);
-	part[2] += part[2] < 3 ? 9 : (u64)-3;
-	*seconds = (int64_t)(year * 365 + year / 4 - year / 100 + year / 400 +
-	    (part[2] * 153 + 2) / 5 + part[3] - 1 - 719468) * DAY +
-	    (int64_t)(part[4] * 3600 + part[5] * 60 + part[6]);
+	month = (part[2] + 9) % 12;
+	*seconds = (int64_t)(int)(date_year(part[0] * 100 + part[1] -
+	    (part[2] < 3)) + (month * 153 + 2) / 5 + part[3] - 1 - DATE_1970) *
+	    DAY + part[4] * 3600 + part[5] * 60 + part[6];
 	return true;
 }
 
@@ -5882,7 +5889,7 @@ der_put_a(struct der_out *o, u8 tag, const void *p, size_t n)
 static void
 der_put_date(struct der_out *o, int64_t seconds)
 {
-	char text[80];
+	char text[16];
 
 	date_text(text, seconds);
 	if (memcmp(text, "2050", 4) < 0)
