@@ -451,10 +451,12 @@ text_trim(struct str s, const char *white)
 
 /* Where `what` begins in s, or NULL. */
 static const char *
-text_find(struct str s, struct str what)
+text_find(struct str s, const char *what)
 {
-	for (; s.n >= what.n; s = text_from(s, 1))
-		if (str_begins(s, what))
+	size_t n = strlen(what);
+
+	for (; s.n >= n; s = text_from(s, 1))
+		if (memcmp(s.p, what, n) == 0)
 			return s.p;
 	return NULL;
 }
@@ -462,14 +464,14 @@ text_find(struct str s, struct str what)
 /* Cuts what stands before the next `mark`, and the mark, from `rest`; nothing
  * when there is none. */
 static bool
-text_upto(struct str *rest, struct str mark, struct str *before)
+text_upto(struct str *rest, const char *mark, struct str *before)
 {
 	const char *found = text_find(*rest, mark);
 
 	if (!found)
 		return false;
 	*before = (struct str){ rest->p, (size_t)(found - rest->p) };
-	*rest = text_from(*rest, before->n + mark.n);
+	*rest = text_from(*rest, before->n + strlen(mark));
 	return true;
 }
 
@@ -2949,8 +2951,7 @@ tag_line_next(struct tag_line *t, struct str *rest)
 static bool
 id_piece_next(struct str *rest, struct str *piece)
 {
-	const char *end = rest->n > 0 ? text_find(*rest, STR("::")) :
-	    NULL;
+	const char *end = rest->n > 0 ? text_find(*rest, "::") : NULL;
 
 	*piece = *rest;
 	*rest = (struct str){ NULL, 0 };
@@ -4702,12 +4703,17 @@ enum {
 #define RECORD_ALERT_MAX (2 + RECORD_OVERHEAD_MAX)
 #define RECORD_VERSION 0x0303
 
+/* One direction of a connection. */
+struct record_key {
+	u64 seq;    /* number of the next record */
+	u8 key[32]; /* AES-128 uses the first 16 */
+	u8 iv[12];  /* GCM uses the first 4 */
+	u8 suite;   /* RECORD_CHACHA20, ...; 0: no key */
+};
+
 /* What an established connection keeps, and all that it keeps. */
 struct record_keys {
-	u64 in_seq, out_seq;        /* numbers of the next records */
-	u8 in_key[32], out_key[32]; /* AES-128 uses the first 16 */
-	u8 in_iv[12], out_iv[12];   /* GCM uses the first 4 */
-	u8 suite;                   /* RECORD_CHACHA20, ...; 0: no keys */
+	struct record_key in, out;
 };
 
 _Static_assert(sizeof(struct record_keys) <= 112,
@@ -4744,43 +4750,35 @@ record_overhead(u8 suite)
 	return record_head(suite) - RECORD_HEADER + RECORD_TAG;
 }
 
-/* What the tag covers beside the text (RFC 5246, 6.2.3.3). */
-static void
-record_covered(u8 aad[13], u64 seq, u8 type, size_t n)
-{
-	store64(aad, seq);
-	aad[8] = type;
-	store16(aad + 9, RECORD_VERSION);
-	store16(aad + 11, (u16)n);
-}
-
 /*
- * Runs n bytes at p through the cipher, in place, and computes their tag.  The
- * nonce of ChaCha20 is the fixed one with the number laid over its end (RFC
- * 7905, 2); GCM's is four fixed bytes and the eight that the record carries,
- * which the sender chooses (RFC 5288, 3).
+ * Runs the n bytes of a record's text through the cipher, in place, and
+ * computes their tag, which covers number and header too (RFC 5246, 6.2.3.3).
+ * The nonce of ChaCha20 is the fixed one with the number laid over its end
+ * (RFC 7905, 2); GCM's is four fixed bytes and the eight that the record
+ * carries, which the sender chooses (RFC 5288, 3).
  */
 static void
-record_crypt(const struct record_aead *a, u8 suite, const u8 key[32],
-    const u8 iv[12], u64 seq, u8 *record, size_t n, u8 tag[RECORD_TAG],
-    bool seal)
+record_crypt(const struct record_aead *a, const struct record_key *k,
+    u64 seq, u8 *record, size_t n, u8 tag[RECORD_TAG], bool seal)
 {
 	br_aes_gen_ctr_keys aes;
 	br_gcm_context gcm;
-	u8 nonce[12] = { 0 }, aad[13], *p = record + record_head(suite);
+	u8 nonce[12] = { 0 }, aad[13], *p = record + record_head(k->suite);
 
-	record_covered(aad, seq, record[0], n);
-	if (suite == RECORD_CHACHA20) {
+	store64(aad, seq);
+	memcpy(aad + 8, record, 3); /* type and version */
+	store16(aad + 11, (u16)n);
+	if (k->suite == RECORD_CHACHA20) {
 		store64(nonce + 4, seq);
 		for (int i = 0; i < 12; i++)
-			nonce[i] ^= iv[i];
-		a->poly1305(key, nonce, p, n, aad, sizeof aad, tag,
+			nonce[i] ^= k->iv[i];
+		a->poly1305(k->key, nonce, p, n, aad, sizeof aad, tag,
 		    a->chacha20, seal);
 		return;
 	}
-	memcpy(nonce, iv, 4);
+	memcpy(nonce, k->iv, 4);
 	memcpy(nonce + 4, record + RECORD_HEADER, RECORD_EXPLICIT);
-	a->aes->init(&aes.vtable, key, 16);
+	a->aes->init(&aes.vtable, k->key, 16);
 	br_gcm_init(&gcm, &aes.vtable, a->ghash);
 	br_gcm_reset(&gcm, nonce, sizeof nonce);
 	br_gcm_aad_inject(&gcm, aad, sizeof aad);
@@ -4791,11 +4789,11 @@ record_crypt(const struct record_aead *a, u8 suite, const u8 key[32],
 
 /*
  * Makes a record of the n bytes that lie at record + record_head(suite), in
- * place, and returns its whole length.  Does not move k->out_seq on: a record
- * that is half out is sealed again from the same bytes with the same seq.
+ * place, and returns its whole length.  Does not move k->seq on: a record that
+ * is half out is sealed again from the same bytes with the same seq.
  */
 static size_t
-record_seal(const struct record_aead *a, const struct record_keys *k, u64 seq,
+record_seal(const struct record_aead *a, const struct record_key *k, u64 seq,
     u8 type, u8 *record, size_t n)
 {
 	size_t head = record_head(k->suite);
@@ -4806,14 +4804,13 @@ record_seal(const struct record_aead *a, const struct record_keys *k, u64 seq,
 	store16(record + 3, (u16)(n + record_overhead(k->suite)));
 	if (k->suite == RECORD_AES128_GCM)
 		store64(record + RECORD_HEADER, seq);
-	record_crypt(a, k->suite, k->out_key, k->out_iv, seq, record, n,
-	    record + head + n, true);
+	record_crypt(a, k, seq, record, n, record + head + n, true);
 	return head + n + RECORD_TAG;
 }
 
 /* An alert as a record, at most RECORD_ALERT_MAX bytes at `to`. */
 static size_t
-record_seal_alert(const struct record_aead *a, const struct record_keys *k,
+record_seal_alert(const struct record_aead *a, const struct record_key *k,
     u64 seq, u8 level, u8 number, u8 *to)
 {
 	u8 *p = to + record_head(k->suite);
@@ -4837,9 +4834,8 @@ record_length(u8 suite, const u8 *p, size_t n)
 
 	if (n >= 1 && (p[0] < RECORD_ALERT || p[0] > RECORD_DATA))
 		return -ALERT_UNEXPECTED_MESSAGE;
-	if (n >= 2 && p[1] != RECORD_VERSION >> 8)
-		return -ALERT_PROTOCOL_VERSION;
-	if (n >= 3 && p[2] != (RECORD_VERSION & 255))
+	if ((n >= 2 && p[1] != RECORD_VERSION >> 8) ||
+	    (n >= 3 && p[2] != (RECORD_VERSION & 255)))
 		return -ALERT_PROTOCOL_VERSION;
 	if (n < RECORD_HEADER)
 		return 0;
@@ -4854,11 +4850,11 @@ record_length(u8 suite, const u8 *p, size_t n)
 
 /* In a time that does not depend on where they differ. */
 static bool
-record_same_tag(const u8 *a, const u8 *b)
+secret_same(const u8 *a, const u8 *b, size_t n)
 {
 	u8 differ = 0;
 
-	for (int i = 0; i < RECORD_TAG; i++)
+	for (size_t i = 0; i < n; i++)
 		differ |= a[i] ^ b[i];
 	return differ == 0;
 }
@@ -4868,7 +4864,7 @@ record_same_tag(const u8 *a, const u8 *b)
  * < 0 the alert to send, negated; then the buffer's content is lost.
  */
 static int
-record_open(const struct record_aead *a, struct record_keys *k, u8 *p,
+record_open(const struct record_aead *a, struct record_key *k, u8 *p,
     size_t n, struct record *r)
 {
 	int whole = record_length(k->suite, p, n);
@@ -4881,11 +4877,10 @@ record_open(const struct record_aead *a, struct record_keys *k, u8 *p,
 	r->type = p[0];
 	r->p = p + record_head(k->suite);
 	r->n = (size_t)whole - record_head(k->suite) - RECORD_TAG;
-	record_crypt(a, k->suite, k->in_key, k->in_iv, k->in_seq, p, r->n,
-	    tag, false);
-	if (!record_same_tag(tag, r->p + r->n))
+	record_crypt(a, k, k->seq, p, r->n, tag, false);
+	if (!secret_same(tag, r->p + r->n, RECORD_TAG))
 		return -ALERT_BAD_RECORD_MAC;
-	k->in_seq++;
+	k->seq++;
 	return whole;
 }
 
@@ -4903,7 +4898,7 @@ union record_stock {
  * own code makes, opens again, and does not with a bit changed.
  */
 static bool
-record_test_one(const struct record_aead *a, struct record_keys *k,
+record_test_one(const struct record_aead *a, struct record_key *k,
     union record_stock *stock, size_t n)
 {
 	u8 ours[RECORD_TEST_MAX + RECORD_OVERHEAD_MAX], theirs[sizeof ours];
@@ -4915,40 +4910,40 @@ record_test_one(const struct record_aead *a, struct record_keys *k,
 		text[i] = (u8)(i * 31 + n);
 	memcpy(ours + head, text, n);
 	memcpy(theirs + head, text, n);
-	whole = record_seal(a, k, k->out_seq++, RECORD_DATA, ours, n);
+	whole = record_seal(a, k, k->seq, RECORD_DATA, ours, n);
 	made = stock->out->encrypt(&stock->out, RECORD_DATA, RECORD_VERSION,
 	    theirs + head, &made_n);
 	if (made_n != whole || memcmp(made, ours, whole) != 0)
 		return false;
 	ours[whole - 1] ^= 1;
-	if (record_open(a, k, ours, whole, &r) != -ALERT_BAD_RECORD_MAC)
-		return false;
-	return record_open(a, k, made, whole, &r) == (int)whole &&
+	return record_open(a, k, ours, whole, &r) == -ALERT_BAD_RECORD_MAC &&
+	    record_open(a, k, made, whole, &r) == (int)whole &&
 	    r.type == RECORD_DATA && r.n == n && memcmp(r.p, text, n) == 0;
 }
 
-/* The known-answer test at start, under keys that nobody uses. */
+/* The known-answer test at start. */
 static bool
 record_self_test(const struct record_aead *a)
 {
 	static const u16 lengths[] = { 0, 1, 15, 16, 64, 65, RECORD_TEST_MAX };
-	struct record_keys c = { .suite = RECORD_CHACHA20 }, g;
-	union record_stock chapol, gcm;
 	bool good = true;
 
-	for (int i = 0; i < 32; i++)
-		c.in_key[i] = c.out_key[i] = (u8)(i * 7);
-	for (int i = 0; i < 12; i++)
-		c.in_iv[i] = c.out_iv[i] = (u8)(0xf0 - i);
-	g = c;
-	g.suite = RECORD_AES128_GCM;
-	br_sslrec_out_chapol_vtable.init(&chapol.chapol.vtable.out,
-	    a->chacha20, a->poly1305, c.out_key, c.out_iv);
-	br_sslrec_out_gcm_vtable.init(&gcm.gcm.vtable.out, a->aes,
-	    g.out_key, 16, a->ghash, g.out_iv);
-	for (size_t i = 0; i < COUNT(lengths); i++)
-		good = good && record_test_one(a, &c, &chapol, lengths[i]) &&
-		    record_test_one(a, &g, &gcm, lengths[i]);
+	for (u8 suite = RECORD_CHACHA20; suite <= RECORD_AES128_GCM; suite++) {
+		struct record_key k = { .suite = suite };
+		union record_stock stock;
+
+		for (u8 i = 0; i < sizeof k.key; i++)
+			k.key[i] = k.iv[i % sizeof k.iv] = (u8)(i * 7);
+		if (suite == RECORD_CHACHA20)
+			br_sslrec_out_chapol_vtable.init(
+			    &stock.chapol.vtable.out, a->chacha20,
+			    a->poly1305, k.key, k.iv);
+		else
+			br_sslrec_out_gcm_vtable.init(&stock.gcm.vtable.out,
+			    a->aes, k.key, 16, a->ghash, k.iv);
+		for (size_t i = 0; good && i < COUNT(lengths); i++)
+			good = record_test_one(a, &k, &stock, lengths[i]);
+	}
 	return good;
 }
 
@@ -5053,12 +5048,12 @@ token_digest(u8 digest[32], const struct token_key *k, struct str text)
 }
 
 /* Did this key sign the text?  ES256 is r and s, 32 bytes each (RFC 7518,
- * 3.4); the time of the comparison for HS256 does not say where it ended. */
+ * 3.4). */
 static bool
 token_signed_by(const struct token_key *k, struct str text, const u8 *sig,
     size_t n)
 {
-	u8 digest[32], differ = 0;
+	u8 digest[32];
 	br_ec_public_key public = { BR_EC_secp256r1,
 		(unsigned char *)(uintptr_t)k->point, TOKEN_POINT };
 
@@ -5068,9 +5063,7 @@ token_signed_by(const struct token_key *k, struct str text, const u8 *sig,
 	if (k->alg == TOKEN_ES256)
 		return br_ecdsa_i31_vrfy_raw(&br_ec_p256_m31, digest,
 		    sizeof digest, &public, sig, n) == 1;
-	for (size_t i = 0; i < n; i++)
-		differ |= digest[i] ^ sig[i];
-	return differ == 0;
+	return secret_same(digest, sig, n);
 }
 
 /* Signs the text; returns the signature's length. */
@@ -5822,19 +5815,20 @@ static int
 pem_next(struct str *file, struct pem *m)
 {
 	struct str skip, end;
-	char *to;
+	size_t n = 0;
+	char *p;
 
-	if (!text_upto(file, STR("-----BEGIN "), &skip))
+	if (!text_upto(file, "-----BEGIN ", &skip))
 		return 0;
-	if (!text_upto(file, STR("-----"), &m->label) ||
-	    !text_upto(file, STR("-----END "), &m->text) ||
-	    !text_upto(file, STR("-----"), &end) || !str_eq(end, m->label))
+	if (!text_upto(file, "-----", &m->label) ||
+	    !text_upto(file, "-----END ", &m->text) ||
+	    !text_upto(file, "-----", &end) || !str_eq(end, m->label))
 		return -1;
-	to = (char *)(uintptr_t)m->text.p;
-	skip = m->text;
-	for (m->text.n = 0; skip.n > 0; skip = text_from(skip, 1))
-		if (!strchr(" \t\r\n", skip.p[0]))
-			to[m->text.n++] = skip.p[0];
+	p = (char *)(uintptr_t)m->text.p;
+	for (size_t i = 0; i < m->text.n; i++)
+		if (!strchr(" \t\r\n", p[i]))
+			p[n++] = p[i];
+	m->text.n = n;
 	return 1;
 }
 
@@ -6789,7 +6783,7 @@ static bool
 cert_file_is_der(ssize_t n)
 {
 	return cert_file_room()[0] == 0x30 &&
-	    !text_find(cert_file(n), STR("-----BEGIN "));
+	    !text_find(cert_file(n), "-----BEGIN ");
 }
 
 /* Cuts c->der into certificates. */
@@ -6872,7 +6866,7 @@ cert_find_key(u8 der[CERT_KEY_MAX], ssize_t n, const char *path)
 	}
 	do
 		r = pem_next(&file, &m);
-	while (r > 0 && !text_find(m.label, STR("PRIVATE KEY")));
+	while (r > 0 && !text_find(m.label, "PRIVATE KEY"));
 	if (r == 0)
 		return cert_fail(path, "holds no private key");
 	if (r > 0 && pem_is_encrypted(&m, path) < 0)
@@ -7560,16 +7554,20 @@ tls_slot_of(const void *part)
 	return &tls.slots[i];
 }
 
-/* Notes the keys of one direction; a GCM key of 16 bytes has an iv of 4. */
+/* Notes one direction's key; a GCM key of 16 bytes has an iv of 4. */
+static void
+tls_note(struct record_key *k, const void *key, size_t key_n, const void *iv)
+{
+	assert(key_n == 16 || key_n == 32);
+	k->suite = key_n == 16 ? RECORD_AES128_GCM : RECORD_CHACHA20;
+	memcpy(k->key, key, key_n);
+	memcpy(k->iv, iv, key_n == 16 ? 4 : 12);
+}
+
 static void
 tls_note_in(const void *ctx, const void *key, size_t key_n, const void *iv)
 {
-	struct record_keys *k = &tls_slot_of(ctx)->keys;
-
-	assert(key_n == 16 || key_n == 32);
-	k->suite = key_n == 16 ? RECORD_AES128_GCM : RECORD_CHACHA20;
-	memcpy(k->in_key, key, key_n);
-	memcpy(k->in_iv, iv, key_n == 16 ? 4 : 12);
+	tls_note(&tls_slot_of(ctx)->keys.in, key, key_n, iv);
 }
 
 /* We are the first to encrypt when a session is resumed, the second in a full
@@ -7580,10 +7578,8 @@ tls_note_out(const void *ctx, const void *key, size_t key_n, const void *iv)
 	struct tls_slot *s = tls_slot_of(ctx);
 
 	s->out_keyed = true;
-	s->resumed = s->keys.suite == 0;
-	s->keys.suite = key_n == 16 ? RECORD_AES128_GCM : RECORD_CHACHA20;
-	memcpy(s->keys.out_key, key, key_n);
-	memcpy(s->keys.out_iv, iv, key_n == 16 ? 4 : 12);
+	s->resumed = s->keys.in.suite == 0;
+	tls_note(&s->keys.out, key, key_n, iv);
 }
 
 static void
@@ -7931,8 +7927,8 @@ tls_fail(struct tls_slot *s, int fd, int error)
 		return TLS_FAILED;
 	record[6] = alert;
 	if (s->out_keyed) /* and Finished was number 0 */
-		n = record_seal_alert(&tls.aead, &s->keys, 1, ALERT_FATAL,
-		    alert, record);
+		n = record_seal_alert(&tls.aead, &s->keys.out, 1,
+		    ALERT_FATAL, alert, record);
 	(void)sys_send(fd, record, n, 0);
 	return TLS_FAILED;
 }
@@ -7948,7 +7944,7 @@ tls_finish(struct tls_slot *s, int fd, struct record_keys *keys)
 	if (in != s->in || n != RECORD_HEADER || !s->out_keyed)
 		return tls_fail(s, fd, TLS_ERROR_STUCK);
 	*keys = s->keys;
-	keys->in_seq = keys->out_seq = 1;
+	keys->in.seq = keys->out.seq = 1;
 	return TLS_DONE;
 }
 
@@ -8095,7 +8091,7 @@ token_load_object(struct token_key *k, const struct pem *m)
 	struct cert_parts parts;
 	bool good;
 
-	if (text_find(m->label, STR("PRIVATE KEY")))
+	if (text_find(m->label, "PRIVATE KEY"))
 		good = token_load_private(k, d);
 	else if (str_is(m->label, "PUBLIC KEY"))
 		good = der_take(&d, 0x30, &spki) && token_load_public(k, spki);
@@ -8141,7 +8137,7 @@ token_is_other_key(struct str file)
 	const u8 *p = (const u8 *)file.p;
 	size_t n = file.n;
 
-	if (text_find(file, STR("\"kty\"")))
+	if (text_find(file, "\"kty\""))
 		return true;
 	if (n < 64 || p[0] != 0x30)
 		return false;
@@ -8175,7 +8171,7 @@ token_load(struct token_key *k, const char *path)
 
 	if (n < 0)
 		return -1;
-	if (text_find(cert_file(n), STR("-----BEGIN")))
+	if (text_find(cert_file(n), "-----BEGIN"))
 		r = token_load_pem(k, path, cert_file(n));
 	else
 		r = token_load_secret(k, path, (size_t)n);
@@ -8910,19 +8906,19 @@ conn_wrote(struct conn *c, ssize_t n)
 	return -1;
 }
 
-/* Seals n bytes into records at `to` and returns their length; out_seq goes
- * on.  For what will leave wholly, from here or from a buffer. */
+/* Seals n bytes into records at `to` and returns their length; their number
+ * goes on.  For what will leave wholly, from here or from a buffer. */
 static size_t
 conn_seal(struct conn *c, u8 *to, const u8 *p, size_t n)
 {
-	struct record_keys *k = &srv.keys[conn_slot(c)];
+	struct record_key *k = &srv.keys[conn_slot(c)].out;
 	size_t total = 0;
 
 	while (n > 0) {
 		size_t part = min_size(n, RECORD_MAX_PLAIN);
 
 		memcpy(to + total + record_head(k->suite), p, part);
-		total += record_seal(tls_aead(), k, k->out_seq++, RECORD_DATA,
+		total += record_seal(tls_aead(), k, k->seq++, RECORD_DATA,
 		    to + total, part);
 		p += part;
 		n -= part;
@@ -9099,14 +9095,14 @@ conn_copy_stream(const struct conn *c, u8 *to, size_t from, size_t room)
 }
 
 /* Seals up to `room` bytes of the stream into records of STREAM_RECORD,
- * numbered from out_seq on, which stays.  Returns their length, and in
+ * numbered from k->seq on, which stays.  Returns their length, and in
  * *plain how much of the stream they carry. */
 static size_t
 conn_seal_stream(const struct conn *c, size_t room, size_t *plain)
 {
-	const struct record_keys *k = &srv.keys[conn_slot(c)];
+	const struct record_key *k = &srv.keys[conn_slot(c)].out;
 	size_t total = 0, part, want;
-	u64 seq = k->out_seq;
+	u64 seq = k->seq;
 
 	*plain = 0;
 	do {
@@ -9128,7 +9124,7 @@ conn_seal_stream(const struct conn *c, size_t room, size_t *plain)
 static void
 conn_records_sent(struct conn *c, size_t plain, size_t n)
 {
-	struct record_keys *k = &srv.keys[conn_slot(c)];
+	struct record_key *k = &srv.keys[conn_slot(c)].out;
 	size_t overhead = record_head(k->suite) + RECORD_TAG, out = 0;
 
 	c->rec_n = c->rec_sent = 0;
@@ -9142,7 +9138,7 @@ conn_records_sent(struct conn *c, size_t plain, size_t n)
 		}
 		n -= part + overhead;
 		out += part;
-		k->out_seq++;
+		k->seq++;
 	}
 	conn_advance(c, out);
 	if (c->done + c->rec_n > 0)
@@ -9270,14 +9266,14 @@ conn_write_some(struct conn *c)
 static void
 conn_alert(struct conn *c, u8 level, u8 number)
 {
-	struct record_keys *k = &srv.keys[conn_slot(c)];
+	struct record_key *k = &srv.keys[conn_slot(c)].out;
 	u8 record[RECORD_OVERHEAD_MAX + 2];
 
 	if (!conn_at_boundary(c) || c->out != 0)
 		return;
 	c->notified = level == 2 || number == 0;
 	conn_send_or_keep(c, record,
-	    record_seal_alert(tls_aead(), k, k->out_seq++, level, number,
+	    record_seal_alert(tls_aead(), k, k->seq++, level, number,
 	    record));
 }
 
@@ -9432,7 +9428,7 @@ conn_pong_step(struct conn *c)
 static size_t
 conn_copy_rest(struct conn *c, size_t n)
 {
-	struct record_keys *k = &srv.keys[conn_slot(c)];
+	struct record_key *k = &srv.keys[conn_slot(c)].out;
 	size_t at = c->done + c->rec_n, part;
 	size_t head = c->tls ? record_head(k->suite) : 0;
 
@@ -9446,7 +9442,7 @@ conn_copy_rest(struct conn *c, size_t n)
 		    RECORD_MAX_PLAIN));
 		at += part;
 		if (c->tls && part > 0)
-			n += record_seal(tls_aead(), k, k->out_seq++,
+			n += record_seal(tls_aead(), k, k->seq++,
 			    RECORD_DATA, to, part);
 		else
 			n += part;
@@ -9470,7 +9466,7 @@ conn_settle(struct conn *c)
 	if (c->rec_n > 0) {
 		n = conn_seal_stream(c, c->rec_n, &plain) - c->rec_sent;
 		memcpy(buffer_at(c->out), srv.scratch_out + c->rec_sent, n);
-		srv.keys[conn_slot(c)].out_seq++;
+		srv.keys[conn_slot(c)].out.seq++;
 	}
 	n = conn_copy_rest(c, n);
 	b = buffer_row(c->out);
@@ -9847,8 +9843,8 @@ conn_input(struct conn *c, u8 *p, size_t n, size_t plain)
 		}
 		if (d == n || c->out != 0 || c->state >= CONN_DRAIN)
 			break;
-		used = record_open(tls_aead(), &srv.keys[conn_slot(c)], p + d,
-		    n - d, &r);
+		used = record_open(tls_aead(), &srv.keys[conn_slot(c)].in,
+		    p + d, n - d, &r);
 		if (used < 0) {
 			conn_tls_fail(c, (u8)-used);
 			break;

@@ -50,7 +50,7 @@ next(struct script *s)
 }
 
 static void
-add_record(struct script *s, struct record_keys *k)
+add_record(struct script *s, struct record_key *k)
 {
 	static const u8 types[] = { RECORD_DATA, RECORD_ALERT,
 		RECORD_HANDSHAKE, RECORD_DATA };
@@ -64,7 +64,7 @@ add_record(struct script *s, struct record_keys *k)
 	if (n + RECORD_OVERHEAD_MAX > STREAM - s->stream_n)
 		return;
 	memset(p + record_head(k->suite), (int)n, n);
-	s->stream_n += record_seal(&aead, k, k->out_seq++, type, p, n);
+	s->stream_n += record_seal(&aead, k, k->seq++, type, p, n);
 	s->sealed++;
 }
 
@@ -94,7 +94,7 @@ change_bit(struct script *s)
 
 /* Reads the stream, `piece` bytes more each time. */
 static void
-read_stream(struct story *t, const struct script *s, struct record_keys k,
+read_stream(struct story *t, const struct script *s, struct record_key k,
     size_t piece)
 {
 	static u8 kept[STREAM];
@@ -134,16 +134,17 @@ LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 {
 	static struct story whole, pieces;
 	static struct script s;
-	struct record_keys k = { .in_seq = 1, .out_seq = 1 };
+	struct record_keys k = { .in.seq = 1, .out.seq = 1 };
 	size_t piece;
 
 	s = (struct script){ .p = p, .n = n };
-	k.suite = next(&s) & 1 ? RECORD_CHACHA20 : RECORD_AES128_GCM;
+	k.in.suite = k.out.suite = next(&s) & 1 ? RECORD_CHACHA20 :
+	    RECORD_AES128_GCM;
 	piece = 1 + next(&s);
 	while (s.n > 0) {
 		switch (next(&s) % 3) {
 		case 0:
-			add_record(&s, &k);
+			add_record(&s, &k.out);
 			break;
 		case 1:
 			add_rubbish(&s);
@@ -155,8 +156,8 @@ LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 	}
 	memset(&whole, 0, sizeof whole);
 	memset(&pieces, 0, sizeof pieces);
-	read_stream(&whole, &s, k, STREAM);
-	read_stream(&pieces, &s, k, piece);
+	read_stream(&whole, &s, k.in, STREAM);
+	read_stream(&pieces, &s, k.in, piece);
 	if (whole.n != pieces.n || whole.verdict != pieces.verdict ||
 	    memcmp(whole.text, pieces.text, whole.n) != 0)
 		abort();

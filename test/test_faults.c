@@ -676,14 +676,11 @@ player_prepare(struct player *c)
 	if (!conn || !c->tls)
 		return;
 	sys_random(&c->keys, sizeof c->keys);
-	c->keys.suite = once_in(2) ? RECORD_CHACHA20 : RECORD_AES128_GCM;
-	c->keys.in_seq = c->keys.out_seq = 0;
+	c->keys.in.suite = c->keys.out.suite = once_in(2) ? RECORD_CHACHA20 :
+	    RECORD_AES128_GCM;
+	c->keys.in.seq = c->keys.out.seq = 0;
 	k = &srv.keys[conn_slot(conn)];
-	*k = c->keys;
-	memcpy(k->in_key, c->keys.out_key, sizeof k->in_key);
-	memcpy(k->in_iv, c->keys.out_iv, sizeof k->in_iv);
-	memcpy(k->out_key, c->keys.in_key, sizeof k->in_key);
-	memcpy(k->out_iv, c->keys.in_iv, sizeof k->in_iv);
+	*k = (struct record_keys){ .in = c->keys.out, .out = c->keys.in };
 	conn->tls = true;
 }
 
@@ -771,12 +768,12 @@ player_write(struct player *c)
 	size_t n;
 
 	if (c->raw.n == 0 && c->tx.n > 0) {
-		u8 *to = bytes + (c->tls ? record_head(c->keys.suite) : 0);
+		u8 *to = bytes + (c->tls ? record_head(c->keys.out.suite) : 0);
 
 		n = pipe_get(&c->tx, to, 1 + dice(1000), false);
 		if (c->tls)
-			n = record_seal(tls_aead(), &c->keys,
-			    c->keys.out_seq++, RECORD_DATA, bytes, n);
+			n = record_seal(tls_aead(), &c->keys.out,
+			    c->keys.out.seq++, RECORD_DATA, bytes, n);
 		(void)pipe_put(&c->raw, bytes, n, PIPE);
 	}
 	if (c->raw.n == 0 || f->end || f->reset)
@@ -915,7 +912,7 @@ player_parse(struct player *c)
 		int used = (int)c->rx_n;
 
 		if (c->tls)
-			used = record_open(tls_aead(), &c->keys, c->rx,
+			used = record_open(tls_aead(), &c->keys.in, c->rx,
 			    c->rx_n, &r);
 		CHECK(used >= 0);
 		if (used == 0)

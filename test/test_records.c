@@ -45,27 +45,26 @@ static const u8 vector_chacha20[] = {
 static struct record_keys
 make_keys(u8 suite, u64 seq)
 {
-	struct record_keys k = { .in_seq = seq, .out_seq = seq,
-		.suite = suite };
+	struct record_key k = { .seq = seq, .suite = suite };
 
 	for (int i = 0; i < 32; i++)
-		k.in_key[i] = k.out_key[i] = (u8)i;
+		k.key[i] = (u8)i;
 	for (int i = 0; i < 12; i++)
-		k.in_iv[i] = k.out_iv[i] = (u8)(0xa0 + i);
-	return k;
+		k.iv[i] = (u8)(0xa0 + i);
+	return (struct record_keys){ k, k };
 }
 
 /* Seals n bytes of a pattern into an exact allocation. */
 static u8 *
 seal(struct record_keys *k, u8 type, size_t n, size_t *whole)
 {
-	size_t size = record_head(k->suite) + n + RECORD_TAG;
+	size_t head = record_head(k->out.suite), size = head + n + RECORD_TAG;
 	u8 *p = malloc(size);
 
 	assert_non_null(p);
 	for (size_t i = 0; i < n; i++)
-		p[record_head(k->suite) + i] = (u8)(i * 7);
-	*whole = record_seal(&aead, k, k->out_seq++, type, p, n);
+		p[head + i] = (u8)(i * 7);
+	*whole = record_seal(&aead, &k->out, k->out.seq++, type, p, n);
 	assert_int_equal(*whole, size);
 	return p;
 }
@@ -79,7 +78,7 @@ open_copy(struct record_keys *k, const void *p, size_t n, struct record *r)
 
 	assert_non_null(copy);
 	memcpy(copy + 1, p, n); /* and not aligned */
-	verdict = record_open(&aead, k, copy + 1, n, r);
+	verdict = record_open(&aead, &k->in, copy + 1, n, r);
 	free(copy);
 	return verdict;
 }
@@ -94,14 +93,14 @@ assert_opens(u8 suite, const u8 *p, size_t n)
 	assert_non_null(copy);
 	memcpy(copy, p, n);
 	for (size_t cut = 0; cut < n; cut++)
-		assert_int_equal(record_open(&aead, &k, copy, cut, &r), 0);
+		assert_int_equal(record_open(&aead, &k.in, copy, cut, &r), 0);
 	assert_memory_equal(copy, p, n); /* and nothing happened to it */
-	assert_int_equal(record_open(&aead, &k, copy, n, &r), n);
+	assert_int_equal(record_open(&aead, &k.in, copy, n, &r), n);
 	assert_int_equal(r.type, RECORD_DATA);
 	assert_int_equal(r.n, strlen(VECTOR_TEXT));
 	assert_memory_equal(r.p, VECTOR_TEXT, r.n);
-	assert_true(k.in_seq == VECTOR_SEQ + 1);
-	assert_true(k.out_seq == VECTOR_SEQ);
+	assert_true(k.in.seq == VECTOR_SEQ + 1);
+	assert_true(k.out.seq == VECTOR_SEQ);
 	free(copy);
 }
 
@@ -112,10 +111,10 @@ assert_seals(u8 suite, const u8 *p, size_t n)
 	u8 record[100];
 
 	memcpy(record + record_head(suite), VECTOR_TEXT, strlen(VECTOR_TEXT));
-	assert_int_equal(record_seal(&aead, &k, k.out_seq, RECORD_DATA, record,
-	    strlen(VECTOR_TEXT)), n);
+	assert_int_equal(record_seal(&aead, &k.out, k.out.seq, RECORD_DATA,
+	    record, strlen(VECTOR_TEXT)), n);
 	assert_memory_equal(record, p, n);
-	assert_true(k.out_seq == VECTOR_SEQ);
+	assert_true(k.out.seq == VECTOR_SEQ);
 }
 
 static void
@@ -184,14 +183,14 @@ every_length_comes_back_as_it_went(void **state)
 			struct record r;
 
 			assert_true(whole <= RECORD_MAX);
-			assert_int_equal(record_open(&aead, &k, p, whole, &r),
+			assert_int_equal(record_open(&aead, &k.in, p, whole, &r),
 			    whole);
 			assert_int_equal(r.n, lengths[i]);
 			for (size_t j = 0; j < r.n; j++)
 				assert_int_equal(r.p[j], (u8)(j * 7));
 			free(p);
 		}
-		assert_true(k.in_seq == 1 + COUNT(lengths));
+		assert_true(k.in.seq == 1 + COUNT(lengths));
 	}
 }
 
@@ -204,7 +203,7 @@ the_same_bytes_and_number_give_the_same_record_again(void **state)
 		size_t n, m;
 		u8 *a = seal(&k, RECORD_DATA, 200, &n), *b;
 
-		k.out_seq = 9;
+		k.out.seq = 9;
 		b = seal(&k, RECORD_DATA, 200, &m);
 		assert_int_equal(n, m);
 		assert_memory_equal(a, b, n);
@@ -239,7 +238,7 @@ a_bit_changed_anywhere_is_refused(void **state)
 			else
 				assert_true(verdict <= 0);
 		}
-		assert_true(k.in_seq == 5);
+		assert_true(k.in.seq == 5);
 		assert_int_equal(open_copy(&k, p, n, &r), n);
 		free(p);
 	}
@@ -280,7 +279,7 @@ a_replayed_dropped_or_reordered_record_is_refused(void **state)
 		assert_int_equal(open_copy(&k, one, n, &r), n);
 		assert_int_equal(open_copy(&k, one, n, &r), -20); /* again */
 		assert_int_equal(open_copy(&k, two, n, &r), n);
-		k.in_seq++; /* one was dropped: the next is too early */
+		k.in.seq++; /* one was dropped: the next is too early */
 		assert_int_equal(open_copy(&k, two, n, &r), -20);
 		free(one);
 		free(two);
@@ -379,12 +378,12 @@ an_alert_is_sealed_and_opened(void **state)
 	for (size_t s = 0; s < COUNT(suites); s++) {
 		struct record_keys k = make_keys(suites[s], 77);
 		u8 p[RECORD_ALERT_MAX];
-		size_t n = record_seal_alert(&aead, &k, 77, ALERT_WARNING,
+		size_t n = record_seal_alert(&aead, &k.out, 77, ALERT_WARNING,
 		    ALERT_CLOSE_NOTIFY, p);
 		struct record r;
 
 		assert_true(n <= sizeof p);
-		assert_int_equal(record_open(&aead, &k, p, n, &r), n);
+		assert_int_equal(record_open(&aead, &k.in, p, n, &r), n);
 		assert_int_equal(r.type, RECORD_ALERT);
 		assert_int_equal(r.n, 2);
 		assert_int_equal(r.p[0], ALERT_WARNING);
@@ -411,13 +410,13 @@ records_that_come_together_are_taken_one_by_one(void **state)
 	}
 	n -= 1;
 	for (size_t i = 0; i < 3; i++) {
-		int used = record_open(&aead, &k, buffer + at, n - at, &r);
+		int used = record_open(&aead, &k.in, buffer + at, n - at, &r);
 
 		assert_true(used > 0);
 		assert_int_equal(r.n, 10 * i);
 		at += (size_t)used;
 	}
-	assert_int_equal(record_open(&aead, &k, buffer + at, n - at, &r), 0);
+	assert_int_equal(record_open(&aead, &k.in, buffer + at, n - at, &r), 0);
 }
 
 int

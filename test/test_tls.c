@@ -823,12 +823,12 @@ exchange(struct peer *c)
 		continue;
 	got = sys_recv(c->server_fd, record, sizeof record, 0);
 	assert_true(got > 0);
-	assert_int_equal(record_open(tls_aead(), &c->keys, record,
+	assert_int_equal(record_open(tls_aead(), &c->keys.in, record,
 	    (size_t)got, &r), got);
 	assert_int_equal(r.n, 5);
 	assert_memory_equal(r.p, "hello", 5);
-	memcpy(record + record_head(c->keys.suite), "welcome", 7);
-	n = record_seal(tls_aead(), &c->keys, c->keys.out_seq++, RECORD_DATA,
+	memcpy(record + record_head(c->keys.out.suite), "welcome", 7);
+	n = record_seal(tls_aead(), &c->keys.out, c->keys.out.seq++, RECORD_DATA,
 	    record, 7);
 	assert_int_equal(sys_send(c->server_fd, record, n, 0), n);
 	while (peer_move(c))
@@ -845,8 +845,9 @@ assert_shakes(struct peer *c, u8 suite, bool resumed)
 	shake_hands(c);
 	if (c->progress != TLS_DONE)
 		fail_msg("%s", tls_why(c->slot));
-	assert_int_equal(c->keys.suite, suite);
-	assert_true(c->keys.in_seq == 1 && c->keys.out_seq == 1);
+	assert_int_equal(c->keys.in.suite, suite);
+	assert_int_equal(c->keys.out.suite, suite);
+	assert_true(c->keys.in.seq == 1 && c->keys.out.seq == 1);
 	assert_int_equal(tls_resumed(c->slot), resumed);
 	exchange(c);
 }
@@ -1009,7 +1010,7 @@ what_follows_finished_is_left_in_the_socket(void **state)
 	assert_int_equal(tls_step(c.slot, c.server_fd, &c.keys), TLS_DONE);
 	got = sys_recv(c.server_fd, record, sizeof record, 0);
 	assert_int_equal(got, 5 + 5 + 16);
-	assert_int_equal(record_open(tls_aead(), &c.keys, record, (size_t)got,
+	assert_int_equal(record_open(tls_aead(), &c.keys.in, record, (size_t)got,
 	    &r), got);
 	assert_memory_equal(r.p, "early", 5);
 	peer_close(&c);
@@ -1038,12 +1039,12 @@ a_slot_that_was_given_back_holds_no_secret(void **state)
 		assert_shakes(&c, suite, false);
 		br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
 		assert_true(slot_holds(slot, session.master_secret, 48));
-		assert_true(slot_holds(slot, c.keys.in_key, 16));
+		assert_true(slot_holds(slot, c.keys.in.key, 16));
 		tls_give(slot);
 		c.slot = -1;
 		assert_false(slot_holds(slot, session.master_secret, 16));
-		assert_false(slot_holds(slot, c.keys.in_key, 16));
-		assert_false(slot_holds(slot, c.keys.out_key, 16));
+		assert_false(slot_holds(slot, c.keys.in.key, 16));
+		assert_false(slot_holds(slot, c.keys.out.key, 16));
 		peer_close(&c);
 	}
 }
