@@ -2934,6 +2934,16 @@ tag_parse(struct tag_line *t, struct str text)
 	return t->why == NULL ? 1 : -1;
 }
 
+/* Do these set the tag of this name? */
+static bool
+tag_lines_set(const struct tag_line *line, u32 n, struct str name)
+{
+	for (u32 i = 0; i < n; i++)
+		if (str_eq(line[i].name, name))
+			return true;
+	return false;
+}
+
 /* Takes the next line of a `tag` body from `rest`: 1, 0 at the end, -1 for
  * bad-tag. */
 static int
@@ -5111,17 +5121,15 @@ token_sign(u8 sig[TOKEN_SIGNATURE], const struct token_key *k,
 
 _Static_assert(WSP_MAX_TOKEN <= WSP_MAX_HTTP_HEAD, "a token fits a request");
 
-struct token_tag {
-	u8 name_n, value_n;
-	char name[WSP_MAX_TAG_NAME], value[WSP_MAX_TAG_VALUE];
-};
-
 /* A token that was read. */
 struct token {
 	int64_t expires;           /* `exp`, seconds since 1970 */
 	struct str claims;         /* the JSON, in `room` */
-	size_t tags;
-	struct token_tag tag[WSP_MAX_TAGS];
+	struct str sub;            /* in `id`; NULL: it has none */
+	int services;              /* a value, or -1 */
+	u32 tags;
+	struct tag_line tag[WSP_MAX_TAGS]; /* in `text`, as `name:value` */
+	char text[WSP_MAX_TAGS][TAG_TEXT + 1], id[TOKEN_ID];
 	struct json_token value[WSP_TOKEN_VALUES];
 	char room[WSP_MAX_TOKEN];
 };
@@ -5160,16 +5168,13 @@ token_member(const struct token *t, const char *name)
 	return json_member(t->value, t->claims, 0, name);
 }
 
-/* The string at a token, decoded; -1 when there is none, or it is longer than
- * cap or cannot be UTF-8. */
+/* The string at a token, decoded: its length, < 0 when there is none, or it is
+ * longer than cap or cannot be UTF-8. */
 static int
 token_string(char *to, size_t cap, const struct token *t, size_t at)
 {
-	int n = -1;
-
-	if (t->value[at].kind == JSON_IS_STRING)
-		n = json_decode(to, cap, json_span(&t->value[at], t->claims));
-	return n < 0 ? -1 : n;
+	return t->value[at].kind != JSON_IS_STRING ? -1 :
+	    json_decode(to, cap, json_span(&t->value[at], t->claims));
 }
 
 /* Is it this text, or an array that has it? */
@@ -5200,85 +5205,73 @@ token_header(enum token_alg *alg, const struct token *t)
 		return "its header has crit, and no extension is known here";
 	for (u32 i = 0; at >= 0 && i < COUNT(token_alg_name); i++) {
 		*alg = (enum token_alg)i;
-		if (t->value[at].kind == JSON_IS_STRING && json_string_is(
-		    json_span(&t->value[at], t->claims), token_alg_name[i]))
+		if (json_string_is(json_span(&t->value[at], t->claims),
+		    token_alg_name[i]))
 			return NULL;
 	}
 	return "its algorithm is neither HS256 nor ES256";
 }
 
-/* The whole seconds of a date (RFC 7519, 2).  An exponent is refused: nobody
- * writes one. */
-static bool
-token_date(int64_t *seconds, const struct token *t, int at)
+/* The whole seconds of a claim that is a date (RFC 7519, 2): 1, 0 when there
+ * is none, -1 when it is no date.  An exponent is refused: nobody writes
+ * one. */
+static int
+token_date(int64_t *seconds, const struct token *t, const char *name)
 {
-	struct str s = json_span(&t->value[at], t->claims), whole;
-	bool negative = s.p[0] == '-';
+	int at = token_member(t, name);
+	struct str s, whole;
+	bool negative;
 	u64 v;
 
-	if (t->value[at].kind != JSON_IS_NUMBER || memchr(s.p, 'e', s.n) ||
-	    memchr(s.p, 'E', s.n))
-		return false;
-	if (negative)
-		s = text_from(s, 1);
+	if (at < 0)
+		return 0;
+	s = json_span(&t->value[at], t->claims);
+	if (memchr(s.p, 'e', s.n) || memchr(s.p, 'E', s.n))
+		return -1;
+	negative = s.p[0] == '-';
+	s = text_from(s, negative);
 	(void)split_next(&s, '.', &whole);
 	if (!text_u64(&v, whole, TOKEN_LATEST))
-		return false;
+		return -1;
 	*seconds = negative ? -(int64_t)v : (int64_t)v;
-	return true;
+	return 1;
 }
 
 /* NULL, or why it is not good now. */
 static const char *
 token_dates(struct token *t, int64_t now)
 {
-	int exp = token_member(t, "exp"), nbf = token_member(t, "nbf");
-	int64_t begins;
+	int64_t begins = now;
+	int exp = token_date(&t->expires, t, "exp");
 
-	if (exp < 0)
+	if (exp == 0)
 		return "it has no exp";
-	if (!token_date(&t->expires, t, exp))
-		return "its exp is no date in seconds";
+	if (exp < 0 || token_date(&begins, t, "nbf") < 0)
+		return "its exp or nbf is no date in seconds";
 	if (now >= t->expires + TOKEN_SKEW)
 		return "it has expired";
-	if (nbf < 0)
-		return NULL;
-	if (!token_date(&begins, t, nbf))
-		return "its nbf is no date in seconds";
 	return begins - TOKEN_SKEW > now ? "it is not valid yet" : NULL;
-}
-
-/* Does it set the tag of this name? */
-static bool
-token_sets(const struct token *t, struct str name)
-{
-	for (size_t i = 0; i < t->tags; i++)
-		if (str_eq(name, (struct str){ t->tag[i].name,
-		    t->tag[i].name_n }))
-			return true;
-	return false;
 }
 
 /* Reads the tag whose name is the value `at`. */
 static const char *
 token_read_tag(struct token *t, size_t at)
 {
-	struct token_tag *g = &t->tag[t->tags];
-	int name_n = token_string(g->name, sizeof g->name, t, at);
-	int value_n = token_string(g->value, sizeof g->value, t, at + 1);
-	struct str name = { g->name, (size_t)name_n };
-	struct str value = { g->value, (size_t)value_n };
+	struct tag_line *g = &t->tag[t->tags];
+	char *p = t->text[t->tags];
+	int name_n = token_string(p, WSP_MAX_TAG_NAME, t, at), value_n = -1;
 
-	if (name_n < 0 || value_n < 0)
+	if (name_n >= 0)
+		value_n = token_string(p + name_n + 1, WSP_MAX_TAG_VALUE, t,
+		    at + 1);
+	if (value_n < 0)
 		return "a tag is no string, or too long";
-	if (!tag_name_valid(name) || !tag_value_valid(value))
-		return "a tag has a bad name or value";
-	if (str_is(name, "service"))
-		return "it has the tag service, which nobody may set";
-	if (token_sets(t, name))
-		return "it has a tag twice";
-	g->name_n = (u8)name_n;
-	g->value_n = (u8)value_n;
+	p[name_n] = ':';
+	if (tag_parse(g, (struct str){ p, (size_t)(name_n + 1 + value_n) }) < 0)
+		return g->why;
+	if (g->name.n != (size_t)name_n ||
+	    tag_lines_set(t->tag, t->tags, g->name))
+		return "it has a tag twice, or one with : in its name";
 	t->tags++;
 	return NULL;
 }
@@ -5293,10 +5286,9 @@ token_tags(struct token *t)
 	t->tags = 0;
 	if (at < 0)
 		return NULL;
-	if (t->value[at].kind != JSON_IS_OBJECT)
-		return "its tags are no object";
-	if (t->value[at].size > WSP_MAX_TAGS)
-		return "it has more tags than a socket may have";
+	if (t->value[at].kind != JSON_IS_OBJECT ||
+	    t->value[at].size > WSP_MAX_TAGS)
+		return "its tags are no object, or more than a socket may have";
 	for (u32 left = t->value[at].size; left > 0 && !why; left--) {
 		why = token_read_tag(t, i);
 		i = t->value[i + 1].next;
@@ -5308,18 +5300,22 @@ static const char *
 token_claims(struct token *t, const struct token_use *use)
 {
 	const char *why = token_dates(t, use->now);
-	int aud = token_member(t, "aud"), sub = token_member(t, "sub");
-	int services = token_member(t, "services");
-	char id[TOKEN_ID];
+	int aud = token_member(t, "aud"), sub = token_member(t, "sub"), n;
 
 	if (why)
 		return why;
 	if (use->audience.n > 0 &&
 	    (aud < 0 || !token_has(t, aud, use->audience)))
 		return "it is for another audience";
-	if (sub >= 0 && token_string(id, sizeof id, t, (size_t)sub) < 0)
-		return "its sub is no string, or longer than an id";
-	if (services >= 0 && t->value[services].kind != JSON_IS_ARRAY)
+	t->sub = (struct str){ NULL, 0 };
+	if (sub >= 0) {
+		n = token_string(t->id, sizeof t->id, t, (size_t)sub);
+		if (n < 0)
+			return "its sub is no string, or longer than an id";
+		t->sub = (struct str){ t->id, (size_t)n };
+	}
+	t->services = token_member(t, "services");
+	if (t->services >= 0 && t->value[t->services].kind != JSON_IS_ARRAY)
 		return "its services are no array";
 	return token_tags(t);
 }
@@ -5328,86 +5324,59 @@ token_claims(struct token *t, const struct token_use *use)
  * ---- Checking
  */
 
-struct token_parts {
-	struct str header, claims, signature;
-	struct str text; /* what is signed: header, dot, claims */
-};
-
-static bool
-token_split(struct token_parts *p, struct str text)
-{
-	struct str rest = text;
-
-	if (!split_next(&rest, '.', &p->header) ||
-	    !split_next(&rest, '.', &p->claims))
-		return false;
-	p->signature = rest;
-	p->text = (struct str){ text.p, p->header.n + 1 + p->claims.n };
-	return rest.n > 0;
-}
-
 /* Everything that can be said without a signature's cost. */
 static const char *
-token_read(struct token *t, enum token_alg *alg, const struct token_parts *p,
-    const struct token_use *use)
+token_read(struct token *t, enum token_alg *alg, struct str header,
+    struct str claims, const struct token_use *use)
 {
+	static const char no_json[] =
+	    "its header or claims are no JSON in base64url, or too many";
 	const char *why;
 
-	if (!token_json(t, p->header))
-		return "its header is no JSON in base64url";
+	if (!token_json(t, header))
+		return no_json;
 	why = token_header(alg, t);
 	if (why)
 		return why;
-	if (!token_json(t, p->claims))
-		return "its claims are no JSON in base64url, or too many";
-	return token_claims(t, use);
+	return token_json(t, claims) ? token_claims(t, use) : no_json;
 }
 
 static bool
-token_is_signed(enum token_alg alg, const struct token_parts *p,
+token_is_signed(enum token_alg alg, struct str text, struct str signature,
     const struct token_key *key, size_t keys)
 {
 	u8 sig[TOKEN_SIGNATURE];
-	int n = base64url_decode(sig, sizeof sig, p->signature);
+	int n = base64url_decode(sig, sizeof sig, signature);
 
 	for (size_t i = 0; n > 0 && i < keys; i++)
 		if (key[i].alg == alg &&
-		    token_signed_by(&key[i], p->text, sig, (size_t)n))
+		    token_signed_by(&key[i], text, sig, (size_t)n))
 			return true;
 	return false;
 }
 
 /* Does `sub`, an id or the beginning of ids and a star, name this id? */
 static bool
-token_names_id(const struct token *t, int sub, struct str id)
+token_names_id(struct str sub, struct str id)
 {
-	char plain[TOKEN_ID];
-	struct str s = { plain, 0 };
-	int n = token_string(plain, sizeof plain, t, (size_t)sub);
-
-	s.n = n > 0 ? (size_t)n : 0;
-	if (s.n > 0 && s.p[s.n - 1] == '*') {
-		s.n--;
-		return str_begins(id, s);
-	}
-	return str_eq(id, s);
+	if (sub.n == 0 || sub.p[sub.n - 1] != '*')
+		return str_eq(id, sub);
+	sub.n--;
+	return str_begins(id, sub);
 }
 
 /* A good token, but is it good for this? */
 static const char *
 token_refuses(const struct token *t, const struct token_use *use)
 {
-	int services = token_member(t, "services");
-	int sub = token_member(t, "sub");
-
-	if (services >= 0 && use->service.n > 0 &&
-	    !token_has(t, services, use->service))
+	if (t->services >= 0 && use->service.n > 0 &&
+	    !token_has(t, t->services, use->service))
 		return "it is not for this service";
 	if (use->id.n == 0)
 		return NULL;
-	if (sub < 0)
+	if (!t->sub.p)
 		return "it has no sub: it is for volatile sockets only";
-	return token_names_id(t, sub, use->id) ? NULL :
+	return token_names_id(t->sub, use->id) ? NULL :
 	    "its sub is not this id";
 }
 
@@ -5419,25 +5388,22 @@ static int
 token_check(struct token *t, const char **why, struct str text,
     const struct token_key *key, size_t keys, const struct token_use *use)
 {
-	struct token_parts p;
+	struct str signature = text, header, claims;
 	enum token_alg alg = TOKEN_HS256;
 
-	*why = NULL;
 	if (text.n > WSP_MAX_TOKEN)
 		*why = "it is too long";
-	else if (!token_split(&p, text))
+	else if (!split_next(&signature, '.', &header) ||
+	    !split_next(&signature, '.', &claims) || signature.n == 0)
 		*why = "it is not three parts with dots between";
 	else
-		*why = token_read(t, &alg, &p, use);
+		*why = token_read(t, &alg, header, claims, use);
 	if (*why)
 		return 401;
-	if (use->unread) {
-		*why = "too many before it were forged";
-		return 503;
-	}
-	if (!token_is_signed(alg, &p, key, keys)) {
+	text.n -= signature.n + 1; /* what is signed */
+	if (use->unread || !token_is_signed(alg, text, signature, key, keys)) {
 		*why = token_forged;
-		return 401;
+		return use->unread ? 503 : 401;
 	}
 	*why = token_refuses(t, use);
 	return *why ? 403 : 0;
@@ -11358,7 +11324,8 @@ arrival_tags_fit(const struct arrival *a, const struct token *t)
 	size_t count = t->tags;
 
 	while (id_tag_next(&rest, &name, &value))
-		count += !id_tag_follows(rest, name) && !token_sets(t, name);
+		count += !id_tag_follows(rest, name) &&
+		    !tag_lines_set(t->tag, t->tags, name);
 	return count <= WSP_MAX_TAGS;
 }
 
@@ -11454,12 +11421,8 @@ arrival_tags(const struct arrival *a, u32 sock)
 		if (srv.tags.row[i].origin == TAG_TOKEN)
 			tag_remove(&srv.tags, s, i);
 	}
-	for (size_t k = 0; t && k < t->tags; k++) {
-		const struct token_tag *g = &t->tag[k];
-
-		arrival_tag(sock, (struct str){ g->name, g->name_n },
-		    (struct str){ g->value, g->value_n });
-	}
+	for (u32 k = 0; t && k < t->tags; k++)
+		arrival_tag(sock, t->tag[k].name, t->tag[k].value);
 	for (u32 k = 0; v && k < v->tags; k++)
 		arrival_tag(sock, v->tag[k].name, v->tag[k].value);
 }
@@ -11767,31 +11730,21 @@ judging_body(struct out *o, const struct arrival *a)
 	out_char(o, '}');
 }
 
-/* Does `allow` set the tag? */
-static bool
-verdict_sets(const struct verdict *v, struct str name)
-{
-	for (u32 k = 0; k < v->tags; k++)
-		if (str_eq(v->tag[k].name, name))
-			return true;
-	return false;
-}
-
 /* May a socket have all the tags of the id, the token and `allow`? */
 static bool
 arrival_verdict_fits(const struct arrival *a)
 {
 	struct str rest = { a->id, a->stateful ? a->id_n : 0 }, name, value;
 	const struct token *t = a->token;
-	size_t count = a->verdict->tags;
+	const struct verdict *v = a->verdict;
+	size_t count = v->tags;
 
-	for (size_t k = 0; t && k < t->tags; k++)
-		count += !verdict_sets(a->verdict, (struct str){
-		    t->tag[k].name, t->tag[k].name_n });
+	for (u32 k = 0; t && k < t->tags; k++)
+		count += !tag_lines_set(v->tag, v->tags, t->tag[k].name);
 	while (id_tag_next(&rest, &name, &value))
 		count += !id_tag_follows(rest, name) &&
-		    !verdict_sets(a->verdict, name) &&
-		    !(t && token_sets(t, name));
+		    !tag_lines_set(v->tag, v->tags, name) &&
+		    !(t && tag_lines_set(t->tag, t->tags, name));
 	return count <= WSP_MAX_TAGS;
 }
 

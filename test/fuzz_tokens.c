@@ -43,15 +43,13 @@ look_at_token(void)
 	    t.tags > WSP_MAX_TAGS || t.claims.n == 0 || t.claims.p[0] == '\0')
 		abort();
 	for (size_t i = 0; i < t.tags; i++) {
-		const struct token_tag *g = &t.tag[i];
-		struct str name = { g->name, g->name_n };
+		const struct tag_line *g = &t.tag[i];
 
-		if (!tag_name_valid(name) || str_is(name, "service") ||
-		    !tag_value_valid((struct str){ g->value, g->value_n }))
+		if (g->remove || !tag_name_valid(g->name) ||
+		    str_is(g->name, "service") || !tag_value_valid(g->value))
 			abort();
 		for (size_t k = 0; k < i; k++)
-			if (str_eq(name, (struct str){ t.tag[k].name,
-			    t.tag[k].name_n }))
+			if (str_eq(g->name, t.tag[k].name))
 				abort();
 	}
 }
