@@ -1161,6 +1161,14 @@ json_string(struct out *o, struct str s)
 	out_char(o, '"');
 }
 
+/* Text as it is, and s as a JSON string behind it. */
+static void
+json_member_string(struct out *o, const char *text, struct str s)
+{
+	out_text(o, text);
+	json_string(o, s);
+}
+
 /* Reads the escape at p, two for a character beyond U+FFFF, and returns what
  * is behind it, or NULL when it is half of a surrogate pair. */
 static const char *
@@ -5118,6 +5126,7 @@ token_sign(u8 sig[TOKEN_SIGNATURE], const struct token_key *k,
 #define TOKEN_LATEST    INT64_C(1000000000000000)
 #define TOKEN_TEXT      256 /* bytes of an audience */
 #define TOKEN_ID        (WSP_MAX_ID + 1) /* of `sub`: an id, and a star */
+#define TOKEN_SERVICES  16 /* that a new token may be for */
 
 _Static_assert(WSP_MAX_TOKEN <= WSP_MAX_HTTP_HEAD, "a token fits a request");
 
@@ -5480,10 +5489,9 @@ token_find(struct str *token, const struct http_request *r, bool in_url)
 struct token_plan {
 	int64_t expires;
 	struct str sub, audience;
-	const struct str *service;
-	size_t services;
-	const struct tag_line *tag;
-	size_t tags;
+	struct str service[TOKEN_SERVICES];
+	struct tag_line tag[WSP_MAX_TAGS];
+	u32 services, tags;
 };
 
 static void
@@ -5498,52 +5506,43 @@ token_put(struct out *o, const void *p, size_t n)
 static void
 token_write_claims(struct out *o, const struct token_plan *plan)
 {
-	out_text(o, "{\"exp\":");
-	out_u64(o, (u64)plan->expires);
-	if (plan->sub.n > 0) {
-		out_text(o, ",\"sub\":");
-		json_string(o, plan->sub);
-	}
-	if (plan->audience.n > 0) {
-		out_text(o, ",\"aud\":");
-		json_string(o, plan->audience);
-	}
-	for (size_t i = 0; i < plan->services; i++) {
-		out_text(o, i == 0 ? ",\"services\":[" : ",");
-		json_string(o, plan->service[i]);
-	}
+	out_print(o, "{\"exp\":%lld", (long long)plan->expires);
+	if (plan->sub.n > 0)
+		json_member_string(o, ",\"sub\":", plan->sub);
+	if (plan->audience.n > 0)
+		json_member_string(o, ",\"aud\":", plan->audience);
+	for (u32 i = 0; i < plan->services; i++)
+		json_member_string(o, i == 0 ? ",\"services\":[" : ",",
+		    plan->service[i]);
 	if (plan->services > 0)
 		out_char(o, ']');
-	for (size_t i = 0; i < plan->tags; i++) {
-		out_text(o, i == 0 ? ",\"tags\":{" : ",");
-		json_string(o, plan->tag[i].name);
-		out_char(o, ':');
-		json_string(o, plan->tag[i].value);
+	for (u32 i = 0; i < plan->tags; i++) {
+		json_member_string(o, i == 0 ? ",\"tags\":{" : ",",
+		    plan->tag[i].name);
+		json_member_string(o, ":", plan->tag[i].value);
 	}
 	out_text(o, plan->tags > 0 ? "}}" : "}");
 }
 
-/* Signs claims, which are JSON, and writes the token; o->full: too long. */
+/* Signs claims, which are JSON, and writes the token from the start of o;
+ * o->full: too long. */
 static void
 token_write(struct out *o, const struct token_key *k, struct str claims)
 {
-	char text[64];
-	struct out header = out_to(text, sizeof text);
+	char header[64];
 	u8 sig[TOKEN_SIGNATURE];
-	size_t from = o->n;
+	size_t n;
 
-	out_text(&header, "{\"alg\":\"");
-	out_text(&header, token_alg_name[k->alg]);
-	out_text(&header, "\",\"typ\":\"JWT\"}");
-	token_put(o, header.p, header.n);
+	text_print(header, sizeof header, "{\"alg\":\"%s\",\"typ\":\"JWT\"}",
+	    token_alg_name[k->alg]);
+	token_put(o, header, strlen(header));
 	out_char(o, '.');
 	token_put(o, claims.p, claims.n);
 	if (o->full)
 		return;
-	header.n = token_sign(sig, k, (struct str){ o->p + from,
-	    o->n - from });
+	n = token_sign(sig, k, (struct str){ o->p, o->n });
 	out_char(o, '.');
-	token_put(o, sig, header.n);
+	token_put(o, sig, n);
 }
 
 /* ----- 18. DER -----------------------------------------------------------
@@ -8013,8 +8012,8 @@ tls_step(int slot, int fd, struct record_keys *keys)
 static struct token_key token_key[2][SETTINGS_TOKEN_KEYS];
 
 static struct {
-	size_t count[2];
-	int used;
+	u32 count; /* in the set in use */
+	u32 used;
 } token_keys RESIDENT;
 
 /* Seconds since 1970. */
@@ -8100,31 +8099,24 @@ token_load_pem(struct token_key *k, const char *path, struct str file)
 static bool
 token_is_other_key(struct str file)
 {
-	const u8 *p = (const u8 *)file.p;
-	size_t n = file.n;
+	struct der d = { (const u8 *)file.p, file.n }, content;
 
-	if (text_find(file, "\"kty\""))
-		return true;
-	if (n < 64 || p[0] != 0x30)
-		return false;
-	return p[1] == n - 2 || (p[1] == 0x81 && p[2] == n - 3) ||
-	    (p[1] == 0x82 && load16(p + 2) == n - 4);
+	return text_find(file, "\"kty\"") || (file.n >= 64 &&
+	    der_take(&d, 0x30, &content) && d.n == 0);
 }
 
 static int
-token_load_secret(struct token_key *k, const char *path, size_t n)
+token_load_secret(struct token_key *k, const char *path, struct str file)
 {
-	const u8 *p = (const u8 *)cert_file_room();
-
-	if (token_is_other_key((struct str){ (const char *)p, n }))
+	if (token_is_other_key(file))
 		return cert_fail(path, "is a key in DER or JSON: convert it "
 		    "to PEM");
-	if (p[n - 1] == '\n')
-		n -= n > 1 && p[n - 2] == '\r' ? 2 : 1;
-	if (n < TOKEN_SECRET)
+	if (file.p[file.n - 1] == '\n')
+		file.n -= file.n > 1 && file.p[file.n - 2] == '\r' ? 2 : 1;
+	if (file.n < TOKEN_SECRET)
 		return cert_fail(path, "is no PEM, and as a secret for HS256 "
 		    "shorter than 32 bytes");
-	token_key_hs256(k, p, n);
+	token_key_hs256(k, file.p, file.n);
 	return 0;
 }
 
@@ -8133,14 +8125,14 @@ static int
 token_load(struct token_key *k, const char *path)
 {
 	ssize_t n = cert_read_file(path);
+	struct str file;
 	int r;
 
 	if (n < 0)
 		return -1;
-	if (text_find(cert_file(n), "-----BEGIN"))
-		r = token_load_pem(k, path, cert_file(n));
-	else
-		r = token_load_secret(k, path, (size_t)n);
+	file = cert_file(n);
+	r = text_find(file, "-----BEGIN") ? token_load_pem(k, path, file) :
+	    token_load_secret(k, path, file);
 	wipe(cert_file_room(), (size_t)n);
 	return r;
 }
@@ -8150,12 +8142,12 @@ token_load(struct token_key *k, const char *path)
 static int
 token_keys_load(const char *const *path, u32 count)
 {
-	int spare = !token_keys.used;
+	u32 spare = !token_keys.used;
 
 	for (u32 i = 0; i < count; i++)
 		if (token_load(&token_key[spare][i], path[i]) < 0)
 			return -1;
-	token_keys.count[spare] = count;
+	token_keys.count = count;
 	token_keys.used = spare;
 	return 0;
 }
@@ -8164,7 +8156,7 @@ token_keys_load(const char *const *path, u32 count)
 static bool
 token_is_needed(void)
 {
-	return token_keys.count[token_keys.used] > 0;
+	return token_keys.count > 0;
 }
 
 /* token_check() with the keys in use. */
@@ -8173,7 +8165,7 @@ token_keys_check(struct token *t, const char **why, struct str text,
     const struct token_use *use)
 {
 	return token_check(t, why, text, token_key[token_keys.used],
-	    token_keys.count[token_keys.used], use);
+	    token_keys.count, use);
 }
 
 /*
@@ -8185,37 +8177,37 @@ enum { TOKEN_DONE, TOKEN_FAILED, TOKEN_USAGE };
 struct token_order {
 	const char *key;
 	bool check;
-	u64 seconds;
-	struct str service[SETTINGS_SERVICES];
-	struct tag_line tag[WSP_MAX_TAGS];
+	u64 seconds; /* 0: not asked for */
 	struct token_plan plan;
 };
 
-static struct token token_read_here; /* too large for the stack */
+/* Too large for the stack. */
+static struct token token_read_here;
+static char token_text[WSP_MAX_TOKEN + 16]; /* and white space around it */
 
 static const char *
-token_order_service(struct token_order *o, struct str name)
+token_order_service(struct token_plan *plan, struct str name)
 {
-	if (o->plan.services == COUNT(o->service))
+	if (plan->services == TOKEN_SERVICES)
 		return "there are too many -s";
 	if (!service_name_valid(name))
 		return "-s takes a service's name";
-	o->service[o->plan.services++] = name;
+	plan->service[plan->services++] = name;
 	return NULL;
 }
 
 static const char *
-token_order_tag(struct token_order *o, struct str text)
+token_order_tag(struct token_plan *plan, struct str text)
 {
-	struct tag_line *line = &o->tag[o->plan.tags];
+	struct tag_line *line = &plan->tag[plan->tags];
 
-	if (o->plan.tags == COUNT(o->tag))
+	if (plan->tags == WSP_MAX_TAGS)
 		return "there are too many -t";
 	if (tag_parse(line, text) < 0)
 		return line->why;
 	if (line->remove)
 		return "-t takes name:value";
-	o->plan.tags++;
+	plan->tags++;
 	return NULL;
 }
 
@@ -8236,9 +8228,9 @@ token_order_option(struct token_order *o, int letter, const char *value)
 		return text_u64(&o->seconds, text, 999999999) &&
 		    o->seconds > 0 ? NULL : "-e takes seconds from 1 on";
 	case 's':
-		return token_order_service(o, text);
+		return token_order_service(&o->plan, text);
 	case 't':
-		return token_order_tag(o, text);
+		return token_order_tag(&o->plan, text);
 	case 'a':
 		o->plan.audience = text;
 		return text.n > 0 && text.n <= TOKEN_TEXT &&
@@ -8272,15 +8264,12 @@ token_order_check(struct token_order *o, char **words)
 static int
 token_mint(struct token_order *o, const struct token_key *k)
 {
-	char claims[WSP_MAX_TOKEN], text[WSP_MAX_TOKEN];
-	struct out c = out_to(claims, sizeof claims);
-	struct out t = out_to(text, sizeof text);
+	struct out c = out_to(token_read_here.room, WSP_MAX_TOKEN);
+	struct out t = out_to(token_text, WSP_MAX_TOKEN);
 
 	if (!k->mints)
 		return say(TOKEN_FAILED, "this key is public: it "
 		    "checks tokens, and a private one mints them");
-	o->plan.service = o->service;
-	o->plan.tag = o->tag;
 	o->plan.expires = token_now() + (int64_t)(o->seconds > 0 ? o->seconds :
 	    3600);
 	token_write_claims(&c, &o->plan);
@@ -8296,7 +8285,6 @@ token_mint(struct token_order *o, const struct token_key *k)
 static int
 token_check_input(const struct token_order *o, const struct token_key *k)
 {
-	static char text[WSP_MAX_TOKEN + 16];
 	struct token_use use = { .audience = o->plan.audience,
 		.now = token_now() };
 	struct token *t = &token_read_here;
@@ -8304,10 +8292,10 @@ token_check_input(const struct token_order *o, const struct token_key *k)
 	size_t n = 0;
 	ssize_t r;
 
-	while (n < sizeof text &&
-	    (r = read(STDIN_FILENO, text + n, sizeof text - n)) > 0)
+	while (n < sizeof token_text && (r = read(STDIN_FILENO,
+	    token_text + n, sizeof token_text - n)) > 0)
 		n += (size_t)r;
-	if (token_check(t, &why, text_trim((struct str){ text, n },
+	if (token_check(t, &why, text_trim((struct str){ token_text, n },
 	    " \t\r\n"), k, 1, &use) != 0)
 		return say(TOKEN_FAILED, "the token is of no use: %s", why);
 	print_str(t->claims);
@@ -8339,7 +8327,7 @@ token_command(int argc, char **argv)
 		return say(TOKEN_FAILED, "this system's clock is "
 		    "before the day wspush was built: set it first");
 	status = o.check ? token_check_input(&o, k) : token_mint(&o, k);
-	wipe(&token_keys, sizeof token_keys);
+	wipe(k, sizeof *k);
 	return status;
 }
 

@@ -620,13 +620,11 @@ more_values_than_there_is_room_for_are_refused(void **state)
 static void
 what_is_minted_is_taken_and_says_what_was_asked(void **state)
 {
-	struct str services[] = { STR("main"), STR("echo") };
-	struct tag_line tags[] = { { .name = STR("a\"b"),
-		.value = STR("c\\d") }, { .name = STR("x"),
-		.value = STR("") } };
 	struct token_plan plan = { .expires = NOW, .sub = STR("u\"*"),
-		.audience = STR("router"), .service = services, .services = 2,
-		.tag = tags, .tags = 2 };
+		.audience = STR("router"),
+		.service = { STR("main"), STR("echo") }, .services = 2,
+		.tag = { { .name = STR("a\"b"), .value = STR("c\\d") },
+		{ .name = STR("x"), .value = STR("") } }, .tags = 2 };
 	const struct token_key *const keys[] = { &hs, &es };
 	struct token_use use = { .audience = STR("router"),
 		.service = STR("echo"), .id = STR("u\"7"), .now = NOW };
