@@ -1163,10 +1163,10 @@ json_string(struct out *o, struct str s)
 
 /* Text as it is, and s as a JSON string behind it. */
 static void
-json_member_string(struct out *o, const char *text, struct str s)
+json_member_string(struct out *o, const char *text, const struct str *s)
 {
 	out_text(o, text);
-	json_string(o, s);
+	json_string(o, *s);
 }
 
 /* Reads the escape at p, two for a character beyond U+FFFF, and returns what
@@ -4761,13 +4761,6 @@ record_head(u8 suite)
 	                                  : RECORD_HEADER;
 }
 
-/* What the length field counts beside the plaintext. */
-static size_t
-record_overhead(u8 suite)
-{
-	return record_head(suite) - RECORD_HEADER + RECORD_TAG;
-}
-
 /*
  * Runs the n bytes of a record's text through the cipher, in place, and
  * computes their tag, which covers number and header too (RFC 5246, 6.2.3.3).
@@ -4814,16 +4807,16 @@ static size_t
 record_seal(const struct record_aead *a, const struct record_key *k, u64 seq,
     u8 type, u8 *record, size_t n)
 {
-	size_t head = record_head(k->suite);
+	size_t head = record_head(k->suite), whole = head + n + RECORD_TAG;
 
 	assert(n <= RECORD_MAX_PLAIN);
 	record[0] = type;
 	store16(record + 1, RECORD_VERSION);
-	store16(record + 3, (u16)(n + record_overhead(k->suite)));
+	store16(record + 3, (u16)(whole - RECORD_HEADER));
 	if (k->suite == RECORD_AES128_GCM)
 		store64(record + RECORD_HEADER, seq);
 	record_crypt(a, k, seq, record, n, record + head + n, true);
-	return head + n + RECORD_TAG;
+	return whole;
 }
 
 /* An alert as a record, at most RECORD_ALERT_MAX bytes at `to`. */
@@ -4847,8 +4840,7 @@ record_seal_alert(const struct record_aead *a, const struct record_key *k,
 static int
 record_length(u8 suite, const u8 *p, size_t n)
 {
-	size_t least = record_overhead(suite);
-	size_t most = least + RECORD_MAX_PLAIN, length;
+	size_t least = record_head(suite) + RECORD_TAG, whole;
 
 	if (n >= 1 && (p[0] < RECORD_ALERT || p[0] > RECORD_DATA))
 		return -ALERT_UNEXPECTED_MESSAGE;
@@ -4857,13 +4849,13 @@ record_length(u8 suite, const u8 *p, size_t n)
 		return -ALERT_PROTOCOL_VERSION;
 	if (n < RECORD_HEADER)
 		return 0;
-	length = load16(p + 3);
-	if (length > most)
+	whole = RECORD_HEADER + load16(p + 3);
+	if (whole > least + RECORD_MAX_PLAIN)
 		return -ALERT_RECORD_OVERFLOW;
-	if (length < least || (p[0] == RECORD_HANDSHAKE && length == least) ||
-	    (p[0] == RECORD_ALERT && length != least + 2))
+	if (whole < least || (p[0] == RECORD_HANDSHAKE && whole == least) ||
+	    (p[0] == RECORD_ALERT && whole != least + 2))
 		return -ALERT_DECODE_ERROR;
-	return (int)(RECORD_HEADER + length);
+	return (int)whole;
 }
 
 /* In a time that does not depend on where they differ. */
@@ -5508,18 +5500,18 @@ token_write_claims(struct out *o, const struct token_plan *plan)
 {
 	out_print(o, "{\"exp\":%lld", (long long)plan->expires);
 	if (plan->sub.n > 0)
-		json_member_string(o, ",\"sub\":", plan->sub);
+		json_member_string(o, ",\"sub\":", &plan->sub);
 	if (plan->audience.n > 0)
-		json_member_string(o, ",\"aud\":", plan->audience);
+		json_member_string(o, ",\"aud\":", &plan->audience);
 	for (u32 i = 0; i < plan->services; i++)
 		json_member_string(o, i == 0 ? ",\"services\":[" : ",",
-		    plan->service[i]);
+		    &plan->service[i]);
 	if (plan->services > 0)
 		out_char(o, ']');
 	for (u32 i = 0; i < plan->tags; i++) {
 		json_member_string(o, i == 0 ? ",\"tags\":{" : ",",
-		    plan->tag[i].name);
-		json_member_string(o, ":", plan->tag[i].value);
+		    &plan->tag[i].name);
+		json_member_string(o, ":", &plan->tag[i].value);
 	}
 	out_text(o, plan->tags > 0 ? "}}" : "}");
 }
@@ -5648,27 +5640,30 @@ der_bytes(struct der d)
 	return (u8 *)(uintptr_t)d.p;
 }
 
-/* Which kind of key an identifier names (RFC 3279, 2.3; RFC 5480, 2.1.1). */
-static int
-der_key_type(struct der oid)
+/* Object identifiers, and BearSSL's numbers for what they name: kinds of keys
+ * (RFC 3279, 2.3; RFC 5480, 2.1.1), and curves. */
+struct der_name {
+	u8 is, n, oid[9];
+};
+
+static const struct der_name der_kinds[] = {
+	{ BR_KEYTYPE_RSA, 9, { 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 1 } },
+	{ BR_KEYTYPE_EC, 7, { 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1 } },
+	{ 0, 0, { 0 } }
+}, der_curves[] = {
+	{ BR_EC_secp256r1, 8, { 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7 } },
+	{ BR_EC_secp384r1, 5, { 0x2b, 0x81, 4, 0, 34 } },
+	{ BR_EC_secp521r1, 5, { 0x2b, 0x81, 4, 0, 35 } },
+	{ 0, 0, { 0 } }
+};
+
+/* What an identifier names, 0: nothing of these. */
+static u8
+der_find(struct der oid, const struct der_name *name)
 {
-	static const u8 rsa[] = { 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 1 };
-	static const u8 ec[] = { 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1 };
-
-	return der_is(oid, rsa, sizeof rsa) ? BR_KEYTYPE_RSA :
-	    der_is(oid, ec, sizeof ec) ? BR_KEYTYPE_EC : 0;
-}
-
-static int
-der_curve(struct der oid)
-{
-	static const u8 p256[] = { 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7 };
-	static const u8 p384[] = { 0x2b, 0x81, 4, 0, 34 };
-	static const u8 p521[] = { 0x2b, 0x81, 4, 0, 35 };
-
-	return der_is(oid, p256, sizeof p256) ? BR_EC_secp256r1 :
-	    der_is(oid, p384, sizeof p384) ? BR_EC_secp384r1 :
-	    der_is(oid, p521, sizeof p521) ? BR_EC_secp521r1 : 0;
+	while (name->n > 0 && !der_is(oid, name->oid, name->n))
+		name++;
+	return name->is;
 }
 
 /* The inside of a SubjectPublicKeyInfo (RFC 5280, 4.1); false when the key is
@@ -5682,12 +5677,12 @@ der_public_key(br_x509_pkey *key, struct der d)
 	    !der_take(&d, 0x03, &bits) || bits.n == 0 || bits.p[0] != 0)
 		return false;
 	bits = (struct der){ bits.p + 1, bits.n - 1 };
-	key->key_type = (u8)der_key_type(oid);
+	key->key_type = der_find(oid, der_kinds);
 	if (key->key_type == BR_KEYTYPE_EC) {
 		if (!der_take(&alg, 0x06, &curve))
 			return false;
-		key->key.ec = (br_ec_public_key){ der_curve(curve),
-			der_bytes(bits), bits.n };
+		key->key.ec = (br_ec_public_key){
+			der_find(curve, der_curves), der_bytes(bits), bits.n };
 		return key->key.ec.curve != 0;
 	}
 	if (key->key_type == 0 || !der_take(&bits, 0x30, &d) ||
@@ -5713,7 +5708,7 @@ der_private_key(struct cert_key *k, struct der d)
 	if (der_take(&key, 0x30, &alg)) {
 		if (!der_take(&alg, 0x06, &oid) || !der_take(&key, 0x04, &d))
 			return -1;
-		if (der_key_type(oid) == 0)
+		if (der_find(oid, der_kinds) == 0)
 			return 0;
 		(void)der_take(&alg, 0x06, &curve);
 		if (!der_take(&d, 0x30, &key) || !der_take(&key, 0x02, &x))
@@ -5722,8 +5717,8 @@ der_private_key(struct cert_key *k, struct der d)
 	if (der_take(&key, 0x04, &x)) {
 		if (der_take(&key, 0xa0, &d))
 			(void)der_take(&d, 0x06, &curve);
-		k->ec = (br_ec_private_key){ der_curve(curve), der_bytes(x),
-			x.n };
+		k->ec = (br_ec_private_key){ der_find(curve, der_curves),
+			der_bytes(x), x.n };
 		return k->ec.curve ? BR_KEYTYPE_EC : 0;
 	}
 	for (int i = 0; i < 8; i++) /* n e d p q dp dq iq */
@@ -8114,8 +8109,8 @@ token_load_secret(struct token_key *k, const char *path, struct str file)
 	if (file.p[file.n - 1] == '\n')
 		file.n -= file.n > 1 && file.p[file.n - 2] == '\r' ? 2 : 1;
 	if (file.n < TOKEN_SECRET)
-		return cert_fail(path, "is no PEM, and as a secret for HS256 "
-		    "shorter than 32 bytes");
+		return cert_fail(path, "is neither PEM nor a secret of %d "
+		    "bytes or more", TOKEN_SECRET);
 	token_key_hs256(k, file.p, file.n);
 	return 0;
 }
@@ -8217,26 +8212,23 @@ token_order_option(struct token_order *o, int letter, const char *value)
 {
 	struct str text = text_of(value);
 
-	switch (letter) {
-	case 'c':
-		o->check = true;
-		return NULL;
-	case 'k':
-		o->key = value;
-		return NULL;
-	case 'e':
-		return text_u64(&o->seconds, text, 999999999) &&
-		    o->seconds > 0 ? NULL : "-e takes seconds from 1 on";
-	case 's':
+	if (letter == 's')
 		return token_order_service(&o->plan, text);
-	case 't':
+	if (letter == 't')
 		return token_order_tag(&o->plan, text);
-	case 'a':
+	if (letter == 'c')
+		o->check = true;
+	if (letter == 'k')
+		o->key = value;
+	if (letter == 'a') {
 		o->plan.audience = text;
-		return text.n > 0 && text.n <= TOKEN_TEXT &&
-		    text_is_utf8(text.p, text.n) ? NULL :
-		    "-a takes an audience of 1 to 256 bytes";
+		if (text.n == 0 || text.n > TOKEN_TEXT ||
+		    !text_is_utf8(text.p, text.n))
+			return "-a takes an audience of 1 to 256 bytes";
 	}
+	if (letter == 'e' && (!text_u64(&o->seconds, text, 999999999) ||
+	    o->seconds == 0))
+		return "-e takes seconds from 1 on";
 	return NULL;
 }
 
@@ -8268,8 +8260,8 @@ token_mint(struct token_order *o, const struct token_key *k)
 	struct out t = out_to(token_text, WSP_MAX_TOKEN);
 
 	if (!k->mints)
-		return say(TOKEN_FAILED, "this key is public: it "
-		    "checks tokens, and a private one mints them");
+		return say(TOKEN_FAILED, "this key is public: only a "
+		    "private one mints tokens");
 	o->plan.expires = token_now() + (int64_t)(o->seconds > 0 ? o->seconds :
 	    3600);
 	token_write_claims(&c, &o->plan);
@@ -8324,8 +8316,8 @@ token_command(int argc, char **argv)
 	if (token_load(k, o.key) < 0)
 		return say(TOKEN_FAILED, "%s", refusal);
 	if (!date_sane(token_now()))
-		return say(TOKEN_FAILED, "this system's clock is "
-		    "before the day wspush was built: set it first");
+		return say(TOKEN_FAILED, "the clock is before the day "
+		    "wspush was built");
 	status = o.check ? token_check_input(&o, k) : token_mint(&o, k);
 	wipe(k, sizeof *k);
 	return status;
