@@ -4943,7 +4943,8 @@ record_self_test(const struct record_aead *a)
 		union record_stock stock;
 
 		for (u8 i = 0; i < sizeof k.key; i++)
-			k.key[i] = k.iv[i % sizeof k.iv] = (u8)(i * 7);
+			k.key[i] = (u8)(i * 7);
+		memcpy(k.iv, k.key + 9, sizeof k.iv);
 		if (suite == RECORD_CHACHA20)
 			br_sslrec_out_chapol_vtable.init(
 			    &stock.chapol.vtable.out, a->chacha20,
@@ -5214,8 +5215,8 @@ token_header(enum token_alg *alg, const struct token *t)
 }
 
 /* The whole seconds of a claim that is a date (RFC 7519, 2): 1, 0 when there
- * is none, -1 when it is no date.  An exponent is refused: nobody writes
- * one. */
+ * is none, -1 when it is no date: what is no number begins with no digit, and
+ * an exponent is refused, for nobody writes one. */
 static int
 token_date(int64_t *seconds, const struct token *t, const char *name)
 {
@@ -5481,9 +5482,9 @@ token_find(struct str *token, const struct http_request *r, bool in_url)
 struct token_plan {
 	int64_t expires;
 	struct str sub, audience;
+	u32 services, tags;
 	struct str service[TOKEN_SERVICES];
 	struct tag_line tag[WSP_MAX_TAGS];
-	u32 services, tags;
 };
 
 static void
@@ -8106,8 +8107,9 @@ token_load_secret(struct token_key *k, const char *path, struct str file)
 	if (token_is_other_key(file))
 		return cert_fail(path, "is a key in DER or JSON: convert it "
 		    "to PEM");
-	if (file.p[file.n - 1] == '\n')
-		file.n -= file.n > 1 && file.p[file.n - 2] == '\r' ? 2 : 1;
+	if (file.p[file.n - 1] == '\n' && --file.n > 0 &&
+	    file.p[file.n - 1] == '\r')
+		file.n--;
 	if (file.n < TOKEN_SECRET)
 		return cert_fail(path, "is neither PEM nor a secret of %d "
 		    "bytes or more", TOKEN_SECRET);
