@@ -606,7 +606,8 @@ base64_encode(char *to, const u8 *p, size_t n)
 	return made;
 }
 
-/* The length, or -1 when s is not base64 or longer than cap. */
+/* The length, or -1 when s is not base64 or longer than cap.  `to` may be where
+ * s lies. */
 static int
 base64_decode(u8 *to, size_t cap, struct str s)
 {
@@ -8003,8 +8004,6 @@ tls_step(int slot, int fd, struct record_keys *keys)
  * reads into the one that is not in use, and a file that is no good changes
  * nothing.
  */
-#define TOKEN_OBJECT 4096 /* bytes of a certificate in a key file */
-
 static struct token_key token_key[2][SETTINGS_TOKEN_KEYS];
 
 static struct {
@@ -8041,13 +8040,13 @@ token_load_private(struct token_key *k, struct der d)
 	    token_key_private(k, private.ec.x, private.ec.xlen);
 }
 
-/* Reads one object: 1 it is a key, 0 it is something else, -1 it is a key or
- * certificate of no use. */
+/* Reads one object, and decodes it where it lies: 1 it is a key, 0 it is
+ * something else, -1 it is a key or certificate of no use. */
 static int
 token_load_object(struct token_key *k, const struct pem *m)
 {
-	u8 der[TOKEN_OBJECT];
-	int n = base64_decode(der, sizeof der, m->text);
+	u8 *der = (u8 *)(uintptr_t)m->text.p;
+	int n = base64_decode(der, m->text.n, m->text);
 	struct der d = { der, n > 0 ? (size_t)n : 0 }, spki;
 	struct cert_parts parts;
 	bool good;
@@ -8060,7 +8059,6 @@ token_load_object(struct token_key *k, const struct pem *m)
 		good = cert_read(&parts, d) && token_load_public(k, parts.key);
 	else
 		return 0;
-	wipe(der, sizeof der);
 	return good ? 1 : -1;
 }
 
