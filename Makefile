@@ -41,7 +41,7 @@ endif
 BUILD_DATE ?= $(or $(SOURCE_DATE_EPOCH),$(shell \
 	git log -1 --format=%ct 2>/dev/null || date -r wspush.c +%s))
 
-PROGRAM = -DWSP_PAGE='"build/page.h"' -DWSP_BUILD_DATE=$(BUILD_DATE)
+PROGRAM = -DWSP_TEXTS='"build/texts.h"' -DWSP_BUILD_DATE=$(BUILD_DATE)
 COMPILE = $(CC) $(WSP_CPPFLAGS) $(CPPFLAGS) $(WSP_CFLAGS) $(CFLAGS)
 LINK = $(WSP_LDFLAGS) $(LDFLAGS) $(BEARSSL_LIBS) $(LDLIBS)
 
@@ -56,16 +56,16 @@ WSP_LDFLAGS = $(if $(GLIBC_2_36),$(shell $(CC) $(LDFLAGS) -Wl,--help \
 
 all: $(OUT) ## build/wspush (the default)
 
-$(OUT): wspush.c wspush.h build/page.h Makefile
+$(OUT): wspush.c wspush.h build/texts.h Makefile
 	@$(need_bearssl)
 	@mkdir -p $(@D)
 	$(COMPILE) $(PROGRAM) -o $@ wspush.c $(LINK)
 
-# The test page as a list of numbers: without its indentation, packed.
-build/page.h: tools/page.html tools/pack Makefile
+# The long texts as a list of numbers: the page without its indentation, packed.
+build/texts.h: tools/page.html tools/help.txt tools/pack Makefile
 	@mkdir -p build
-	sed 's/^	*//' tools/page.html | od -An -v -tu1 | \
-	    awk -f tools/pack >$@.new
+	{ sed 's/^	*//' tools/page.html; echo %; cat tools/help.txt; } | \
+	    od -An -v -tu1 | awk -f tools/pack >$@.new
 	@mv $@.new $@
 
 need_bearssl = echo '\#include <bearssl.h>' | \
@@ -167,7 +167,7 @@ build/fuzz/%: test/%.c $(TEST_DEPENDS)
 	clang $(TEST_CFLAGS) -O1 -g -fsanitize=fuzzer $(SANITIZE) -o $@ $< \
 	    $(BEARSSL_LIBS)
 
-build/asan/wspush: wspush.c wspush.h build/page.h Makefile
+build/asan/wspush: wspush.c wspush.h build/texts.h Makefile
 	@mkdir -p $(@D)
 	gcc $(WSP_CFLAGS) -O1 -g $(SANITIZE) $(PROGRAM) -o $@ wspush.c \
 	    $(BEARSSL_LIBS)
@@ -175,7 +175,7 @@ build/asan/wspush: wspush.c wspush.h build/page.h Makefile
 # Both compilers, at the levels that see different things, must be silent.
 SILENT = $(addprefix build/silent/,gcc-O0 gcc-O2 gcc-Os clang-O0 clang-O2 mqtt)
 
-build/silent/%: wspush.c wspush.h build/page.h Makefile
+build/silent/%: wspush.c wspush.h build/texts.h Makefile
 	@mkdir -p $(@D)
 	$(subst -, -,$*) $(WSP_CFLAGS) -Werror $(PROGRAM) -c -o $@.o wspush.c
 	$(subst -, -,$*) $(WSP_CFLAGS) -Werror -Wno-unused-function \

@@ -11767,22 +11767,114 @@ arrival_judge(struct arrival *a)
 /* ----- 36. Pages ---------------------------------------------------------
  *
  * Who asks for what: a page of ours (the test page, /healthz, /metrics), or a
- * service, which is for Admission and Judges to decide.
+ * service, which is for Admission and Judges to decide.  Here are the texts
+ * too long for flash as they are: the test page, and what Main explains.
  */
 
-/* The test page: tools/page.html as tools/pack makes it half as large, or one
- * line when the compiler was called by hand. */
-static const u8 page[] =
-#ifdef WSP_PAGE
-{
-#include WSP_PAGE
+/*
+ * ---- The long texts
+ *
+ * tools/page.html, then those of tools/help.txt, each with a byte 0 behind it,
+ * as tools/pack makes them a third as long.  A compiler called by hand has two
+ * lines instead.
+ */
+#ifdef WSP_TEXTS
+static const u8 texts[] = {
+#include WSP_TEXTS
 };
-#define PAGE_N sizeof page
+
+/* Every bit is coded by how often it was 0 at its place, of 4096 times. */
+struct unpacker {
+	const u8 *in;
+	u32 range, code;
+	u16 zeros[256 + 32 + 16]; /* of a byte, a length, a distance */
+};
+
+static u32
+unpack_bit(struct unpacker *u, u16 *zeros)
+{
+	u32 bound = (u->range >> 12) * *zeros;
+	bool bit = u->code >= bound;
+
+	if (bit) {
+		u->code -= bound;
+		u->range -= bound;
+		*zeros = (u16)(*zeros - (*zeros >> 4));
+	} else {
+		u->range = bound;
+		*zeros = (u16)(*zeros + ((4096 - *zeros) >> 4));
+	}
+	for (; u->range < 1 << 24; u->range <<= 8)
+		u->code = u->code << 8 | *u->in++;
+	return bit;
+}
+
+/* A number below `end`, a power of two; a bit's place is what was before. */
+static u32
+unpack_number(struct unpacker *u, u16 *zeros, u32 end)
+{
+	u32 n = 1;
+
+	while (n < end)
+		n = n << 1 | unpack_bit(u, zeros + n);
+	return n - end;
+}
+
+/* Adds a byte, or what was there before at some distance. */
+static void
+unpack_some(struct unpacker *u, struct out *o)
+{
+	u32 n, bits, back = 1;
+
+	/* No number has a bit at 0: that place is free. */
+	if (!unpack_bit(u, u->zeros)) {
+		out_char(o, (char)unpack_number(u, u->zeros, 256));
+		return;
+	}
+	n = 3 + unpack_number(u, u->zeros + 256, 32);
+	for (bits = unpack_number(u, u->zeros + 288, 16); bits > 1; bits--) {
+		u16 even = 2048;
+
+		back = back << 1 | unpack_bit(u, &even);
+	}
+	for (; n > 0; n--)
+		out_char(o, o->p[o->n - back]);
+}
+
+/* The text of this number, in the memory given, with a byte 0 behind it. */
+static struct str
+texts_read(u32 number, void *to, size_t size)
+{
+	struct unpacker u = { .in = texts + 4, .range = UINT32_MAX,
+		.code = (u32)load16(texts) << 16 | load16(texts + 2) };
+	struct out o = out_to(to, size);
+	size_t start = 0;
+
+	for (size_t i = 0; i < COUNT(u.zeros); i++)
+		u.zeros[i] = 2048;
+	for (u32 ends = 0; ends <= number && !o.full;) {
+		unpack_some(&u, &o);
+		if (o.p[o.n - 1] == '\0' && ends++ < number)
+			start = o.n;
+	}
+	assert(!o.full);
+	return (struct str){ o.p + start, o.n - 1 - start };
+}
 #else
-    "<!doctype html><title>wspush</title><p>wspush runs. This build has no "
-    "test page: build it with make.\n";
-#define PAGE_N (sizeof page - 1)
+static struct str
+texts_read(u32 number, void *to, size_t size)
+{
+	return text_of(text_print(to, size, number == 0 ?
+	    "<!doctype html><title>wspush</title><p>wspush runs. This build "
+	    "has no test page: build it with make.\n" :
+	    "usage: wspush VERB [options] ...\n\nThis build has no help: "
+	    "build it with make, or read wspush(1).\n"));
+}
 #endif
+
+/*
+ * ---- The pages
+ */
 
 #define PAGE_HEADERS                                                          \
 	"Content-Security-Policy: default-src 'none'; "                       \
@@ -11791,36 +11883,15 @@ static const u8 page[] =
 	"form-action 'none'; frame-ancestors 'none'\r\n"                      \
 	"Cache-Control: no-cache\r\n"
 
-/* A byte below 128 stands for itself, 1LLLLDDD DDDDDDDD for L + 2 bytes that
- * were there D bytes ago, or with L = 0 for the byte D. */
-static void
-page_unpack(struct out *o)
-{
-	for (size_t i = 0; i < PAGE_N && !o->full; i++) {
-		size_t n = page[i] >> 3 & 15, back;
-
-		if (page[i] < 128) {
-			out_char(o, (char)page[i]);
-			continue;
-		}
-		back = load16(page + i++) & 2047;
-		if (n == 0)
-			out_char(o, (char)back);
-		for (n += n > 0 ? 2 : 0; n > 0; n--)
-			out_char(o, o->p[o->n - back]);
-	}
-}
-
 static void
 service_page(struct conn *c, const struct http_request *r)
 {
 	struct out o = out_to(srv.scratch_answer, srv.buffer_size);
-	struct out whole = out_to(srv.scratch_out, SCRATCH_OUT);
 
-	page_unpack(&whole);
 	http_response(&o, 200, PAGE_HEADERS, "text/html; charset=utf-8",
-	    (struct str){ whole.p, whole.n }, r->method == HTTP_HEAD);
-	assert(!whole.full && !o.full);
+	    texts_read(0, srv.scratch_out, SCRATCH_OUT),
+	    r->method == HTTP_HEAD);
+	assert(!o.full);
 	conn_reply(c, &o);
 }
 
@@ -14745,8 +14816,7 @@ struct serve_option {
 	enum option_kind kind;
 	void *to;              /* u32, const char *, bool, u32 */
 	u32 min, max, value;   /* of a number; without it */
-	const char *shape;     /* its value, for the usage; of OPT_WORD all */
-	const char *help;
+	const char *shape;     /* its value, as in the help; of OPT_WORD all */
 	const char *(*call)(const char *value);
 	u32 *list;             /* length of what a repeatable one collects */
 	bool reload;           /* SIGHUP reads it again */
@@ -14789,107 +14859,68 @@ static int serve_file_now = -1, serve_file_next;
 #define MAX_SECONDS 999999999
 
 #define NUMBER(field, min, max, value)                                        \
-	OPT_NUMBER, &settings.field, min, max, value
+	OPT_NUMBER, &settings.field, min, max, value, .shape = "a number"
 
 static const struct serve_option serve_options[] = {
 	{ "listen", OPT_CALL, .call = opt_listen_tls,
-		.list = &settings.listeners, .shape = "[ADDR:]PORT",
-		.help = "serve wss here; repeatable; 8443 if there is no "
-		"listener at all" },
+		.list = &settings.listeners, .shape = "[ADDR:]PORT" },
 	{ "listen-plain", OPT_CALL, .call = opt_listen_plain,
-		.list = &settings.listeners, .shape = "[ADDR:]PORT",
-		.help = "serve ws here; repeatable" },
+		.list = &settings.listeners, .shape = "[ADDR:]PORT" },
 	{ "metrics", OPT_TEXT, .to = &settings.listen[LISTEN_METRICS].text,
-		.call = opt_address, .shape = "[ADDR:]PORT",
-		.help = "serve /metrics for Prometheus, and /healthz, here" },
-	{ "push", OPT_TEXT, .to = &settings.push_path, .shape = "PATH",
-		.help = "the push socket (" WSP_PUSH_PATH ")" },
+		.call = opt_address, .shape = "[ADDR:]PORT" },
+	{ "push", OPT_TEXT, .to = &settings.push_path, .shape = "PATH" },
 	{ "push-mode", OPT_CALL, .call = opt_push_mode,
-		.to = &settings.push_mode, .shape = "MODE",
-		.help = "its mode (0660)" },
-	{ "push-group", OPT_TEXT, .to = &settings.push_group, .shape = "GROUP",
-		.help = "its group" },
+		.to = &settings.push_mode, .shape = "MODE" },
+	{ "push-group", OPT_TEXT, .to = &settings.push_group,
+		.shape = "GROUP" },
 	{ "push-allow", OPT_CALL, .call = opt_push_allow,
 		.list = &settings.allows, .reload = true,
-		.shape = "UID|@GROUP",
-		.help = "only these users may push; repeatable" },
+		.shape = "UID|@GROUP" },
 	{ "cert", OPT_TEXT, .to = &settings.cert, .reload = true,
-		.shape = "FILE", .help = "certificate chain, PEM or DER" },
+		.shape = "FILE" },
 	{ "key", OPT_TEXT, .to = &settings.key, .reload = true,
-		.shape = "FILE", .help = "its private key, RSA or EC" },
-	{ "state", OPT_TEXT, .to = &settings.state, .shape = "DIR",
-		.help = "where a certificate is made without --cert ("
-		WSP_STATE_DIR ")" },
+		.shape = "FILE" },
+	{ "state", OPT_TEXT, .to = &settings.state, .shape = "DIR" },
 	{ "service", OPT_CALL, .call = opt_service, .list = &settings.services,
-		.shape = "NAME[=HANDLER][,...]",
-		.help = "a service; repeatable (main_ws_service)" },
+		.shape = "NAME[=HANDLER][,...]" },
 	{ "origin", OPT_CALL, .call = opt_origin, .list = &settings.origins,
-		.reload = true, .shape = "ORIGIN",
-		.help = "pages of this origin may connect; repeatable" },
+		.reload = true, .shape = "ORIGIN" },
 	{ "duplicate", OPT_WORD, .to = &settings.duplicate_reject,
-		.shape = "takeover|reject",
-		.help = "when an id connects twice (takeover)" },
-	{ "max-sockets", NUMBER(max_sockets, 1, 1000000, WSP_SOCKETS),
-		.shape = "N", .help = "rows of the socket table" },
-	{ "max-per-ip", NUMBER(max_per_ip, 0, 1000000, 0),
-		.shape = "N",
-		.help = "connections from one address; 0: any" },
+		.shape = "takeover|reject" },
+	{ "max-sockets", NUMBER(max_sockets, 1, 1000000, WSP_SOCKETS) },
+	{ "max-per-ip", NUMBER(max_per_ip, 0, 1000000, 0) },
 	{ "queue-messages", NUMBER(queue_messages, 1, 65535,
-		WSP_QUEUE_MESSAGES), .shape = "N",
-		.help = "messages in a socket's queue" },
-	{ "queue-bytes", NUMBER(queue_bytes, 1, 1 << 30, WSP_QUEUE_BYTES),
-		.shape = "N", .help = "bytes in a socket's queue" },
+		WSP_QUEUE_MESSAGES) },
+	{ "queue-bytes", NUMBER(queue_bytes, 1, 1 << 30, WSP_QUEUE_BYTES) },
 	{ "overflow", OPT_WORD, .to = &settings.overflow, .reload = true,
-		.shape = OVERFLOW_WORDS,
-		.help = "when a queue is full (drop-oldest)" },
-	{ "store-bytes", NUMBER(store_bytes, 1024, 1 << 30, WSP_STORE_BYTES),
-		.shape = "N", .help = "memory for all queued messages" },
-	{ "max-message", NUMBER(max_message, 1, 16 << 20, WSP_MAX_MESSAGE),
-		.shape = "N", .help = "bytes of a pushed message" },
-	{ "max-inbound", NUMBER(max_inbound, 125, 16 << 20, WSP_MAX_INBOUND),
-		.shape = "N", .help = "bytes of a client's message" },
-	{ "retained", NUMBER(retained, 0, SETTINGS_RETAINED, 32),
-		.shape = "N", .help = "values that retain=1 may keep" },
-	{ "send-buffer", NUMBER(send_buffer, 2048, 16 << 20, 32768),
-		.shape = "N", .help = "SO_SNDBUF of a connection" },
+		.shape = OVERFLOW_WORDS },
+	{ "store-bytes", NUMBER(store_bytes, 1024, 1 << 30, WSP_STORE_BYTES) },
+	{ "max-message", NUMBER(max_message, 1, 16 << 20, WSP_MAX_MESSAGE) },
+	{ "max-inbound", NUMBER(max_inbound, 125, 16 << 20, WSP_MAX_INBOUND) },
+	{ "retained", NUMBER(retained, 0, SETTINGS_RETAINED, 32) },
+	{ "send-buffer", NUMBER(send_buffer, 2048, 16 << 20, 32768) },
 	{ "session-ttl", NUMBER(session_ttl, 0, MAX_SECONDS, 300),
-		.shape = "S", .help = "seconds an away socket is kept",
 		.reload = true },
-	{ "ping-interval", NUMBER(ping_interval, 0, MAX_SECONDS, 25),
-		.shape = "S",
-		.help = "seconds between keepalive Pings; 0: off" },
-	{ "pong-timeout", NUMBER(pong_timeout, 1, MAX_SECONDS, 10),
-		.shape = "S", .help = "seconds for the Pong" },
-	{ "handshake-timeout", NUMBER(handshake_timeout, 1, MAX_SECONDS, 10),
-		.shape = "S", .help = "seconds from accept to 101" },
-	{ "ack", OPT_WORD, .to = &settings.ack_sent, .shape = ACK_WORDS,
-		.help = "what acknowledges a message (pong)" },
+	{ "ping-interval", NUMBER(ping_interval, 0, MAX_SECONDS, 25) },
+	{ "pong-timeout", NUMBER(pong_timeout, 1, MAX_SECONDS, 10) },
+	{ "handshake-timeout", NUMBER(handshake_timeout, 1, MAX_SECONDS, 10) },
+	{ "ack", OPT_WORD, .to = &settings.ack_sent, .shape = ACK_WORDS },
 	{ "token-key", OPT_CALL, .call = opt_token_key,
-		.list = &settings.token_keys, .reload = true, .shape = "FILE",
-		.help = "ask for tokens that this key made; repeatable" },
+		.list = &settings.token_keys, .reload = true,
+		.shape = "FILE" },
 	{ "token-audience", OPT_TEXT, .to = &settings.token_audience,
-		.shape = "A", .help = "tokens must have this audience" },
-	{ "token-in-url", OPT_FLAG, .to = &settings.token_in_url,
-		.help = "take a token from ?token= too" },
-	{ "no-page", OPT_FLAG, .to = &settings.no_page,
-		.help = "no test page at /" },
-	{ "wait", NUMBER(wait, 0, MAX_SECONDS, 0),
-		.shape = "S",
-		.help = "try again so long for what is not to be had" },
-	{ "user", OPT_TEXT, .to = &serve.user, .shape = "USER[:GROUP]",
-		.help = "become this user once everything is bound" },
-	{ "no-sandbox", OPT_FLAG, .to = &settings.no_sandbox,
-		.help = "do not filter the server's system calls" },
-	{ "config", OPT_TEXT, .to = &serve.config, .shape = "FILE",
-		.help = "read these options from a file" },
-	{ "memory", OPT_FLAG, .to = &serve.memory,
-		.help = "print the memory it will take, and exit" },
-	{ "check", OPT_FLAG, .to = &serve.check,
-		.help = "check options and certificate, and exit" },
+		.shape = "A" },
+	{ "token-in-url", OPT_FLAG, .to = &settings.token_in_url },
+	{ "no-page", OPT_FLAG, .to = &settings.no_page },
+	{ "wait", NUMBER(wait, 0, MAX_SECONDS, 0) },
+	{ "user", OPT_TEXT, .to = &serve.user, .shape = "USER[:GROUP]" },
+	{ "no-sandbox", OPT_FLAG, .to = &settings.no_sandbox },
+	{ "config", OPT_TEXT, .to = &serve.config, .shape = "FILE" },
+	{ "memory", OPT_FLAG, .to = &serve.memory },
+	{ "check", OPT_FLAG, .to = &serve.check },
 	{ "log-level", OPT_WORD, .to = &log_to.level, .reload = true,
-		.shape = "error|warn|info|debug", .help = "(info)" },
-	{ "syslog", OPT_FLAG, .to = &serve.syslog,
-		.help = "log to syslog, not to standard error" },
+		.shape = "error|warn|info|debug" },
+	{ "syslog", OPT_FLAG, .to = &serve.syslog },
 };
 
 static const struct serve_option *
@@ -14951,17 +14982,20 @@ serve_replace_list(const struct serve_option *o)
 	*o->list = 0;
 }
 
+/* What tools/help.txt says of serve, and what a number is without its option. */
 static void
-serve_usage(void)
+serve_print_help(struct str text)
 {
-	print("usage: wspush serve [options]\n");
-	for (u32 i = 0; i < COUNT(serve_options); i++) {
-		const struct serve_option *o = &serve_options[i];
-		char left[64];
+	struct str line, name;
 
-		print("  %-36s %s", text_print(left, sizeof left, "--%s %s",
-		    o->name, o->shape ? o->shape : ""), o->help);
-		if (o->kind == OPT_NUMBER)
+	while (text.n > 0 && split_next(&text, '\n', &line)) {
+		struct str rest = text_from(line, min_size(line.n, 4));
+		const struct serve_option *o;
+
+		print_str(line);
+		(void)split_next(&rest, ' ', &name);
+		o = serve_find_option(name);
+		if (o && o->kind == OPT_NUMBER)
 			print(" (%u)", o->value);
 		print("\n");
 	}
@@ -16151,11 +16185,6 @@ serve_start(void)
 static int
 serve_command(int argc, char **argv)
 {
-	for (int i = 1; i < argc; i++)
-		if (strcmp(argv[i], "--help") == 0) {
-			serve_usage();
-			return 0;
-		}
 	serve.argc = argc;
 	serve.argv = argv;
 	if (serve_read_settings(argc, argv) != 0)
@@ -17020,8 +17049,7 @@ client_top_verb(int argc, char **argv)
 
 /* ----- 53. Main ----------------------------------------------------------
  *
- * One table: what each verb is called, takes and does.  Every usage line and
- * all of `wspush help` come from it.
+ * Which verb there is, and what help says of it.
  */
 #ifndef WSP_BEARSSL
 #define WSP_BEARSSL "0.6" /* bearssl.h does not say */
@@ -17030,125 +17058,56 @@ client_top_verb(int argc, char **argv)
 static int main_help(int argc, char **argv);
 static int main_version(int argc, char **argv);
 
-#define MAIN_SOCKET "[-s PATH]"
-
+/* In the order of tools/help.txt, which begins with the list of verbs. */
 static const struct command {
 	const char *name;
 	int (*run)(int argc, char **argv);
-	const char *what;    /* for the list of verbs */
-	const char *usage;   /* null: the verb knows --help itself */
-	const char *more;    /* below the usage in `wspush help VERB` */
-	const char *example; /* its arguments */
 } main_commands[] = {
-	{ "serve", serve_command, "run the server", NULL, NULL, NULL },
-	{ "send", client_send_verb, "push a message to the sockets of a target",
-	    MAIN_SOCKET " [-k text|json|binary] [-t TTL] [-K KEY] [-r]\n"
-	    "                   [-w SECONDS] TARGET [MESSAGE]",
-	    "Queues MESSAGE, or the whole of standard input, on every socket "
-	    "that TARGET\nselects ('*', a socket id, '/services/NAME', '$tag', "
-	    "'$tag:value', '$tag:[a,b]',\n'=open', '=away'; several terms, one "
-	    "argument: all must match).\n\n"
-	    "  -k KIND  text (default), json or binary\n"
-	    "  -t TTL   forget it if it is not written within TTL seconds\n"
-	    "  -K KEY   replace unsent messages that have the same key\n"
-	    "  -r       retain it for sockets that come later\n"
-	    "  -w SECS  wait until the browsers have it\n\n"
-	    "Exit status: 0 queued (-w: acknowledged by all), 1 refused, "
-	    "2 wrong usage,\n3 no server or no answer, 4 no socket matched, "
-	    "5 -w: not acknowledged by all.\n",
-	    "-w 5 '$group_id:10002' \"$(uptime)\"" },
-	{ "list", client_list_verb, "list sockets",
-	    MAIN_SOCKET " [-j] [TARGET]",
-	    "One line a socket, tab-separated (-j: one JSON array): id, open "
-	    "or away,\nmessages and bytes queued, age in seconds, peer or -, "
-	    "drops, tags.\n", "'=away' | cut -f1,3" },
-	{ "tag", client_tag_verb, "change the tags of sockets",
-	    MAIN_SOCKET " [-R] TARGET [name:value | -name] ...",
-	    "Sets name to value, or removes name, on every selected socket or, "
-	    "if one of\nthem refuses, on none.  -R first drops what was set "
-	    "by earlier `wspush tag`.\n",
-	    "/services/main_ws_service-s-123 floor:2 -guest" },
-	{ "close", client_close_verb, "close sockets and forget them",
-	    MAIN_SOCKET " [-c CODE] TARGET [REASON]",
-	    "Sends Close (code 1000 unless -c), ends the connections, drops "
-	    "the queues.\n", "-c 4000 '$group_id:10002' 'bye'" },
-	{ "abort", client_abort_verb, "cut connections, keep the sockets",
-	    MAIN_SOCKET " TARGET",
-	    "Cuts without a Close frame.  Stateful sockets stay, away, with "
-	    "their queue.\n", "'*'" },
-	{ "stats", client_stats_verb, "print counters and limits",
-	    MAIN_SOCKET " [-j]",
-	    "One `name value` a line (-j: one JSON object).\n",
-	    "| grep ^dropped" },
-	{ "watch", client_watch_verb, "print events as they happen",
-	    MAIN_SOCKET " [TARGET]",
-	    "One event a line, until it is stopped: `open ID`, `close ID "
-	    "CODE`, `forget ID`,\n`drop ID N`.  It outlives a restart of the "
-	    "server.\n", "| while read event id rest; do ...; done" },
-	{ "top", client_top_verb, "watch sockets and rates in a terminal",
-	    MAIN_SOCKET, "Drawn anew every second; q or ^C ends it.\n", "" },
-	{ "ping", client_ping_verb, "ask whether the server answers",
-	    MAIN_SOCKET, "Prints `ok`.\n", "&& echo up" },
-	{ "cert", tls_cert_command, "make a self-signed certificate",
-	    "[-f] [-d DAYS] [--state DIR] [NAME|ADDRESS]...",
-	    "Makes cert.pem and key.pem for the host's own names and "
-	    "addresses, or for those\n"
-	    "given.  What is there stays without -f.\n\n"
-	    "  -f           replace it\n"
-	    "  -d DAYS      how long it is good, 825 by default\n"
-	    "  --state DIR  where, " WSP_STATE_DIR " by default\n",
-	    "-f router.lan 192.168.1.1" },
-	{ "token", token_command, "mint or check a token",
-	    "-k FILE [-e SECONDS] [-s SERVICE]... [-t name:value]...\n"
-	    "                    [-a AUDIENCE] [SUB]\n"
-	    "       wspush token -c -k FILE [-a AUDIENCE]",
-	    "Prints a token that `wspush serve --token-key FILE` takes: SUB "
-	    "is the id it\nallows (abc* allows all that begin so; none: "
-	    "volatile sockets only).\n\n"
-	    "  -k FILE  a secret of 32 bytes or more (HS256), or a key in PEM "
-	    "on P-256 (ES256)\n"
-	    "  -e SECS  how long it is good, 3600 by default\n"
-	    "  -s NAME  the services it is for; none: all\n"
-	    "  -t TAG   name:value, a tag that the socket gets\n"
-	    "  -a AUD   what the server has as --token-audience\n"
-	    "  -c       check one from standard input, print its claims\n",
-	    "-k secret -e 600 -t group_id:10002 'u17-*'" },
-	{ "version", main_version, "print the version", "", "", "" },
-	{ "help", main_help, "explain a verb", "[VERB]", "", "" },
+	{ "serve", serve_command },
+	{ "send", client_send_verb },
+	{ "list", client_list_verb },
+	{ "tag", client_tag_verb },
+	{ "close", client_close_verb },
+	{ "abort", client_abort_verb },
+	{ "stats", client_stats_verb },
+	{ "watch", client_watch_verb },
+	{ "top", client_top_verb },
+	{ "ping", client_ping_verb },
+	{ "cert", tls_cert_command },
+	{ "token", token_command },
+	{ "version", main_version },
+	{ "help", main_help },
 };
 
-static void
-main_print_usage(const struct command *v, int fd)
+/* The list of verbs, or for one of them its whole help. */
+static struct str
+main_text(const struct command *v)
 {
-	print_fd = fd;
-	print("usage: wspush %s%s%s\n", v->name, *v->usage ? " " : "",
-	    v->usage);
+	return texts_read(v ? 2 + (u32)(v - main_commands) : 1, client_room,
+	    sizeof client_room);
 }
 
 static int
 main_explain(const struct command *v)
 {
-	main_print_usage(v, STDOUT_FILENO);
-	if (!*v->more)
-		return CLIENT_DONE;
-	print("\n%s\n", v->more);
-	if (strncmp(v->usage, MAIN_SOCKET, strlen(MAIN_SOCKET)) == 0)
-		print("  -s PATH  the server's push socket (default: "
-		    "$WSPUSH_SOCKET, or\n           " WSP_PUSH_PATH ")\n\n");
-	print("Example: wspush %s %s\n", v->name, v->example);
+	if (v && v->run == serve_command)
+		serve_print_help(main_text(v));
+	else
+		print_str(main_text(v));
 	return CLIENT_DONE;
 }
 
-static int
-main_print_all(int fd)
+/* How the verb is called: what its help begins with. */
+static void
+main_print_usage(const struct command *v)
 {
-	print_fd = fd;
-	print("usage: wspush VERB [options] ...\n\n");
-	for (size_t i = 0; i < COUNT(main_commands); i++)
-		print("  %-8s %s\n", main_commands[i].name,
-		    main_commands[i].what);
-	print("\n`wspush help VERB` explains one.\n");
-	return fd == STDOUT_FILENO ? CLIENT_DONE : CLIENT_USAGE;
+	struct str text = main_text(v), line;
+
+	print_fd = STDERR_FILENO;
+	while (split_next(&text, '\n', &line) && line.n > 0) {
+		print_str(line);
+		print("\n");
+	}
 }
 
 static int
@@ -17180,13 +17139,14 @@ main_run(int argc, char **argv)
 	if (v == end)
 		return say(CLIENT_USAGE, "there is no verb '%s'; "
 		    "`wspush help` lists them", argv[0]);
-	if (v->usage && argc > 1 && main_is(argv[1], "--help", "-h"))
+	if (argc > 1 && main_is(argv[1], "--help", "-h"))
 		return main_explain(v);
 	if (v->run == tls_cert_command || v->run == token_command)
 		sandbox_hide_memory(); /* they read keys, as serve does */
 	status = v->run(argc, argv);
-	if (status == CLIENT_USAGE && v->usage && v->run != main_help)
-		main_print_usage(v, STDERR_FILENO);
+	if (status == CLIENT_USAGE && v->run != serve_command &&
+	    v->run != main_help)
+		main_print_usage(v);
 	return status;
 }
 
@@ -17197,7 +17157,7 @@ main_help(int argc, char **argv)
 	char help[] = "--help";
 	char *verb[] = { argv[1], help, NULL };
 
-	return argc < 2 ? main_print_all(STDOUT_FILENO) : main_run(2, verb);
+	return argc < 2 ? main_explain(NULL) : main_run(2, verb);
 }
 
 int
@@ -17216,8 +17176,13 @@ main(int argc, char **argv)
 		argv[1] = help;
 	if (argc > 1 && main_is(argv[1], "--version", "-V"))
 		argv[1] = version;
-	status = argc > 1 ? main_run(argc - 1, argv + 1) :
-	    main_print_all(STDERR_FILENO);
+	if (argc > 1) {
+		status = main_run(argc - 1, argv + 1);
+	} else {
+		print_fd = STDERR_FILENO;
+		main_explain(NULL);
+		status = CLIENT_USAGE;
+	}
 	/* A full disk or a closed pipe: what we had to say is lost. */
 	if (!print_flush() && status == CLIENT_DONE)
 		status = CLIENT_REFUSED;
