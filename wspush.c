@@ -11883,54 +11883,39 @@ texts_read(u32 number, void *to, size_t size)
 	"form-action 'none'; frame-ancestors 'none'\r\n"                      \
 	"Cache-Control: no-cache\r\n"
 
-static void
-service_page(struct conn *c, const struct http_request *r)
-{
-	struct out o = out_to(srv.scratch_answer, srv.buffer_size);
+enum page { PAGE_NONE, PAGE_TEST, PAGE_HEALTH, PAGE_METRICS };
 
-	http_response(&o, 200, PAGE_HEADERS, "text/html; charset=utf-8",
-	    texts_read(0, srv.scratch_out, SCRATCH_OUT),
-	    r->method == HTTP_HEAD);
-	assert(!o.full);
-	conn_reply(c, &o);
-}
-
-static void
-service_health(struct conn *c, const struct http_request *r)
-{
-	char text[512];
-	struct out o = out_to(text, sizeof text);
-
-	http_response(&o, 200, "", NULL, STR("ok\n"), r->method == HTTP_HEAD);
-	conn_reply(c, &o);
-}
-
-/* Bounded and copied once: the values differ, the names do not. */
-static void
-service_metrics(struct conn *c, const struct http_request *r)
-{
-	struct out o = out_to(srv.scratch_answer, srv.buffer_size);
-	struct out body = out_to(srv.scratch_out, SCRATCH_OUT);
-
-	(void)figures_walk(&body, figure_metric);
-	http_response(&o, 200, "Cache-Control: no-cache\r\n",
-	    "text/plain; version=0.0.4; charset=utf-8",
-	    (struct str){ body.p, body.n }, r->method == HTTP_HEAD);
-	assert(!body.full && !o.full);
-	conn_reply(c, &o);
-}
-
-/* The page that the path names on this port, or NULL. */
-typedef void (*service_page_at)(struct conn *c, const struct http_request *r);
-
-static service_page_at
+/* The page that the path names on this port. */
+static enum page
 service_find_page(const struct conn *c, struct str path)
 {
 	if (str_is(path, "/healthz"))
-		return service_health;
+		return PAGE_HEALTH;
 	if (c->metrics)
-		return str_is(path, "/metrics") ? service_metrics : NULL;
-	return str_is(path, "/") && !settings.no_page ? service_page : NULL;
+		return str_is(path, "/metrics") ? PAGE_METRICS : PAGE_NONE;
+	return str_is(path, "/") && !settings.no_page ? PAGE_TEST : PAGE_NONE;
+}
+
+static void
+service_show(struct conn *c, enum page page, bool head_only)
+{
+	struct out o = out_to(srv.scratch_answer, srv.buffer_size);
+	struct out figures = out_to(srv.scratch_out, SCRATCH_OUT);
+	const char *headers = "Cache-Control: no-cache\r\n", *type = NULL;
+	struct str body = STR("ok\n");
+
+	if (page == PAGE_TEST) {
+		headers = PAGE_HEADERS;
+		type = "text/html; charset=utf-8";
+		body = texts_read(0, srv.scratch_out, SCRATCH_OUT);
+	} else if (page == PAGE_METRICS) {
+		type = "text/plain; version=0.0.4; charset=utf-8";
+		(void)figures_walk(&figures, figure_metric);
+		body = (struct str){ figures.p, figures.n };
+	}
+	http_response(&o, 200, headers, type, body, head_only);
+	assert(!figures.full && !o.full);
+	conn_reply(c, &o);
 }
 
 /* A whole request head has come. */
@@ -11938,44 +11923,31 @@ static void
 service_request(struct conn *c, const struct http_request *r)
 {
 	struct arrival a = { .c = c, .r = r, .headers = "", .why = "" };
-	service_page_at show = service_find_page(c, r->path);
-	u32 sock;
+	enum page page = service_find_page(c, r->path);
+	u32 sock = NONE;
 
-	if (show && r->upgrade) {
-		conn_refuse(c, 404, "", "this is a page, services are under "
-		    "/services/", r->method == HTTP_HEAD);
+	if (page && r->upgrade) {
+		(void)arrival_refuse(&a, 404, "", "this is a page, services "
+		    "are under /services/");
+	} else if (page && r->method == HTTP_OTHER) {
+		(void)arrival_refuse(&a, 405, "Allow: GET, HEAD\r\n",
+		    "only GET and HEAD are understood here");
+	} else if (page) {
+		service_show(c, page, r->method == HTTP_HEAD);
 		return;
+	} else if (c->metrics) {
+		(void)arrival_refuse(&a, 404, "", "this port has /metrics and "
+		    "/healthz only");
+	} else if (arrival_check(&a)) {
+		arrival_protocol(&a);
+		if (!a.service->auth || arrival_judge(&a))
+			sock = arrival_row(&a);
 	}
-	if (show && r->method == HTTP_OTHER) {
-		conn_refuse(c, 405, "Allow: GET, HEAD\r\n",
-		    "only GET and HEAD are understood here", false);
-		return;
-	}
-	if (show) {
-		show(c, r);
-		return;
-	}
-	if (c->metrics) {
-		conn_refuse(c, 404, "", "this port has /metrics and /healthz "
-		    "only", r->method == HTTP_HEAD);
-		return;
-	}
-	if (!arrival_check(&a)) {
+	if (sock != NONE)
+		service_open(c, &a, sock);
+	else if (!c->judged)
 		conn_refuse(c, a.status, a.headers, a.why,
 		    r->method == HTTP_HEAD);
-		return;
-	}
-	arrival_protocol(&a);
-	if (a.service->auth && !arrival_judge(&a)) {
-		if (!c->judged)
-			conn_refuse(c, a.status, a.headers, a.why, false);
-		return;
-	}
-	sock = arrival_row(&a);
-	if (sock == NONE)
-		conn_refuse(c, a.status, a.headers, a.why, false);
-	else
-		service_open(c, &a, sock);
 }
 
 /* ----- 37. Commands ------------------------------------------------------
