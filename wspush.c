@@ -16582,28 +16582,25 @@ client_acked(struct client *c)
 }
 
 static int
-client_send_verb(int argc, char **argv)
+client_send_verb(struct client *c)
 {
-	struct client c;
-	int status = client_start(&c, "s:k:t:K:rw:", argc, argv, 1, 2);
+	int status = CLIENT_DONE;
 
-	if (status)
-		return status;
-	if (c.count > 1)
-		c.body = text_of(c.args[1]);
+	if (c->count > 1)
+		c->body = text_of(c->args[1]);
 	else if (isatty(STDIN_FILENO))
 		return client_wrong("MESSAGE is missing, and standard input is "
 		    "a terminal");
 	else
-		status = client_read_input(&c);
+		status = client_read_input(c);
 	if (status == 0)
-		status = client_ask(&c);
+		status = client_ask(c);
 	if (status)
 		return status;
-	if (c.opt['w'] && c.reply.count > 0)
-		return client_acked(&c);
-	status = client_print_count("queued on", &c.reply);
-	return c.opt['r'] ? CLIENT_DONE : status;
+	if (c->opt['w'] && c->reply.count > 0)
+		return client_acked(c);
+	status = client_print_count("queued on", &c->reply);
+	return c->opt['r'] ? CLIENT_DONE : status;
 }
 
 /*
@@ -16611,47 +16608,37 @@ client_send_verb(int argc, char **argv)
  */
 
 static int
-client_tag_verb(int argc, char **argv)
+client_tag_verb(struct client *c)
 {
 	struct out o = out_to(client_room, sizeof client_room);
-	struct client c;
 
-	if (client_start(&c, "s:R", argc, argv, 1, INT_MAX))
-		return CLIENT_USAGE;
-	if (c.count == 1 && !c.opt['R'])
+	if (c->count == 1 && !c->opt['R'])
 		return client_wrong("which tags? name:value sets one, -name "
 		    "removes it");
-	for (int i = 1; i < c.count; i++) {
-		if (strchr(c.args[i], '\n'))
+	for (int i = 1; i < c->count; i++) {
+		if (strchr(c->args[i], '\n'))
 			return client_wrong("a tag must not hold a line break");
-		out_text(&o, c.args[i]);
+		out_text(&o, c->args[i]);
 		out_char(&o, '\n');
 	}
 	if (o.full)
 		return client_wrong("these are too many tags");
-	c.body = (struct str){ o.p, o.n };
-	return client_selected(&c, "tagged");
+	c->body = (struct str){ o.p, o.n };
+	return client_selected(c, "tagged");
 }
 
 static int
-client_close_verb(int argc, char **argv)
+client_close_verb(struct client *c)
 {
-	struct client c;
-
-	if (client_start(&c, "s:c:", argc, argv, 1, 2))
-		return CLIENT_USAGE;
-	if (c.count > 1)
-		c.body = text_of(c.args[1]);
-	return client_selected(&c, "closed");
+	if (c->count > 1)
+		c->body = text_of(c->args[1]);
+	return client_selected(c, "closed");
 }
 
 static int
-client_abort_verb(int argc, char **argv)
+client_abort_verb(struct client *c)
 {
-	struct client c;
-	int status = client_start(&c, "s:", argc, argv, 1, 1);
-
-	return status ? status : client_selected(&c, "cut");
+	return client_selected(c, "cut");
 }
 
 /*
@@ -16679,47 +16666,40 @@ client_print_rows(const struct client *c, const char **before)
 }
 
 static int
-client_list_verb(int argc, char **argv)
+client_list_verb(struct client *c)
 {
-	struct client c;
 	const char *before = "[";
-	int status = client_start(&c, "s:j", argc, argv, 0, 1);
+	int status = CLIENT_DONE;
 
-	while (status == 0 && (status = client_ask(&c)) == 0) {
-		client_print_rows(&c, &before);
-		if (!c.reply.has_next)
+	while (status == 0 && (status = client_ask(c)) == 0) {
+		client_print_rows(c, &before);
+		if (!c->reply.has_next)
 			break;
-		(void)client_head(&c);
-		out_text(&c.head, " from=");
-		out_u64(&c.head, c.reply.next);
-		status = client_target(&c);
+		(void)client_head(c);
+		out_text(&c->head, " from=");
+		out_u64(&c->head, c->reply.next);
+		status = client_target(c);
 	}
-	if (status == 0 && c.opt['j'])
+	if (status == 0 && c->opt['j'])
 		print(*before == '[' ? "[]\n" : "]\n");
 	return status;
 }
 
 static int
-client_stats_verb(int argc, char **argv)
+client_stats_verb(struct client *c)
 {
-	struct client c;
-	int status = client_start(&c, "s:j", argc, argv, 0, 0);
+	int status = client_ask(c);
 
 	if (status == 0)
-		status = client_ask(&c);
-	if (status == 0)
-		client_print(c.reply.body);
+		client_print(c->reply.body);
 	return status;
 }
 
 static int
-client_ping_verb(int argc, char **argv)
+client_ping_verb(struct client *c)
 {
-	struct client c;
-	int status = client_start(&c, "s:", argc, argv, 0, 0);
+	int status = client_ask(c);
 
-	if (status == 0)
-		status = client_ask(&c);
 	if (status == 0)
 		print("ok\n");
 	return status;
@@ -16839,18 +16819,15 @@ client_watch_turn(struct client_watch *w, struct client *c)
 }
 
 static int
-client_watch_verb(int argc, char **argv)
+client_watch_verb(struct client *c)
 {
-	struct client c;
 	struct client_watch w = { .met = false };
-	int status = client_start(&c, "s:", argc, argv, 0, 1);
+	int status = client_open(c, false);
 
-	if (status == 0)
-		status = client_open(&c, false);
 	signal(SIGINT, client_stop);
 	signal(SIGTERM, client_stop);
 	while (status == 0)
-		status = client_watch_turn(&w, &c);
+		status = client_watch_turn(&w, c);
 	return status;
 }
 
@@ -16997,20 +16974,17 @@ top_turn(struct top *t, struct client *c)
 }
 
 static int
-client_top_verb(int argc, char **argv)
+client_top_verb(struct client *c)
 {
 	struct pollfd key = { .fd = STDIN_FILENO, .events = POLLIN };
-	struct client c;
 	struct top t = { .known = false };
 	char pressed = 0;
 
-	if (client_start(&c, "s:", argc, argv, 0, 0))
-		return CLIENT_USAGE;
 	if (!top_enter())
 		return client_wrong("it needs a terminal; `wspush stats` "
 		    "and `wspush list` do not");
 	while (pressed != 'q') {
-		top_turn(&t, &c);
+		top_turn(&t, c);
 		if (!print_flush() || (poll(&key, 1, 1000) > 0 &&
 		    read(STDIN_FILENO, &pressed, 1) <= 0))
 			break;
@@ -17034,22 +17008,35 @@ static int main_version(int argc, char **argv);
 static const struct command {
 	const char *name;
 	int (*run)(int argc, char **argv);
+	int (*ask)(struct client *c); /* or this, of a running server */
+	const char *options;
+	u8 min, max;          /* arguments, the first a target; 255: any */
 } main_commands[] = {
-	{ "serve", serve_command },
-	{ "send", client_send_verb },
-	{ "list", client_list_verb },
-	{ "tag", client_tag_verb },
-	{ "close", client_close_verb },
-	{ "abort", client_abort_verb },
-	{ "stats", client_stats_verb },
-	{ "watch", client_watch_verb },
-	{ "top", client_top_verb },
-	{ "ping", client_ping_verb },
-	{ "cert", tls_cert_command },
-	{ "token", token_command },
-	{ "version", main_version },
-	{ "help", main_help },
+	{ "serve", .run = serve_command },
+	{ "send", NULL, client_send_verb, "s:k:t:K:rw:", 1, 2 },
+	{ "list", NULL, client_list_verb, "s:j", 0, 1 },
+	{ "tag", NULL, client_tag_verb, "s:R", 1, 255 },
+	{ "close", NULL, client_close_verb, "s:c:", 1, 2 },
+	{ "abort", NULL, client_abort_verb, "s:", 1, 1 },
+	{ "stats", NULL, client_stats_verb, "s:j", 0, 0 },
+	{ "watch", NULL, client_watch_verb, "s:", 0, 1 },
+	{ "top", NULL, client_top_verb, "s:", 0, 0 },
+	{ "ping", NULL, client_ping_verb, "s:", 0, 0 },
+	{ "cert", .run = tls_cert_command },
+	{ "token", .run = token_command },
+	{ "version", .run = main_version },
+	{ "help", .run = main_help },
 };
+
+static int
+main_ask(const struct command *v, int argc, char **argv)
+{
+	static struct client c;
+	int status = client_start(&c, v->options, argc, argv, v->min,
+	    v->max < 255 ? v->max : INT_MAX);
+
+	return status ? status : v->ask(&c);
+}
 
 /* The list of verbs, or for one of them its whole help. */
 static struct str
@@ -17115,7 +17102,7 @@ main_run(int argc, char **argv)
 		return main_explain(v);
 	if (v->run == tls_cert_command || v->run == token_command)
 		sandbox_hide_memory(); /* they read keys, as serve does */
-	status = v->run(argc, argv);
+	status = v->run ? v->run(argc, argv) : main_ask(v, argc, argv);
 	if (status == CLIENT_USAGE && v->run != serve_command &&
 	    v->run != main_help)
 		main_print_usage(v);
