@@ -132,11 +132,11 @@ test-arm: ## unit tests on ARM and AArch64 under qemu, and the main story
 	@tools/cross armhf
 	@/usr/bin/python3 tools/test-run arm
 
-TEST_DEPENDS = wspush.c wspush.h Makefile $(wildcard test/*.h)
+TEST_DEPENDS = wspush.c wspush.h build/texts.h Makefile $(wildcard test/*.h)
 
 # A test of the lower half renames main() before it includes wspush.c; every
 # other test has the upper half alone.
-TEST_CFLAGS = $(WSP_CFLAGS) -Wno-unused-function \
+TEST_CFLAGS = $(WSP_CFLAGS) -Wno-unused-function $(PROGRAM) \
 	$(shell grep -q '^.define main ' $< || echo -DWSP_PURE_ONLY)
 
 build/unit/%: test/%.c $(TEST_DEPENDS)

@@ -14960,25 +14960,6 @@ serve_replace_list(const struct serve_option *o)
 	*o->list = 0;
 }
 
-/* What tools/help.txt says of serve, and what a number is without its option. */
-static void
-serve_print_help(struct str text)
-{
-	struct str line, name;
-
-	while (text.n > 0 && split_next(&text, '\n', &line)) {
-		struct str rest = text_from(line, min_size(line.n, 4));
-		const struct serve_option *o;
-
-		print_str(line);
-		(void)split_next(&rest, ' ', &name);
-		o = serve_find_option(name);
-		if (o && o->kind == OPT_NUMBER)
-			print(" (%u)", o->value);
-		print("\n");
-	}
-}
-
 /* Reads the command line.  With `only_config` just --config is looked for. */
 static int
 serve_read_arguments(int argc, char **argv, bool only_config)
@@ -15078,6 +15059,28 @@ serve_defaults(void)
 	for (u32 i = 0; i < COUNT(serve_options); i++)
 		if (serve_options[i].kind == OPT_NUMBER)
 			*(u32 *)serve_options[i].to = serve_options[i].value;
+}
+
+/* What tools/help.txt says of serve, and what holds without an option. */
+static void
+serve_print_help(struct str text)
+{
+	struct str line, name;
+
+	serve_defaults();
+	while (text.n > 0 && split_next(&text, '\n', &line)) {
+		struct str rest = text_from(line, min_size(line.n, 4));
+		const struct serve_option *o;
+
+		print_str(line);
+		(void)split_next(&rest, ' ', &name);
+		o = serve_find_option(name);
+		if (o && o->kind == OPT_NUMBER)
+			print(" (%u)", *(u32 *)o->to);
+		else if (o && o->kind == OPT_TEXT && *(const char **)o->to)
+			print(" (%s)", *(const char **)o->to);
+		print("\n");
+	}
 }
 
 /* What one option cannot know of another.  NULL: all is well. */
@@ -17059,6 +17062,9 @@ main_explain(const struct command *v)
 		serve_print_help(main_text(v));
 	else
 		print_str(main_text(v));
+	if (v && v->ask)
+		print("\nWithout -s PATH the push socket is $WSPUSH_SOCKET, or "
+		    WSP_PUSH_PATH ".\n");
 	return CLIENT_DONE;
 }
 
