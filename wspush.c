@@ -10552,81 +10552,57 @@ service_sessions(void)
  *
  * One list of names, for `stats` in both its formats and for /metrics.
  */
-struct figure {
-	const char *name, *help;
-	u64 value;
-	bool counter; /* it only grows */
-};
+enum figures { FIGURES_TEXT, FIGURES_JSON, FIGURES_METRICS };
 
-/* Calls `each` for every figure; returns their number. */
-static u32
-figures_walk(struct out *o, void (*each)(struct out *o,
-    const struct figure *f))
-{
-	const struct counters *t = &srv.queues.total;
-	int days = tls_cert_days();
-	const struct figure all[] = {
-		{ "sockets_open", "Sockets that have a connection.",
-			srv.sockets.count - srv.sockets.away, false },
-		{ "sockets_away", "Stateful sockets without a connection.",
-			srv.sockets.away, false },
-		{ "sockets_max", "Rows of the socket table.",
-			srv.sockets.rows, false },
-#define X(name, help) { #name, help, t->name, true },
-		COUNTERS(X)
+/* Each one's name and what it is, in their order: gauges, what is counted
+ * since the start, gauges. */
+static const char figure_words[] =
+    "sockets_open\0" "Sockets that have a connection.\0"
+    "sockets_away\0" "Stateful sockets without a connection.\0"
+    "sockets_max\0" "Rows of the socket table.\0"
+#define X(name, help) #name "\0" help "\0"
+    COUNTERS(X)
 #undef X
-		{ "store_bytes", "Bytes of the store that messages hold.",
-			srv.queues.store.held, false },
-		{ "store_bytes_max", "Bytes that they may hold.",
-			srv.queues.store.limit, false },
-		{ "cert_days", "Days until the certificate ends; 0: none.",
-			(u64)(days > 0 ? days : 0), false },
-		{ "uptime", "Seconds since the start.",
-			(u64)(srv.now - srv.started) / 1000, false },
-	};
+    "store_bytes\0" "Bytes of the store that messages hold.\0"
+    "store_bytes_max\0" "Bytes that they may hold.\0"
+    "cert_days\0" "Days until the certificate ends; 0: none.\0"
+    "uptime\0" "Seconds since the start.";
 
-	for (size_t i = 0; i < COUNT(all); i++)
-		each(o, &all[i]);
-	return COUNT(all);
-}
-
-static void
-figure_text(struct out *o, const struct figure *f)
+/* Writes every figure; metrics are in Prometheus's text format, version
+ * 0.0.4.  Returns their number. */
+static u32
+figures_write(struct out *o, enum figures as)
 {
-	out_text(o, f->name);
-	out_char(o, ' ');
-	out_u64(o, f->value);
-	out_char(o, '\n');
-}
+	enum { FIRST = 3, BEHIND = FIRST + sizeof(struct counters) / 8 };
+	int days = tls_cert_days();
+	u64 value[BEHIND + 4] = {
+		srv.sockets.count - srv.sockets.away, srv.sockets.away,
+		srv.sockets.rows,
+		[BEHIND] = srv.queues.store.held, srv.queues.store.limit,
+		(u64)(days > 0 ? days : 0),
+		(u64)(srv.now - srv.started) / 1000 };
+	const char *name = figure_words, *help;
 
-static void
-figure_json(struct out *o, const struct figure *f)
-{
-	out_text(o, o->n == 0 ? "{\"" : ",\"");
-	out_text(o, f->name);
-	out_text(o, "\":");
-	out_u64(o, f->value);
-}
+	memcpy(value + FIRST, &srv.queues.total, sizeof srv.queues.total);
+	for (u32 i = 0; i < COUNT(value); i++) {
+		bool counter = i >= FIRST && i < BEHIND;
+		const char *total = counter ? "_total" : "";
 
-/* The text format of Prometheus, version 0.0.4. */
-static void
-figure_metric(struct out *o, const struct figure *f)
-{
-	static const char *const line[] = { "# HELP wspush_",
-		"# TYPE wspush_", "wspush_" };
-
-	for (u32 i = 0; i < COUNT(line); i++) {
-		out_text(o, line[i]);
-		out_text(o, f->name);
-		out_text(o, f->counter ? "_total " : " ");
-		if (i == 0)
-			out_text(o, f->help);
-		else if (i == 1)
-			out_text(o, f->counter ? "counter" : "gauge");
+		help = name + strlen(name) + 1;
+		if (as == FIGURES_TEXT)
+			out_print(o, "%s %llu\n", name, value[i]);
+		else if (as == FIGURES_JSON)
+			out_print(o, "%s\"%s\":%llu", i == 0 ? "{" : ",",
+			    name, value[i]);
 		else
-			out_u64(o, f->value);
-		out_char(o, '\n');
+			out_print(o, "# HELP wspush_%s%s %s\n"
+			    "# TYPE wspush_%s%s %s\nwspush_%s%s %llu\n",
+			    name, total, help, name, total,
+			    counter ? "counter" : "gauge", name, total,
+			    value[i]);
+		name = help + strlen(help) + 1;
 	}
+	return COUNT(value);
 }
 
 /* ----- 32. Delivery ------------------------------------------------------
@@ -11905,7 +11881,7 @@ service_metrics(struct conn *c, const struct http_request *r)
 	struct out o = out_to(srv.scratch_answer, srv.buffer_size);
 	struct out body = out_to(srv.scratch_out, SCRATCH_OUT);
 
-	(void)figures_walk(&body, figure_metric);
+	(void)figures_write(&body, FIGURES_METRICS);
 	http_response(&o, 200, "Cache-Control: no-cache\r\n",
 	    "text/plain; version=0.0.4; charset=utf-8",
 	    (struct str){ body.p, body.n }, r->method == HTTP_HEAD);
@@ -12805,7 +12781,8 @@ static void
 asking_stats(struct asking *q)
 {
 	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
-	u32 lines = figures_walk(&o, q->r.json ? figure_json : figure_text);
+	u32 lines = figures_write(&o, q->r.json ? FIGURES_JSON :
+	    FIGURES_TEXT);
 
 	if (q->r.json)
 		out_text(&o, "}\n");
