@@ -10453,33 +10453,52 @@ service_conn(u32 sock)
 	return s->conn == NONE ? NULL : &srv.conn[s->conn];
 }
 
-/* Tells the watchers whose target selects the socket: `word SOCKETID[ n]`.
- * Events leave through a socket of their own.  A watcher that is gone, or
- * that makes two sends in a row fail, loses its watch. */
-static void
-service_event(const char *word, u32 sock, u64 n, bool with_n)
+/* Seconds of the monotonic clock. */
+static u32
+service_seconds(void)
+{
+	return (u32)(srv.now / 1000);
+}
+
+/* Seconds since the socket came. */
+static u32
+service_age(u32 sock)
+{
+	return service_seconds() - srv.sockets.row[sock].since;
+}
+
+/* A target that was found good before, read again. */
+static struct target *
+service_target(const char *p, size_t n)
 {
 	static struct target target;
+	const char *why;
+
+	(void)target_parse(&target, (struct str){ p, n }, &why);
+	return &target;
+}
+
+/* Tells the watchers whose target selects the socket: `word SOCKETID[ n]`; an
+ * n of NONE is left out.  Events leave through a socket of their own.  A watcher that is gone, or
+ * that makes two sends in a row fail, loses its watch. */
+static void
+service_event(const char *word, u32 sock, u32 n)
+{
 	char text[WSP_MAX_SOCKET_ID + 32];
 	struct out o = out_to(text, sizeof text);
-	const char *why;
 
 	for (u32 i = 0; i < WSP_WATCHERS; i++) {
 		struct watcher *w = &watchers[i];
 		ssize_t r;
 
-		if (w->to_n == 0 || target_parse(&target, (struct str){
-		    w->target, w->target_n }, &why) < 0 ||
-		    !tags_match(&srv.tags, sock, &target))
+		if (w->to_n == 0 || !tags_match(&srv.tags, sock,
+		    service_target(w->target, w->target_n)))
 			continue;
 		if (o.n == 0) {
-			out_text(&o, word);
-			out_char(&o, ' ');
+			out_print(&o, "%s ", word);
 			sock_name(&o, &srv.sockets, sock, service_name(sock));
-			if (with_n)
-				out_char(&o, ' ');
-			if (with_n)
-				out_u64(&o, n);
+			if (n != NONE)
+				out_print(&o, " %u", n);
 		}
 		r = sys_sendto(srv.events, text, o.n, &w->to, w->to_n);
 		w->fails = r < 0 ? (u8)(w->fails + 1) : 0;
@@ -10498,8 +10517,8 @@ service_forget(u32 sock, enum leave why)
 	u32 held = srv.queues.queue[sock].count;
 
 	if (why == LEAVE_DROPPED && held > 0)
-		service_event("drop", sock, held, true);
-	service_event("forget", sock, 0, false);
+		service_event("drop", sock, held);
+	service_event("forget", sock, NONE);
 	queue_clear(&srv.queues, sock, why);
 	tags_clear(&srv.tags, &srv.sockets.row[sock]);
 	deadline_cancel(&srv.away, sock);
@@ -10525,7 +10544,7 @@ service_ended(struct conn *c, u16 code)
 	struct sock *s = &srv.sockets.row[sock];
 
 	assert(s->conn == conn_slot(c) && s->conn_gen == c->gen);
-	service_event("close", sock, code, true);
+	service_event("close", sock, code);
 	handler_closed(sock, code);
 	c->sock = NONE;
 	c->done = 0;
@@ -10696,8 +10715,7 @@ sending_fits(struct sending *s, u32 sock)
 	/* What was written for others may have ended it. */
 	if (!sock_is_used(&srv.sockets, sock))
 		return false;
-	if (srv.queues.store.mortal > 0)
-		queue_expire(&srv.queues, sock, srv.now);
+	queue_expire(&srv.queues, sock, srv.now);
 	if (queue_has_room(&srv.queues, sock, s->a.body))
 		return true;
 	c = service_conn(sock);
@@ -10726,9 +10744,24 @@ service_log_slow(u32 sock)
 	if (c)
 		conn_peer(peer, c);
 	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
-	    "bytes=%u age=%llds", log_quote(&room, (struct str){ name, o.n }),
+	    "bytes=%u age=%us", log_quote(&room, (struct str){ name, o.n }),
 	    peer, srv.queues.queue[sock].count, srv.queues.queue[sock].bytes,
-	    (long long)(srv.now / 1000 - s->since));
+	    service_age(sock));
+}
+
+/* Drops of one socket that were not yet told: one event says how many. */
+struct drops {
+	u32 sock, n;
+};
+
+static void
+drops_tell(struct drops *d)
+{
+	if (d->n == 0)
+		return;
+	service_log_slow(d->sock);
+	service_event("drop", d->sock, d->n);
+	d->n = 0;
 }
 
 /* A socket that does not take the message: --overflow close cuts it. */
@@ -10748,16 +10781,15 @@ sending_full(struct sending *s, u32 sock)
 static __attribute__((noinline)) bool
 sending_make_room(struct sending *s, u32 sock)
 {
-	u32 drops = srv.queues.drops[sock];
+	struct drops drops = { sock, 0 };
+	u32 before = srv.queues.drops[sock];
 
 	s->a.policy = service_overflow(sock);
 	if (!queue_admits(&srv.queues, sock, &s->a))
 		return false;
 	queue_make_room(&srv.queues, sock, &s->a);
-	if (srv.queues.drops[sock] == drops)
-		return true;
-	service_log_slow(sock);
-	service_event("drop", sock, srv.queues.drops[sock] - drops, true);
+	drops.n = srv.queues.drops[sock] - before;
+	drops_tell(&drops);
 	return true;
 }
 
@@ -10822,21 +10854,6 @@ service_may_drop(u32 message)
 	return true;
 }
 
-/* Drops of one socket that were not yet told: one event says how many. */
-struct drops {
-	u32 sock, n;
-};
-
-static void
-drops_tell(struct drops *d)
-{
-	if (d->n == 0)
-		return;
-	service_log_slow(d->sock);
-	service_event("drop", d->sock, d->n, true);
-	d->n = 0;
-}
-
 static void
 drops_add(struct drops *d, u32 sock)
 {
@@ -10871,12 +10888,10 @@ service_drop(u32 message, struct drops *drops)
  * the target later.  Rows stand in the order of their values' age.
  */
 
-static bool
-retained_is_for(const struct retained *v, struct str target, struct str key)
+static struct message *
+retained_message(u32 i)
 {
-	return str_eq((struct str){ v->target, v->target_n }, target) &&
-	    str_eq(store_key(&srv.queues.store,
-	    &srv.queues.store.row[v->message]), key);
+	return &srv.queues.store.row[srv.retained[i].message];
 }
 
 static void
@@ -10884,29 +10899,31 @@ retained_remove(u32 i)
 {
 	struct retained *v = &srv.retained[i];
 
-	srv.queues.store.row[v->message].retained = false;
+	retained_message(i)->retained = false;
 	store_let_go(&srv.queues.store, v->message);
 	memmove(v, v + 1, (--srv.retains - i) * sizeof *v);
 }
 
-/* The row of the value for this target and key, or where a new one goes. */
+/* The row of the value for this target and key, or NONE. */
 static u32
 retained_find(struct str target, struct str key)
 {
-	u32 i = 0;
+	for (u32 i = 0; i < srv.retains; i++) {
+		const struct retained *v = &srv.retained[i];
 
-	while (i < srv.retains && !retained_is_for(&srv.retained[i], target,
-	    key))
-		i++;
-	return i;
+		if (str_eq((struct str){ v->target, v->target_n }, target) &&
+		    str_eq(store_key(&srv.queues.store, retained_message(i)),
+		    key))
+			return i;
+	}
+	return NONE;
 }
 
 static void
 retained_expire(void)
 {
 	for (u32 i = 0; i < srv.retains;) {
-		int64_t expires =
-		    srv.queues.store.row[srv.retained[i].message].expires;
+		int64_t expires = retained_message(i)->expires;
 
 		if (expires != 0 && expires <= srv.now)
 			retained_remove(i);
@@ -10932,20 +10949,18 @@ retained_keep(struct str target, u32 message)
 
 /* Does the value's target select the socket, open or away? */
 static bool
-retained_matches(const struct retained *v, u32 sock)
+retained_matches(u32 i, u32 sock)
 {
-	static struct target target;
-	const char *why;
+	const struct retained *v = &srv.retained[i];
+	struct target *t = service_target(v->target, v->target_n);
 	size_t n = 0;
 
-	(void)target_parse(&target, (struct str){ v->target, v->target_n },
-	    &why);
-	for (size_t k = 0; k < target.n; k++)
-		if (target.terms[k].kind != TERM_OPEN &&
-		    target.terms[k].kind != TERM_AWAY)
-			target.terms[n++] = target.terms[k];
-	target.n = n;
-	return tags_match(&srv.tags, sock, &target);
+	for (size_t k = 0; k < t->n; k++)
+		if (t->terms[k].kind != TERM_OPEN &&
+		    t->terms[k].kind != TERM_AWAY)
+			t->terms[n++] = t->terms[k];
+	t->n = n;
+	return tags_match(&srv.tags, sock, t);
 }
 
 /* Once a second: what has expired leaves, also where nothing is written. */
@@ -10966,7 +10981,7 @@ retained_mark(u32 sock, bool *had)
 {
 	retained_expire();
 	for (u32 i = 0; i < srv.retains; i++)
-		had[i] = retained_matches(&srv.retained[i], sock);
+		had[i] = retained_matches(i, sock);
 }
 
 /* Queues every value that the socket matches and did not match before. */
@@ -10976,15 +10991,13 @@ retained_offer(u32 sock, const bool *had)
 	if (!had) /* with it the rows are those that were marked */
 		retained_expire();
 	for (u32 i = 0; i < srv.retains; i++) {
-		const struct retained *v = &srv.retained[i];
-		struct message *m = &srv.queues.store.row[v->message];
-		struct sending s = { .message = v->message,
-			.last_value = NONE, .a = {
+		const struct message *m = retained_message(i);
+		struct sending s = { .message = srv.retained[i].message, .a = {
 			.body = m->body,
 			.key = store_key(&srv.queues.store, m) } };
 
 		if ((!had || !had[i]) && sock_is_used(&srv.sockets, sock) &&
-		    retained_matches(v, sock) && sending_fits(&s, sock))
+		    retained_matches(i, sock) && sending_fits(&s, sock))
 			sending_put(&s, &sock, 1, false);
 	}
 }
@@ -10993,42 +11006,30 @@ retained_offer(u32 sock, const bool *had)
  * ---- Room in the store
  */
 
-/* Notes for every message how many of its holds this one replaces, and
- * returns the bytes that become free so. */
-static u64
-sending_count_leaving(const struct sending *s, u32 fit)
+/* Notes holds on a message that go, and returns the bytes that become free. */
+static u32
+message_leaves(struct message *m, int holds)
 {
-	u64 freed = 0;
-
-	if (s->last_value != NONE) {
-		struct message *m =
-		    &srv.queues.store.row[srv.retained[s->last_value].message];
-
-		m->leaving = 1;
-		freed += m->holds == 1 ? store_size(m) : 0;
-	}
-	for (u32 k = 0; k < fit && s->a.key.n > 0; k++)
-		for (u32 i = srv.selected[k], at = 0;
-		    at < srv.queues.queue[i].count; at++) {
-			struct message *m = queue_row(&srv.queues, i, at);
-
-			if (queue_is_replaced(&srv.queues, i, at, s->a.key) &&
-			    ++m->leaving == m->holds)
-				freed += store_size(m);
-		}
-	return freed;
+	m->leaving += holds;
+	return m->leaving == m->holds ? store_size(m) : 0;
 }
 
-static void
-sending_forget_leaving(const struct sending *s, u32 fit)
+/* Notes for every message how many of its holds this one replaces, with a step
+ * of 1, and returns the bytes that become free so; -1 takes the notes back. */
+static u32
+sending_count_leaving(const struct sending *s, u32 fit, int step)
 {
+	u32 freed = 0;
+
 	if (s->last_value != NONE)
-		srv.queues.store.row[srv.retained[s->last_value].message].leaving =
-		    0;
+		freed = message_leaves(retained_message(s->last_value), step);
 	for (u32 k = 0; k < fit && s->a.key.n > 0; k++)
 		for (u32 i = srv.selected[k], at = 0;
 		    at < srv.queues.queue[i].count; at++)
-			queue_row(&srv.queues, i, at)->leaving = 0;
+			if (queue_is_replaced(&srv.queues, i, at, s->a.key))
+				freed += message_leaves(queue_row(&srv.queues,
+				    i, at), step);
+	return freed;
 }
 
 static void
@@ -11048,12 +11049,12 @@ static bool
 sending_make_store_room(struct sending *s, u32 fit)
 {
 	struct store *t = &srv.queues.store;
-	u64 freed = sending_count_leaving(s, fit);
+	u32 freed = sending_count_leaving(s, fit, 1);
 	u32 n = s->n + (u32)s->a.key.n, end = t->eldest;
 	struct drops drops = { .n = 0 };
 	bool enough;
 
-	while (!(enough = freed > 0 && t->held + n <= t->limit + freed) &&
+	while (!(enough = freed > 0 && t->held - freed + n <= t->limit) &&
 	    end != NONE) {
 		struct message *m = &t->row[end];
 
@@ -11062,7 +11063,7 @@ sending_make_store_room(struct sending *s, u32 fit)
 			freed += store_size(m);
 		end = m->younger;
 	}
-	sending_forget_leaving(s, fit);
+	(void)sending_count_leaving(s, fit, -1);
 	if (!enough)
 		return false;
 	for (u32 next, k = t->eldest; k != end; k = next) {
@@ -11448,7 +11449,7 @@ arrival_expires(const struct arrival *a)
 	left = a->token->expires + TOKEN_SKEW - token_now();
 	if (left > INT32_MAX)
 		left = INT32_MAX; /* 68 years */
-	return (u32)(srv.now / 1000 + left);
+	return service_seconds() + (u32)left;
 }
 
 /* The client's first subprotocol that the service has; `bearer` when it came
@@ -11613,7 +11614,7 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 	c->ping_ms = (u32)srv.now - ACK_INTERVAL_MS;
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
-	service_event("open", sock, 0, false);
+	service_event("open", sock, NONE);
 	handler_opened(sock);
 	conn_aside(c, (u8 *)text, o.n);
 	if ((is_new || a->token || a->verdict) &&
@@ -11628,7 +11629,7 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 static void
 service_tokens(void)
 {
-	u32 now = (u32)(srv.now / 1000), next = UINT32_MAX;
+	u32 now = service_seconds(), next = UINT32_MAX;
 
 	if (now < srv.token_end)
 		return;
@@ -12402,13 +12403,11 @@ asking_counts(struct asking *q, const struct sending *s)
 static bool
 asking_retain(struct asking *q, struct sending *s, struct out *text)
 {
-	u32 i;
-
 	target_text(text, &q->target);
 	retained_expire();
-	i = retained_find((struct str){ text->p, text->n }, q->r.key);
-	s->last_value = i < srv.retains ? i : NONE;
-	if (i < srv.retains || srv.retains < settings.retained ||
+	s->last_value = retained_find((struct str){ text->p, text->n },
+	    q->r.key);
+	if (s->last_value != NONE || srv.retains < settings.retained ||
 	    q->r.body.n == 0)
 		return true;
 	asking_refuse(q, REFUSED_NO_ROOM, "as many values are retained as "
@@ -12420,10 +12419,8 @@ asking_retain(struct asking *q, struct sending *s, struct out *text)
 static void
 asking_take_value(struct asking *q, const struct sending *s, struct str target)
 {
-	u32 i = retained_find(target, q->r.key);
-
-	if (i < srv.retains)
-		retained_remove(i);
+	if (s->last_value != NONE)
+		retained_remove(s->last_value);
 	if (q->r.body.n > 0)
 		retained_keep(target, s->message);
 }
@@ -12535,10 +12532,10 @@ list_row(struct out *o, u32 sock, bool json)
 		out_bytes(o, name, id.n);
 	}
 	out_print(o, json ? ",\"state\":\"%s\",\"messages\":%u,\"bytes\":%u,"
-	    "\"age\":%lld,\"peer\":%s%s%s,\"drops\":%u,\"tags\":{" :
-	    "\t%s\t%u\t%u\t%lld\t%s%s%s\t%u\t", away ? "away" : "open",
-	    queue->count, queue->bytes, (long long)(srv.now / 1000 - s->since),
-	    quote, peer, quote, srv.queues.drops[sock]);
+	    "\"age\":%u,\"peer\":%s%s%s,\"drops\":%u,\"tags\":{" :
+	    "\t%s\t%u\t%u\t%u\t%s%s%s\t%u\t", away ? "away" : "open",
+	    queue->count, queue->bytes, service_age(sock), quote, peer, quote,
+	    srv.queues.drops[sock]);
 	list_tag(o, STR("service"), service_name(sock), json);
 	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
 		out_char(o, ',');
