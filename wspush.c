@@ -1864,13 +1864,13 @@ http_is_key(struct str key)
 
 /*
  * May a request for a service become a WebSocket?  0, or 426 or 400 with
- * the sentence and the header lines to answer with.
+ * the sentence to answer with, and header lines unless those of the status
+ * will do.
  */
 static int
 http_upgrade_check(const struct http_request *r, const char **why,
     const char **headers)
 {
-	*headers = "Upgrade: websocket\r\n";
 	if (r->minor == 0 || r->method != HTTP_GET || !r->upgrade) {
 		*why = "This is a WebSocket service; connect with a WebSocket "
 		    "client.";
@@ -1882,7 +1882,6 @@ http_upgrade_check(const struct http_request *r, const char **why,
 		    "Sec-WebSocket-Version: 13\r\n";
 		return 426;
 	}
-	*headers = "";
 	*why = "The Sec-WebSocket-Key header is not 16 bytes in base64.";
 	return http_is_key(r->key) ? 0 : 400;
 }
@@ -1933,6 +1932,24 @@ http_reason(int status)
 		if (row[i].status == status)
 			return row[i].reason;
 	return "Error";
+}
+
+/* The header lines that a status comes with. */
+static const char *
+http_status_headers(int status)
+{
+	switch (status) {
+	case 401:
+		return "WWW-Authenticate: Bearer\r\n";
+	case 405:
+		return "Allow: GET, HEAD\r\n";
+	case 426:
+		return "Upgrade: websocket\r\n";
+	case 429:
+	case 503:
+		return "Retry-After: 5\r\n";
+	}
+	return "";
 }
 
 /*
@@ -5146,6 +5163,9 @@ struct token_use {
 static const char token_forged[] =
     "no key of its algorithm made its signature";
 
+/* And the one of tokens that are not looked at so far. */
+static const char token_unread[] = "too many before it were forged";
+
 /*
  * ---- Claims
  */
@@ -5439,7 +5459,7 @@ token_check(struct token *t, const char **why, struct str text,
 	if (*why)
 		return 401;
 	if (use->unread) {
-		*why = "too many before it were forged";
+		*why = token_unread;
 		return 503;
 	}
 	if (!token_is_signed(alg, &p, key, keys)) {
@@ -8480,7 +8500,8 @@ struct conn {
 	unsigned looks : 4; /* at its ClientHello, see HELLO_LOOKS */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
-	u32 expires;      /* its token, s of the monotonic clock; 0: never */
+	u32 expires;      /* of an open one: when its token ends, s of the
+	                   * monotonic clock; UINT32_MAX: never */
 };
 
 /* A buffer of the pool.  As `in`: bytes received, `raw` of them opened
@@ -9533,6 +9554,7 @@ conn_reply(struct conn *c, struct out *o)
 	conn_mark_dirty(c);
 }
 
+/* Answers with a sentence; headers of NULL are those of the status. */
 static void
 conn_refuse(struct conn *c, int status, const char *headers, const char *why,
     bool head_only)
@@ -9541,7 +9563,8 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	struct out o = out_to(text, sizeof text);
 
 	srv.queues.total.http_refused++;
-	http_response(&o, status, headers, NULL,
+	http_response(&o, status, headers ? headers :
+	    http_status_headers(status), NULL,
 	    text_of(text_print(body, sizeof body, "%s\n", why)), head_only);
 	assert(!o.full);
 	conn_reply(c, &o);
@@ -9733,7 +9756,7 @@ conn_http(struct conn *c, u8 *p, size_t n)
 	if (used == 0)
 		return 0;
 	if (used < 0) {
-		conn_refuse(c, -used, "", r.why, r.method == HTTP_HEAD);
+		conn_refuse(c, -used, NULL, r.why, r.method == HTTP_HEAD);
 		return n;
 	}
 	service_request(c, &r);
@@ -10030,7 +10053,7 @@ conn_hello(struct conn *c)
 	}
 	if (head[0] != RECORD_HANDSHAKE) {
 		c->tls = false;
-		conn_refuse(c, 400, "", "this port speaks TLS: use https:// or "
+		conn_refuse(c, 400, NULL, "this port speaks TLS: use https:// or "
 		    "wss://", false);
 		return;
 	}
@@ -10211,8 +10234,8 @@ static void
 conn_unjudged(struct conn *c)
 {
 	c->judged = false;
-	conn_refuse(c, 503, "Retry-After: 5\r\n", "the service did not say in "
-	    "time whether you may come in", false);
+	conn_refuse(c, 503, NULL, "the service did not say in time whether "
+	    "you may come in", false);
 }
 
 static void
@@ -10228,8 +10251,8 @@ conn_deadline(struct conn *c, enum conn_deadline class)
 		else if (c->judged)
 			conn_unjudged(c);
 		else if (c->state == CONN_HTTP)
-			conn_refuse(c, 408, "", "the request was not finished "
-			    "in time", false);
+			conn_refuse(c, 408, NULL, "the request was not "
+			    "finished in time", false);
 		else
 			conn_no_handshake(c);
 		break;
@@ -10975,28 +10998,27 @@ service_expire(void)
 	retained_expire();
 }
 
-/* Marks in `had` the values that the socket's tags match now. */
+/* Marks in `had` the values that the socket's tags match now: none, when it
+ * is new. */
 static void
-retained_mark(u32 sock, bool *had)
+retained_mark(u32 sock, bool *had, bool is_new)
 {
 	retained_expire();
 	for (u32 i = 0; i < srv.retains; i++)
-		had[i] = retained_matches(i, sock);
+		had[i] = !is_new && retained_matches(i, sock);
 }
 
 /* Queues every value that the socket matches and did not match before. */
 static void
 retained_offer(u32 sock, const bool *had)
 {
-	if (!had) /* with it the rows are those that were marked */
-		retained_expire();
 	for (u32 i = 0; i < srv.retains; i++) {
 		const struct message *m = retained_message(i);
 		struct sending s = { .message = srv.retained[i].message, .a = {
 			.body = m->body,
 			.key = store_key(&srv.queues.store, m) } };
 
-		if ((!had || !had[i]) && sock_is_used(&srv.sockets, sock) &&
+		if (!had[i] && sock_is_used(&srv.sockets, sock) &&
 		    retained_matches(i, sock) && sending_fits(&s, sock))
 			sending_put(&s, &sock, 1, false);
 	}
@@ -11234,27 +11256,25 @@ struct verdict {
 
 /* A request on its way to 101, and the sentence when it is refused. */
 struct arrival {
-	const struct conn *c;
+	struct conn *c;
 	const struct http_request *r;
 	struct service *service;
 	u8 number;           /* of the service */
 	bool stateful;
-	char id[WSP_MAX_ID];
-	size_t id_n;
-	struct str protocol; /* agreed, or empty */
+	struct str id;       /* in `room`; empty until a volatile one has it */
+	char room[WSP_MAX_ID];
+	u32 sock;            /* the row, NONE: it has none yet */
 	const struct token *token; /* null: none was asked for */
 	const struct verdict *verdict; /* null: no program has said yes */
 	int status;
-	const char *headers;
+	const char *headers; /* null: those of the status */
 	const char *why;
 };
 
 static bool
-arrival_refuse(struct arrival *a, int status, const char *headers,
-    const char *why)
+arrival_refuse(struct arrival *a, int status, const char *why)
 {
 	a->status = status;
-	a->headers = headers;
 	a->why = why;
 	return false;
 }
@@ -11274,7 +11294,7 @@ arrival_route(struct arrival *a)
 				return true;
 			}
 	}
-	return arrival_refuse(a, 404, "", "there is no such page or service");
+	return arrival_refuse(a, 404, "there is no such page or service");
 }
 
 /* The stateful id that the request asks for, if it does. */
@@ -11282,29 +11302,36 @@ static bool
 arrival_id(struct arrival *a)
 {
 	struct str value;
-	const char *why;
+	const char *why = NULL;
 	int n = http_parameter(&value, a->r->query, "X-StatefulSocketId");
 
-	if (n < 0)
-		return arrival_refuse(a, 400, "",
-		    "X-StatefulSocketId is given twice");
-	if (n == 0 || value.n == 0)
+	if (n == 0 || (n > 0 && value.n == 0))
 		return true;
-	n = percent_decode(a->id, sizeof a->id, value);
-	if (n == -1)
-		return arrival_refuse(a, 400, "",
-		    "X-StatefulSocketId has a bad percent-escape");
 	if (n < 0)
-		return arrival_refuse(a, 400, "",
-		    "X-StatefulSocketId is longer than 128 bytes");
-	a->id_n = (size_t)n;
+		return arrival_refuse(a, 400, "the id is given twice");
+	n = percent_decode(a->room, sizeof a->room, value);
+	if (n < 0)
+		return arrival_refuse(a, 400, n == -1 ?
+		    "the id has a bad percent-escape" :
+		    "the id is over 128 bytes");
+	a->id = (struct str){ a->room, (size_t)n };
 	a->stateful = true;
-	if (!text_is_clean((struct str){ a->id, a->id_n }))
-		return arrival_refuse(a, 400, "", "X-StatefulSocketId must be "
-		    "UTF-8 without white space and control characters");
-	if (!id_tags_valid((struct str){ a->id, a->id_n }, &why))
-		return arrival_refuse(a, 400, "", why);
-	return true;
+	if (!text_is_clean(a->id))
+		why = "the id must be UTF-8 without white space and control "
+		    "characters";
+	else if (id_tags_valid(a->id, &why))
+		return true;
+	return arrival_refuse(a, 400, why);
+}
+
+static bool
+arrival_origin_among(const struct http_request *r, const struct str *origin,
+    u32 n)
+{
+	for (u32 i = 0; i < n; i++)
+		if (http_origin_is(r->origin, origin[i], r->host))
+			return true;
+	return false;
 }
 
 static bool
@@ -11312,35 +11339,39 @@ arrival_origin(struct arrival *a)
 {
 	const struct http_request *r = a->r;
 
-	if (!r->has_origin || http_origin_same(r->origin, r->host))
-		return true;
-	for (u32 i = 0; i < settings.origins; i++)
-		if (http_origin_is(r->origin, settings.origin[i], r->host))
-			return true;
-	for (u32 i = 0; i < a->service->origins; i++)
-		if (http_origin_is(r->origin, a->service->origin[i], r->host))
-			return true;
-	return arrival_refuse(a, 403, "", "pages of this origin may not "
+	return !r->has_origin || http_origin_same(r->origin, r->host) ||
+	    arrival_origin_among(r, settings.origin, settings.origins) ||
+	    arrival_origin_among(r, a->service->origin, a->service->origins) ||
+	    arrival_refuse(a, 403, "pages of this origin may not "
 	    "connect: start the server with --origin to allow it");
 }
 
-/* Would the id and the token set more tags than a socket may have? */
+/* Does `allow` set the tag? */
 static bool
-arrival_tags_fit(const struct arrival *a, const struct token *t)
+verdict_sets(const struct verdict *v, struct str name)
 {
-	struct str rest = { a->id, a->id_n }, name, value;
-	size_t count = t->tags;
-
-	while (id_tag_next(&rest, &name, &value))
-		count += !id_tag_follows(rest, name) && !token_sets(t, name);
-	return count <= WSP_MAX_TAGS;
+	for (u32 k = 0; v && k < v->tags; k++)
+		if (str_eq(v->tag[k].name, name))
+			return true;
+	return false;
 }
 
+/* May a socket have all the tags of the id, the token and `allow`? */
 static bool
-arrival_unread(struct arrival *a)
+arrival_tags_fit(const struct arrival *a)
 {
-	return arrival_refuse(a, 503, "Retry-After: 5\r\n",
-	    "tokens cannot be checked now");
+	struct str rest = a->id, name, value;
+	const struct token *t = a->token;
+	size_t count = a->verdict ? a->verdict->tags : 0;
+
+	for (size_t k = 0; t && k < t->tags; k++)
+		count += !verdict_sets(a->verdict, (struct str){
+		    t->tag[k].name, t->tag[k].name_n });
+	while (id_tag_next(&rest, &name, &value))
+		count += !id_tag_follows(rest, name) &&
+		    !verdict_sets(a->verdict, name) &&
+		    !(t && token_sets(t, name));
+	return count <= WSP_MAX_TAGS;
 }
 
 /* The client learns the status, the log the reason, nobody the token. */
@@ -11349,15 +11380,17 @@ arrival_deny(struct arrival *a, int status, const char *why)
 {
 	char peer[64];
 
-	conn_peer(peer, a->c);
-	log_event(status == 503 ? LOG_LEVEL_WARN : LOG_LEVEL_INFO, "token",
-	    "peer=%s service=%.*s status=%d why=\"%s\"", peer,
-	    STR_ARGS(a->service->name), status, why);
-	if (status == 503)
-		return arrival_unread(a);
-	if (status == 403)
-		return arrival_refuse(a, 403, "", "the token is not for this");
-	return arrival_refuse(a, 401, "WWW-Authenticate: Bearer\r\n",
+	if (why == token_unread) {
+		forger_log(a->c);
+	} else {
+		conn_peer(peer, a->c);
+		log_event(status == 503 ? LOG_LEVEL_WARN : LOG_LEVEL_INFO,
+		    "token", "peer=%s service=%.*s status=%d why=\"%s\"", peer,
+		    STR_ARGS(a->service->name), status, why);
+	}
+	return arrival_refuse(a, status,
+	    status == 503 ? "tokens cannot be checked now" :
+	    status == 403 ? "the token is not for this" :
 	    "a valid token is needed");
 }
 
@@ -11367,9 +11400,8 @@ static bool
 arrival_token(struct arrival *a)
 {
 	static struct token token;
-	struct token_use use = { .service = a->service->name,
-		.id = { a->id, a->id_n }, .now = token_now(),
-		.unread = forger_waits(a->c->addr) };
+	struct token_use use = { .service = a->service->name, .id = a->id,
+		.now = token_now(), .unread = forger_waits(a->c->addr) };
 	enum token_place place;
 	struct str text;
 	const char *why = "there is none";
@@ -11387,17 +11419,13 @@ arrival_token(struct arrival *a)
 		why = "it is in a cookie, and there is no Origin";
 	else if (place != TOKEN_NOWHERE)
 		status = token_keys_check(&token, &why, text, &use);
-	if (status == 503) {
-		forger_log(a->c);
-		return arrival_unread(a);
-	}
 	if (why == token_forged)
 		forger_add(a->c->addr);
-	if (status == 0 && !arrival_tags_fit(a, &token)) {
+	a->token = &token;
+	if (status == 0 && !arrival_tags_fit(a)) {
 		status = 403;
 		why = "its tags and those of the id are too many";
 	}
-	a->token = &token;
 	return status == 0 || arrival_deny(a, status, why);
 }
 
@@ -11417,9 +11445,9 @@ arrival_tag(u32 sock, struct str name, struct str value)
 /* Gives the socket the tags of its token, then those of `allow`, in place of
  * those of an earlier time. */
 static void
-arrival_tags(const struct arrival *a, u32 sock)
+arrival_tags(const struct arrival *a)
 {
-	struct sock *s = &srv.sockets.row[sock];
+	struct sock *s = &srv.sockets.row[a->sock];
 	const struct token *t = a->token;
 	const struct verdict *v = a->verdict;
 
@@ -11431,11 +11459,11 @@ arrival_tags(const struct arrival *a, u32 sock)
 	for (size_t k = 0; t && k < t->tags; k++) {
 		const struct token_tag *g = &t->tag[k];
 
-		arrival_tag(sock, (struct str){ g->name, g->name_n },
+		arrival_tag(a->sock, (struct str){ g->name, g->name_n },
 		    (struct str){ g->value, g->value_n });
 	}
 	for (u32 k = 0; v && k < v->tags; k++)
-		arrival_tag(sock, v->tag[k].name, v->tag[k].value);
+		arrival_tag(a->sock, v->tag[k].name, v->tag[k].value);
 }
 
 /* When the token ends, for the connection that it let in. */
@@ -11445,7 +11473,7 @@ arrival_expires(const struct arrival *a)
 	int64_t left;
 
 	if (!a->token)
-		return 0;
+		return UINT32_MAX;
 	left = a->token->expires + TOKEN_SKEW - token_now();
 	if (left > INT32_MAX)
 		left = INT32_MAX; /* 68 years */
@@ -11453,173 +11481,132 @@ arrival_expires(const struct arrival *a)
 }
 
 /* The client's first subprotocol that the service has; `bearer` when it came
- * with a token. */
-static void
-arrival_protocol(struct arrival *a)
+ * with a token; or empty. */
+static struct str
+arrival_protocol(const struct arrival *a)
 {
 	struct str list, word;
 	size_t cursor = 0;
 
-	if (a->token && token_in_protocol(&word, a->r)) {
-		a->protocol = STR("bearer");
-		return;
-	}
+	if (a->token && token_in_protocol(&word, a->r))
+		return STR("bearer");
 	while (http_header_next(a->r, "Sec-WebSocket-Protocol", &cursor,
 	    &list))
 		while (http_list_next(&list, &word))
 			for (u32 i = 0; i < a->service->protocols; i++)
-				if (str_eq(a->service->protocol[i], word)) {
-					a->protocol = word;
-					return;
-				}
+				if (str_eq(a->service->protocol[i], word))
+					return word;
+	return STR("");
 }
 
 /* A random id for a volatile socket. */
 static void
-arrival_guid(struct arrival *a)
+arrival_guid(char to[UUID_TEXT])
 {
 	u8 random[16];
 
-	a->id_n = UUID_TEXT;
-	if (a->verdict) {
-		/* The program was told of this one. */
-		memcpy(a->id, a->verdict->guid, UUID_TEXT);
-		return;
-	}
 	sys_random(random, sizeof random);
-	uuid_text(a->id, random);
+	uuid_text(to, random);
 }
 
 /* Everything that can be said before a row is looked for. */
 static bool
 arrival_check(struct arrival *a)
 {
-	int status;
-
-	if (!arrival_route(a))
-		return false;
-	if (a->r->method == HTTP_OTHER)
-		return arrival_refuse(a, 405, "Allow: GET, HEAD\r\n",
-		    "only GET and HEAD are understood here");
-	status = http_upgrade_check(a->r, &a->why, &a->headers);
-	if (status != 0) {
-		a->status = status;
-		return false;
-	}
-	return arrival_id(a) && arrival_origin(a) && arrival_token(a);
+	a->status = http_upgrade_check(a->r, &a->why, &a->headers);
+	return a->status == 0 && arrival_id(a) && arrival_origin(a) &&
+	    arrival_token(a);
 }
 
-/* Frees a row when all are taken: the socket away longest gives way. */
+/* Finds the row that the arrival's id has from before. */
 static bool
-service_make_row(void)
+arrival_find(struct arrival *a)
 {
-	u32 sock;
+	bool away;
 
-	if (!sock_is_full(&srv.sockets))
-		return true;
-	sock = srv.away.fifo[0].first;
-	if (sock == NONE)
-		return false;
-	service_forget(sock, LEAVE_DROPPED);
+	a->sock = a->stateful ? sock_find(&srv.sockets, a->number, true,
+	    a->id) : NONE;
+	away = a->sock == NONE || sock_is_away(&srv.sockets, a->sock);
+	if (!away && settings.duplicate_reject)
+		return arrival_refuse(a, 409, "this id is connected already");
+	if (away && a->service->max > 0 &&
+	    a->service->open >= a->service->max)
+		return arrival_refuse(a, 503, "this service has all the "
+		    "connections it may have");
 	return true;
 }
 
-/* The row that the arrival's id has from before, or NONE.  False: refused. */
+/* Makes a row for who has none.  When all are taken, the socket away longest
+ * gives way. */
 static bool
-arrival_find(struct arrival *a, u32 *sock)
-{
-	*sock = NONE;
-	if (a->stateful)
-		*sock = sock_find(&srv.sockets, a->number, true,
-		    (struct str){ a->id, a->id_n });
-	if (*sock != NONE && settings.duplicate_reject &&
-	    !sock_is_away(&srv.sockets, *sock))
-		return arrival_refuse(a, 409, "",
-		    "this id is connected already");
-	if (a->service->max > 0 && a->service->open >= a->service->max &&
-	    (*sock == NONE || sock_is_away(&srv.sockets, *sock)))
-		return arrival_refuse(a, 503, "Retry-After: 5\r\n",
-		    "this service has all the connections it may have");
-	return true;
-}
-
-/* The row for an arrival: its own from before, or a new one. */
-static u32
 arrival_row(struct arrival *a)
 {
-	struct str id = { a->id, a->id_n };
-	u32 sock;
+	u32 eldest = srv.away.fifo[0].first;
 
-	if (!arrival_find(a, &sock))
-		return NONE;
-	if (sock != NONE)
-		return sock;
-	if (!service_make_row()) {
-		(void)arrival_refuse(a, 503, "Retry-After: 5\r\n",
-		    "the socket table is full");
-		return NONE;
+	if (a->sock != NONE)
+		return true;
+	if (sock_is_full(&srv.sockets)) {
+		if (eldest == NONE)
+			return arrival_refuse(a, 503,
+			    "the socket table is full");
+		service_forget(eldest, LEAVE_DROPPED);
 	}
-	if (!a->stateful)
-		arrival_guid(a);
-	id.n = a->id_n;
-	sock = sock_add(&srv.sockets, a->number, a->stateful, id, srv.now);
-	queue_reset(&srv.queues, sock);
+	if (!a->stateful) {
+		a->id = (struct str){ a->room, UUID_TEXT };
+		if (a->verdict) /* the program was told of this one */
+			memcpy(a->room, a->verdict->guid, UUID_TEXT);
+		else
+			arrival_guid(a->room);
+	}
+	a->sock = sock_add(&srv.sockets, a->number, a->stateful, a->id,
+	    srv.now);
+	queue_reset(&srv.queues, a->sock);
 	if (a->stateful)
-		tags_from_id(&srv.tags, &srv.sockets.row[sock], sock);
-	return sock;
-}
-
-/* The connection that has this socket now gives it up for a new one. */
-static void
-service_replace(u32 sock)
-{
-	struct conn *old = service_conn(sock);
-
-	if (!old)
-		return;
-	srv.replacing = sock;
-	conn_close(old, WSP_CLOSE_REPLACED, STR("replaced"));
-	srv.replacing = NONE;
+		tags_from_id(&srv.tags, &srv.sockets.row[a->sock], a->sock);
+	return true;
 }
 
 static void
-service_open(struct conn *c, struct arrival *a, u32 sock)
+service_open(struct conn *c, const struct arrival *a)
 {
 	char text[512];
 	struct out o = out_to(text, sizeof text);
 	bool had[SETTINGS_RETAINED];
+	u32 sock = a->sock;
 	bool is_new = sock_is_away(&srv.sockets, sock) &&
 	    srv.away.row[sock].class == 0;
 
-	service_replace(sock);
+	if (!sock_is_away(&srv.sockets, sock)) {
+		srv.replacing = sock;
+		conn_close(service_conn(sock), WSP_CLOSE_REPLACED,
+		    STR("replaced"));
+		srv.replacing = NONE;
+	}
 	if (c->state == CONN_DEAD) {
 		/* The old one's last words took the newcomer's buffer. */
 		service_left(sock);
 		return;
 	}
 	deadline_cancel(&srv.away, sock);
-	http_accept(&o, a->r->key, a->protocol);
+	http_accept(&o, a->r->key, arrival_protocol(a));
 	assert(!o.full);
 	sock_bind(&srv.sockets, sock, conn_slot(c), c->gen);
 	a->service->open++;
 	srv.sockets.row[sock].slow = false;
 	c->sock = sock;
 	c->expires = arrival_expires(a);
-	if (c->expires != 0 && c->expires < srv.token_end)
+	if (c->expires < srv.token_end)
 		srv.token_end = c->expires;
-	if (a->token || a->verdict) {
-		retained_mark(sock, had);
-		arrival_tags(a, sock);
-	}
+	retained_mark(sock, had, is_new);
+	if (a->token || a->verdict)
+		arrival_tags(a);
 	c->ping_ms = (u32)srv.now - ACK_INTERVAL_MS;
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
 	service_event("open", sock, NONE);
 	handler_opened(sock);
 	conn_aside(c, (u8 *)text, o.n);
-	if ((is_new || a->token || a->verdict) &&
-	    sock_is_used(&srv.sockets, sock))
-		retained_offer(sock, is_new ? NULL : had);
+	retained_offer(sock, had);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
 		conn_mark_dirty(c);
 }
@@ -11636,7 +11623,7 @@ service_tokens(void)
 	for (u32 i = 0; i < srv.fresh; i++) {
 		struct conn *c = &srv.conn[i];
 
-		if (c->state != CONN_OPEN || c->expires == 0)
+		if (c->state != CONN_OPEN)
 			continue;
 		if (c->expires <= now)
 			conn_close(c, WSP_CLOSE_EXPIRED,
@@ -11730,8 +11717,7 @@ judging_body(struct out *o, const struct arrival *a)
 	judging_text(o, "{\"path\":", true, (struct str){ r->path.p,
 	    r->query.n > 0 ? (size_t)(text_end(r->query) - r->path.p) :
 	    r->path.n });
-	judging_text(o, ",\"id\":", a->stateful,
-	    (struct str){ a->id, a->id_n });
+	judging_text(o, ",\"id\":", a->stateful, a->id);
 	judging_text(o, ",\"peer\":", true, text_of(peer));
 	judging_text(o, ",\"origin\":", r->has_origin, r->origin);
 	(void)http_header_next(r, "Cookie", &cursor, &cookie);
@@ -11741,67 +11727,33 @@ judging_body(struct out *o, const struct arrival *a)
 	out_char(o, '}');
 }
 
-/* Does `allow` set the tag? */
-static bool
-verdict_sets(const struct verdict *v, struct str name)
-{
-	for (u32 k = 0; k < v->tags; k++)
-		if (str_eq(v->tag[k].name, name))
-			return true;
-	return false;
-}
-
-/* May a socket have all the tags of the id, the token and `allow`? */
-static bool
-arrival_verdict_fits(const struct arrival *a)
-{
-	struct str rest = { a->id, a->stateful ? a->id_n : 0 }, name, value;
-	const struct token *t = a->token;
-	size_t count = a->verdict->tags;
-
-	for (size_t k = 0; t && k < t->tags; k++)
-		count += !verdict_sets(a->verdict, (struct str){
-		    t->tag[k].name, t->tag[k].name_n });
-	while (id_tag_next(&rest, &name, &value))
-		count += !id_tag_follows(rest, name) &&
-		    !verdict_sets(a->verdict, name) &&
-		    !(t && token_sets(t, name));
-	return count <= WSP_MAX_TAGS;
-}
-
-/* Asks the service's program.  False, with c->judged: it is asked; else the
- * arrival is refused.  True: it has said yes before. */
+/* Asks the service's program, if it is to be asked.  False, with c->judged:
+ * it is; else the arrival is refused.  True: it has said yes before. */
 static bool
 arrival_judge(struct arrival *a)
 {
-	struct conn *c = &srv.conn[conn_slot(a->c)];
 	struct out o = out_to(srv.scratch_answer, srv.buffer_size -
 	    WSP_MAX_SOCKET_ID - 64);
-	struct str id = { a->id, a->id_n };
+	struct str id = a->id;
 	struct judging *j;
-	u8 random[16];
-	u32 sock;
 
-	if (verdict_for == conn_slot(c)) {
+	if (!a->service->auth)
+		return true;
+	if (verdict_for == conn_slot(a->c)) {
 		a->verdict = &verdict_now;
-		return arrival_verdict_fits(a) || arrival_refuse(a, 403, "",
-		    "the id and the service set more than 16 tags");
+		return arrival_tags_fit(a) || arrival_refuse(a, 403, "the id and the service set more than 16 tags");
 	}
-	if (!arrival_find(a, &sock))
-		return false;
-	j = judging_new(c);
+	j = judging_new(a->c);
 	if (j) {
-		sys_random(random, sizeof random);
-		uuid_text(j->guid, random);
+		arrival_guid(j->guid);
 		if (!a->stateful)
 			id = (struct str){ j->guid, UUID_TEXT };
 		judging_body(&o, a);
 	}
 	if (!j || o.full || !handler_auth(a->number, j->ticket, id,
 	    a->stateful, (struct str){ o.p, o.n }))
-		return arrival_refuse(a, 503, "Retry-After: 5\r\n",
-		    "the service cannot say now whether you may come in");
-	c->judged = true;
+		return arrival_refuse(a, 503, "the service cannot say now whether you may come in");
+	a->c->judged = true;
 	return false;
 }
 
@@ -11903,49 +11855,41 @@ service_find_page(const struct conn *c, struct str path)
 	return str_is(path, "/") && !settings.no_page ? service_page : NULL;
 }
 
+/* May it have the page, or come in? */
+static bool
+service_admits(struct arrival *a, bool is_page)
+{
+	if (is_page && a->r->upgrade)
+		return arrival_refuse(a, 404, "this is a page, services are "
+		    "under /services/");
+	if (!is_page && a->c->metrics)
+		return arrival_refuse(a, 404, "this port has /metrics and "
+		    "/healthz only");
+	if (!is_page && !arrival_route(a))
+		return false;
+	if (a->r->method == HTTP_OTHER)
+		return arrival_refuse(a, 405,
+		    "only GET and HEAD are understood here");
+	return is_page || (arrival_check(a) && arrival_find(a) &&
+	    arrival_judge(a) && arrival_row(a));
+}
+
 /* A whole request head has come. */
 static void
 service_request(struct conn *c, const struct http_request *r)
 {
-	struct arrival a = { .c = c, .r = r, .headers = "", .why = "" };
+	struct arrival a = { .c = c, .r = r };
 	service_page_at show = service_find_page(c, r->path);
-	u32 sock;
 
-	if (show && r->upgrade) {
-		conn_refuse(c, 404, "", "this is a page, services are under "
-		    "/services/", r->method == HTTP_HEAD);
-		return;
-	}
-	if (show && r->method == HTTP_OTHER) {
-		conn_refuse(c, 405, "Allow: GET, HEAD\r\n",
-		    "only GET and HEAD are understood here", false);
-		return;
-	}
-	if (show) {
-		show(c, r);
-		return;
-	}
-	if (c->metrics) {
-		conn_refuse(c, 404, "", "this port has /metrics and /healthz "
-		    "only", r->method == HTTP_HEAD);
-		return;
-	}
-	if (!arrival_check(&a)) {
-		conn_refuse(c, a.status, a.headers, a.why,
-		    r->method == HTTP_HEAD);
-		return;
-	}
-	arrival_protocol(&a);
-	if (a.service->auth && !arrival_judge(&a)) {
+	if (!service_admits(&a, show != NULL)) {
 		if (!c->judged)
-			conn_refuse(c, a.status, a.headers, a.why, false);
-		return;
+			conn_refuse(c, a.status, a.headers, a.why,
+			    r->method == HTTP_HEAD);
+	} else if (show) {
+		show(c, r);
+	} else {
+		service_open(c, &a);
 	}
-	sock = arrival_row(&a);
-	if (sock == NONE)
-		conn_refuse(c, a.status, a.headers, a.why, false);
-	else
-		service_open(c, &a, sock);
 }
 
 /* ----- 37. Commands ------------------------------------------------------
@@ -12123,7 +12067,7 @@ command_apply_tags(const struct command_text *t, u32 sock)
 	struct sock *s = &srv.sockets.row[sock];
 	bool had[SETTINGS_RETAINED];
 
-	retained_mark(sock, had);
+	retained_mark(sock, had, false);
 	for (u32 i = s->tags, next; i != NONE; i = next) {
 		next = srv.tags.row[i].next;
 		if (srv.tags.row[i].origin == TAG_CLIENT)
@@ -12731,7 +12675,7 @@ asking_tag(struct asking *q)
 
 		if (!sock_is_used(&srv.sockets, srv.selected[k]))
 			continue;
-		retained_mark(srv.selected[k], had);
+		retained_mark(srv.selected[k], had, false);
 		tagging_apply(srv.selected[k], lines, n, q->r.replace);
 		retained_offer(srv.selected[k], had);
 	}
@@ -12865,15 +12809,11 @@ asking_allow(struct asking *q)
 static void
 asking_deny(struct asking *q)
 {
-	const char *headers = q->r.code == 503 || q->r.code == 429 ?
-	    "Retry-After: 5\r\n" : "";
 	struct conn *c = asking_judged(q);
 
 	if (!c)
 		return;
-	if (q->r.code == 401)
-		headers = "WWW-Authenticate: Bearer\r\n";
-	conn_refuse(c, q->r.code, headers, "the service does not let you in",
+	conn_refuse(c, q->r.code, NULL, "the service does not let you in",
 	    false);
 	asking_ok(q, 1);
 	asking_end(q);
