@@ -11166,7 +11166,7 @@ SMALL_CODE
 #define FORGER_LOG_MS 60000 /* between two log lines about one host */
 
 _Static_assert(WSP_TOKEN_FAILURES >= 1 && WSP_TOKEN_FAILURES <= 1000000,
-    "a host may err, and `forged` has room");
+    "a host may err, but not for ever");
 _Static_assert(WSP_TOKEN_MS >= 1 && WSP_TOKEN_MS <= 3600000,
     "a host waits, but not for ever");
 _Static_assert(WSP_TOKEN_HOSTS >= 1 && WSP_TOKEN_HOSTS <= 1024,
@@ -11174,45 +11174,39 @@ _Static_assert(WSP_TOKEN_HOSTS >= 1 && WSP_TOKEN_HOSTS <= 1024,
 
 static struct forger {
 	u8 addr[16];
-	u32 forged;          /* 0: a free row */
 	u32 unread;          /* tokens, since the log had their number */
-	int64_t at;          /* `forged` was right then, and sinks since */
+	int64_t until;       /* each forged token puts it off by WSP_TOKEN_MS */
 	int64_t log_at;      /* when the log may have the next number */
 } forgers[WSP_TOKEN_HOSTS];
 
-/* The row of a host, as it is by now, or NULL. */
+/* The row of a host, or NULL. */
 static struct forger *
 forger_find(const u8 addr[16])
 {
-	for (u32 i = 0; i < WSP_TOKEN_HOSTS; i++) {
-		struct forger *f = &forgers[i];
-		int64_t sunk = (srv.now - f->at) / WSP_TOKEN_MS;
-
-		if (f->forged == 0 || !addr_same_host(f->addr, addr))
-			continue;
-		f->forged = sunk < f->forged ? f->forged - (u32)sunk : 0;
-		f->at += sunk * WSP_TOKEN_MS;
-		return f;
-	}
+	for (u32 i = 0; i < WSP_TOKEN_HOSTS; i++)
+		if (addr_same_host(forgers[i].addr, addr))
+			return &forgers[i];
 	return NULL;
 }
 
-/* The host has shown one more.  Where there is no row for it, that of the
- * oldest gives way. */
+/* The host has shown one more.  Where there is no row for it, that whose time
+ * is over first gives way. */
 static void
 forger_add(const u8 addr[16])
 {
-	struct forger *f = forger_find(addr), *oldest = &forgers[0];
+	struct forger *f = forger_find(addr);
 
-	for (u32 i = 1; i < WSP_TOKEN_HOSTS; i++)
-		if (forgers[i].at < oldest->at)
-			oldest = &forgers[i];
 	if (!f) {
-		f = oldest;
-		*f = (struct forger){ .at = srv.now };
+		f = forgers;
+		for (u32 i = 1; i < WSP_TOKEN_HOSTS; i++)
+			if (forgers[i].until < f->until)
+				f = &forgers[i];
+		*f = (struct forger){ .unread = 0 };
 		memcpy(f->addr, addr, sizeof f->addr);
 	}
-	f->forged++;
+	if (f->until < srv.now)
+		f->until = srv.now;
+	f->until += WSP_TOKEN_MS;
 }
 
 static bool
@@ -11220,7 +11214,8 @@ forger_waits(const u8 addr[16])
 {
 	const struct forger *f = forger_find(addr);
 
-	return f && f->forged >= WSP_TOKEN_FAILURES;
+	return f && f->until - srv.now >
+	    INT64_C(1) * (WSP_TOKEN_FAILURES - 1) * WSP_TOKEN_MS;
 }
 
 /* A token that is not looked at.  A flood is one line a minute and a count. */
@@ -11262,13 +11257,13 @@ struct arrival {
 	u8 number;           /* of the service */
 	bool stateful;
 	struct str id;       /* in `room`; empty until a volatile one has it */
-	char room[WSP_MAX_ID];
 	u32 sock;            /* the row, NONE: it has none yet */
 	const struct token *token; /* null: none was asked for */
 	const struct verdict *verdict; /* null: no program has said yes */
 	int status;
 	const char *headers; /* null: those of the status */
 	const char *why;
+	char room[WSP_MAX_ID];
 };
 
 static bool
@@ -11694,11 +11689,12 @@ judging_new(const struct conn *c)
 	return NULL;
 }
 
+/* What is not there, or is no text, is null. */
 static void
-judging_text(struct out *o, const char *name, bool there, struct str value)
+judging_text(struct out *o, const char *name, struct str value)
 {
 	out_text(o, name);
-	if (there && text_is_utf8(value.p, value.n))
+	if (value.p && text_is_utf8(value.p, value.n))
 		json_string(o, value);
 	else
 		out_text(o, "null");
@@ -11709,19 +11705,21 @@ static void
 judging_body(struct out *o, const struct arrival *a)
 {
 	const struct http_request *r = a->r;
-	struct str cookie = STR("");
+	struct str cookie = { NULL, 0 };
 	size_t cursor = 0;
 	char peer[64];
 
 	conn_peer(peer, a->c);
-	judging_text(o, "{\"path\":", true, (struct str){ r->path.p,
+	judging_text(o, "{\"path\":", (struct str){ r->path.p,
 	    r->query.n > 0 ? (size_t)(text_end(r->query) - r->path.p) :
 	    r->path.n });
-	judging_text(o, ",\"id\":", a->stateful, a->id);
-	judging_text(o, ",\"peer\":", true, text_of(peer));
-	judging_text(o, ",\"origin\":", r->has_origin, r->origin);
+	judging_text(o, ",\"id\":", a->id);
+	judging_text(o, ",\"peer\":", text_of(peer));
+	judging_text(o, ",\"origin\":", r->origin);
 	(void)http_header_next(r, "Cookie", &cursor, &cookie);
-	judging_text(o, ",\"cookie\":", cursor > 0 && cookie.n > 0, cookie);
+	if (cookie.n == 0)
+		cookie.p = NULL;
+	judging_text(o, ",\"cookie\":", cookie);
 	out_text(o, ",\"claims\":");
 	out_str(o, a->token ? a->token->claims : STR("null"));
 	out_char(o, '}');
