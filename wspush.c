@@ -11244,6 +11244,7 @@ forger_log(const struct conn *c)
 
 /* What a program says of an arrival that may come in. */
 struct verdict {
+	const struct conn *of; /* whose it is, while it is used */
 	const char *guid;    /* of a volatile socket */
 	struct tag_line tag[WSP_MAX_TAGS];
 	u32 tags;
@@ -11280,7 +11281,7 @@ arrival_route(struct arrival *a)
 	struct str path = a->r->path, prefix = STR("/services/");
 
 	if (str_begins(path, prefix)) {
-		struct str name = { path.p + prefix.n, path.n - prefix.n };
+		struct str name = text_from(path, prefix.n);
 
 		for (u32 i = 0; i < settings.services; i++)
 			if (str_eq(settings.service[i].name, name)) {
@@ -11646,7 +11647,6 @@ static struct judging {
 static u64 judging_ticket;
 
 static struct verdict verdict_now;
-static u32 verdict_for = NONE; /* the slot it is about, while it is used */
 
 /* The connection that waits for this verdict, or NULL. */
 static struct conn *
@@ -11657,12 +11657,19 @@ judging_conn(const struct judging *j)
 	return j->ticket != 0 && c->gen == j->gen && c->judged ? c : NULL;
 }
 
-static struct judging *
-judging_find(u64 ticket)
+/* Takes the connection that waits for the verdict of this number, or NULL. */
+static struct conn *
+judging_take(u64 ticket)
 {
-	for (u32 i = 0; i < WSP_BUFFERS; i++)
-		if (judgings[i].ticket == ticket && judging_conn(&judgings[i]))
-			return &judgings[i];
+	for (u32 i = 0; i < WSP_BUFFERS; i++) {
+		struct conn *c = judging_conn(&judgings[i]);
+
+		if (c && judgings[i].ticket == ticket) {
+			verdict_now.guid = judgings[i].guid;
+			c->judged = false;
+			return c;
+		}
+	}
 	return NULL;
 }
 
@@ -11737,7 +11744,7 @@ arrival_judge(struct arrival *a)
 
 	if (!a->service->auth)
 		return true;
-	if (verdict_for == conn_slot(a->c)) {
+	if (verdict_now.of == a->c) {
 		a->verdict = &verdict_now;
 		return arrival_tags_fit(a) || arrival_refuse(a, 403, "the id and the service set more than 16 tags");
 	}
@@ -12741,21 +12748,16 @@ asking_ping(struct asking *q)
  * ---- allow and deny
  */
 
-/* Takes the connection that waits for this number.  NULL: there is none, and
- * the answer says so. */
+/* Takes the connection that waits for the answer.  NULL: there is none, and
+ * the reply says so. */
 static struct conn *
 asking_judged(struct asking *q)
 {
-	struct judging *j = judging_find(q->r.ticket);
-	struct conn *c = j ? judging_conn(j) : NULL;
+	struct conn *c = judging_take(q->r.ticket);
 
-	if (!c) {
+	if (!c)
 		asking_refuse(q, REFUSED_UNKNOWN_SOCKET,
 		    "nobody waits who has this number");
-		return NULL;
-	}
-	verdict_now.guid = j->guid;
-	c->judged = false;
 	return c;
 }
 
@@ -12797,9 +12799,9 @@ asking_allow(struct asking *q)
 	c = asking_judged(q);
 	if (!c)
 		return;
-	verdict_for = conn_slot(c);
+	verdict_now.of = c;
 	conn_resume(c);
-	verdict_for = NONE;
+	verdict_now.of = NULL;
 	asking_ok(q, 1);
 	asking_end(q);
 }
