@@ -10476,6 +10476,13 @@ service_conn(u32 sock)
 	return s->conn == NONE ? NULL : &srv.conn[s->conn];
 }
 
+/* The socketId. */
+static void
+service_print(struct out *o, u32 sock)
+{
+	sock_name(o, &srv.sockets, sock, service_name(sock));
+}
+
 /* Seconds of the monotonic clock. */
 static u32
 service_seconds(void)
@@ -10519,7 +10526,7 @@ service_event(const char *word, u32 sock, u32 n)
 			continue;
 		if (o.n == 0) {
 			out_print(&o, "%s ", word);
-			sock_name(&o, &srv.sockets, sock, service_name(sock));
+			service_print(&o, sock);
 			if (n != NONE)
 				out_print(&o, " %u", n);
 		}
@@ -10763,7 +10770,7 @@ service_log_slow(u32 sock)
 	if (s->slow)
 		return;
 	s->slow = true;
-	sock_name(&o, &srv.sockets, sock, service_name(sock));
+	service_print(&o, sock);
 	if (c)
 		conn_peer(peer, c);
 	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
@@ -12470,7 +12477,7 @@ list_row(struct out *o, u32 sock, bool json)
 	char name[WSP_MAX_SOCKET_ID], peer[64];
 	struct out id = out_to(name, sizeof name);
 
-	sock_name(&id, &srv.sockets, sock, service_name(sock));
+	service_print(&id, sock);
 	text_print(peer, sizeof peer, json ? "null" : "-");
 	if (!away)
 		conn_peer(peer, &srv.conn[s->conn]);
@@ -13109,7 +13116,7 @@ handler_head(char text[HANDLER_HEAD], const char *word, u32 sock)
 
 	out_text(&o, word);
 	out_char(&o, ' ');
-	sock_name(&o, &srv.sockets, sock, service_name(sock));
+	service_print(&o, sock);
 	return o;
 }
 
