@@ -10234,8 +10234,8 @@ static void
 conn_unjudged(struct conn *c)
 {
 	c->judged = false;
-	conn_refuse(c, 503, NULL, "the service did not say in time whether "
-	    "you may come in", false);
+	conn_refuse(c, 503, NULL, "the service did not answer in time",
+	    false);
 }
 
 static void
@@ -10736,6 +10736,14 @@ service_overflow(u32 sock)
 	return policy;
 }
 
+/* Would it take the message, if all that may leave for it did? */
+static bool
+sending_may_fit(struct sending *s, u32 sock)
+{
+	s->a.policy = service_overflow(sock);
+	return queue_admits(&srv.queues, sock, &s->a);
+}
+
 /* Will the socket take the message?  A full queue is first flushed. */
 static bool
 sending_fits(struct sending *s, u32 sock)
@@ -10751,10 +10759,7 @@ sending_fits(struct sending *s, u32 sock)
 	c = service_conn(sock);
 	if (c)
 		conn_offer(c);
-	if (!sock_is_used(&srv.sockets, sock))
-		return false;
-	s->a.policy = service_overflow(sock);
-	return queue_admits(&srv.queues, sock, &s->a);
+	return sock_is_used(&srv.sockets, sock) && sending_may_fit(s, sock);
 }
 
 /* One line for the first drop of a socket: who it is, how far behind. */
@@ -10814,8 +10819,7 @@ sending_make_room(struct sending *s, u32 sock)
 	struct drops drops = { sock, 0 };
 	u32 before = srv.queues.drops[sock];
 
-	s->a.policy = service_overflow(sock);
-	if (!queue_admits(&srv.queues, sock, &s->a))
+	if (!sending_may_fit(s, sock))
 		return false;
 	queue_make_room(&srv.queues, sock, &s->a);
 	drops.n = srv.queues.drops[sock] - before;
@@ -11345,8 +11349,8 @@ arrival_origin(struct arrival *a)
 	return !r->has_origin || http_origin_same(r->origin, r->host) ||
 	    arrival_origin_among(r, settings.origin, settings.origins) ||
 	    arrival_origin_among(r, a->service->origin, a->service->origins) ||
-	    arrival_refuse(a, 403, "pages of this origin may not "
-	    "connect: start the server with --origin to allow it");
+	    arrival_refuse(a, 403,
+	    "pages of this origin may not connect; see --origin");
 }
 
 /* Does `allow` set the tag? */
@@ -11534,8 +11538,7 @@ arrival_find(struct arrival *a)
 		return arrival_refuse(a, 409, "this id is connected already");
 	if (away && a->service->max > 0 &&
 	    a->service->open >= a->service->max)
-		return arrival_refuse(a, 503, "this service has all the "
-		    "connections it may have");
+		return arrival_refuse(a, 503, "this service is full");
 	return true;
 }
 
@@ -11764,7 +11767,7 @@ arrival_judge(struct arrival *a)
 	}
 	if (!j || o.full || !handler_auth(a->number, j->ticket, id,
 	    a->stateful, (struct str){ o.p, o.n }))
-		return arrival_refuse(a, 503, "the service cannot say now whether you may come in");
+		return arrival_refuse(a, 503, "the service cannot be asked now");
 	a->c->judged = true;
 	return false;
 }
