@@ -10799,16 +10799,16 @@ drops_tell(struct drops *d)
 	d->n = 0;
 }
 
-/* A socket that does not take the message: --overflow close cuts it. */
-static void
-sending_full(struct sending *s, u32 sock)
+/* A socket is too slow: --overflow close cuts it, if it is open.  False: it
+ * has another policy. */
+static bool
+service_cut(u32 sock)
 {
-	struct conn *c = service_conn(sock);
-
-	s->full++;
 	service_log_slow(sock);
-	if (c && service_overflow(sock) == OVERFLOW_CLOSE)
-		conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
+	if (service_overflow(sock) != OVERFLOW_CLOSE)
+		return false;
+	conn_close(service_conn(sock), WSP_CLOSE_TRY_LATER, STR("too slow"));
+	return true;
 }
 
 /* Makes room in a queue that has none, or where a key replaces.  False:
@@ -11120,16 +11120,10 @@ service_cut_holder(void)
 		u32 i = 0, at = 0;
 
 		for (; queue_find_hold(&srv.queues, srv.sockets.fresh, m, &i,
-		    &at); i++, at = 0) {
-			struct conn *c = service_conn(i);
-
-			if (!c || srv.sockets.row[i].stateful ||
-			    service_overflow(i) != OVERFLOW_CLOSE)
-				continue;
-			service_log_slow(i);
-			conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
-			return true;
-		}
+		    &at); i++, at = 0)
+			if (!srv.sockets.row[i].stateful &&
+			    service_overflow(i) == OVERFLOW_CLOSE)
+				return service_cut(i);
 	}
 	return false;
 }
@@ -12288,8 +12282,10 @@ static void
 sending_turn_away(struct sending *s, u32 fit, u32 count)
 {
 	for (u32 k = fit; k < count; k++)
-		if (sock_is_used(&srv.sockets, srv.selected[k]))
-			sending_full(s, srv.selected[k]);
+		if (sock_is_used(&srv.sockets, srv.selected[k])) {
+			s->full++;
+			(void)service_cut(srv.selected[k]);
+		}
 }
 
 static struct waiter *
