@@ -1881,13 +1881,13 @@ http_is_key(struct str key)
 
 /*
  * May a request for a service become a WebSocket?  0, or 426 or 400 with
- * the sentence and the header lines to answer with.
+ * the sentence to answer with, and header lines unless those of the status
+ * will do.
  */
 static int
 http_upgrade_check(const struct http_request *r, const char **why,
     const char **headers)
 {
-	*headers = "Upgrade: websocket\r\n";
 	if (r->minor == 0 || r->method != HTTP_GET || !r->upgrade) {
 		*why = "This is a WebSocket service; connect with a WebSocket "
 		    "client.";
@@ -1899,7 +1899,6 @@ http_upgrade_check(const struct http_request *r, const char **why,
 		    "Sec-WebSocket-Version: 13\r\n";
 		return 426;
 	}
-	*headers = "";
 	*why = "The Sec-WebSocket-Key header is not 16 bytes in base64.";
 	return http_is_key(r->key) ? 0 : 400;
 }
@@ -1950,6 +1949,24 @@ http_reason(int status)
 		if (row[i].status == status)
 			return row[i].reason;
 	return "Error";
+}
+
+/* The header lines that a status comes with. */
+static const char *
+http_status_headers(int status)
+{
+	switch (status) {
+	case 401:
+		return "WWW-Authenticate: Bearer\r\n";
+	case 405:
+		return "Allow: GET, HEAD\r\n";
+	case 426:
+		return "Upgrade: websocket\r\n";
+	case 429:
+	case 503:
+		return "Retry-After: 5\r\n";
+	}
+	return "";
 }
 
 /*
@@ -5156,6 +5173,9 @@ struct token_use {
 static const char token_forged[] =
     "no key of its algorithm made its signature";
 
+/* And the one of tokens that are not looked at so far. */
+static const char token_unread[] = "too many before it were forged";
+
 /*
  * ---- Claims
  */
@@ -5411,7 +5431,7 @@ token_check(struct token *t, const char **why, struct str text,
 		return 401;
 	text.n -= signature.n + 1; /* what is signed */
 	if (use->unread || !token_is_signed(alg, text, signature, key, keys)) {
-		*why = token_forged;
+		*why = use->unread ? token_unread : token_forged;
 		return use->unread ? 503 : 401;
 	}
 	*why = token_refuses(t, use);
@@ -8435,7 +8455,8 @@ struct conn {
 	unsigned looks : 4; /* at its ClientHello, see HELLO_LOOKS */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
-	u32 expires;      /* its token, s of the monotonic clock; 0: never */
+	u32 expires;      /* of an open one: when its token ends, s of the
+	                   * monotonic clock; UINT32_MAX: never */
 };
 
 /* A buffer of the pool.  As `in`: bytes received, `raw` of them opened
@@ -9488,6 +9509,7 @@ conn_reply(struct conn *c, struct out *o)
 	conn_mark_dirty(c);
 }
 
+/* Answers with a sentence; headers of NULL are those of the status. */
 static void
 conn_refuse(struct conn *c, int status, const char *headers, const char *why,
     bool head_only)
@@ -9496,7 +9518,8 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	struct out o = out_to(text, sizeof text);
 
 	srv.queues.total.http_refused++;
-	http_response(&o, status, headers, NULL,
+	http_response(&o, status, headers ? headers :
+	    http_status_headers(status), NULL,
 	    text_of(text_print(body, sizeof body, "%s\n", why)), head_only);
 	assert(!o.full);
 	conn_reply(c, &o);
@@ -9688,7 +9711,7 @@ conn_http(struct conn *c, u8 *p, size_t n)
 	if (used == 0)
 		return 0;
 	if (used < 0) {
-		conn_refuse(c, -used, "", r.why, r.method == HTTP_HEAD);
+		conn_refuse(c, -used, NULL, r.why, r.method == HTTP_HEAD);
 		return n;
 	}
 	service_request(c, &r);
@@ -9985,7 +10008,7 @@ conn_hello(struct conn *c)
 	}
 	if (head[0] != RECORD_HANDSHAKE) {
 		c->tls = false;
-		conn_refuse(c, 400, "", "this port speaks TLS: use https:// or "
+		conn_refuse(c, 400, NULL, "this port speaks TLS: use https:// or "
 		    "wss://", false);
 		return;
 	}
@@ -10166,8 +10189,8 @@ static void
 conn_unjudged(struct conn *c)
 {
 	c->judged = false;
-	conn_refuse(c, 503, "Retry-After: 5\r\n", "the service did not say in "
-	    "time whether you may come in", false);
+	conn_refuse(c, 503, NULL, "the service did not answer in time",
+	    false);
 }
 
 static void
@@ -10183,8 +10206,8 @@ conn_deadline(struct conn *c, enum conn_deadline class)
 		else if (c->judged)
 			conn_unjudged(c);
 		else if (c->state == CONN_HTTP)
-			conn_refuse(c, 408, "", "the request was not finished "
-			    "in time", false);
+			conn_refuse(c, 408, NULL, "the request was not "
+			    "finished in time", false);
 		else
 			conn_no_handshake(c);
 		break;
@@ -10408,33 +10431,59 @@ service_conn(u32 sock)
 	return s->conn == NONE ? NULL : &srv.conn[s->conn];
 }
 
-/* Tells the watchers whose target selects the socket: `word SOCKETID[ n]`.
- * Events leave through a socket of their own.  A watcher that is gone, or
- * that makes two sends in a row fail, loses its watch. */
+/* The socketId. */
 static void
-service_event(const char *word, u32 sock, u64 n, bool with_n)
+service_print(struct out *o, u32 sock)
+{
+	sock_name(o, &srv.sockets, sock, service_name(sock));
+}
+
+/* Seconds of the monotonic clock. */
+static u32
+service_seconds(void)
+{
+	return (u32)(srv.now / 1000);
+}
+
+/* Seconds since the socket came. */
+static u32
+service_age(u32 sock)
+{
+	return service_seconds() - srv.sockets.row[sock].since;
+}
+
+/* A target that was found good before, read again. */
+static struct target *
+service_target(const char *p, size_t n)
 {
 	static struct target target;
+	const char *why;
+
+	(void)target_parse(&target, (struct str){ p, n }, &why);
+	return &target;
+}
+
+/* Tells the watchers whose target selects the socket: `word SOCKETID[ n]`; an
+ * n of NONE is left out.  Events leave through a socket of their own.  A watcher that is gone, or
+ * that makes two sends in a row fail, loses its watch. */
+static void
+service_event(const char *word, u32 sock, u32 n)
+{
 	char text[WSP_MAX_SOCKET_ID + 32];
 	struct out o = out_to(text, sizeof text);
-	const char *why;
 
 	for (u32 i = 0; i < WSP_WATCHERS; i++) {
 		struct watcher *w = &watchers[i];
 		ssize_t r;
 
-		if (w->to_n == 0 || target_parse(&target, (struct str){
-		    w->target, w->target_n }, &why) < 0 ||
-		    !tags_match(&srv.tags, sock, &target))
+		if (w->to_n == 0 || !tags_match(&srv.tags, sock,
+		    service_target(w->target, w->target_n)))
 			continue;
 		if (o.n == 0) {
-			out_text(&o, word);
-			out_char(&o, ' ');
-			sock_name(&o, &srv.sockets, sock, service_name(sock));
-			if (with_n)
-				out_char(&o, ' ');
-			if (with_n)
-				out_u64(&o, n);
+			out_print(&o, "%s ", word);
+			service_print(&o, sock);
+			if (n != NONE)
+				out_print(&o, " %u", n);
 		}
 		r = sys_sendto(srv.events, text, o.n, &w->to, w->to_n);
 		w->fails = r < 0 ? (u8)(w->fails + 1) : 0;
@@ -10453,8 +10502,8 @@ service_forget(u32 sock, enum leave why)
 	u32 held = srv.queues.queue[sock].count;
 
 	if (why == LEAVE_DROPPED && held > 0)
-		service_event("drop", sock, held, true);
-	service_event("forget", sock, 0, false);
+		service_event("drop", sock, held);
+	service_event("forget", sock, NONE);
 	queue_clear(&srv.queues, sock, why);
 	tags_clear(&srv.tags, &srv.sockets.row[sock]);
 	deadline_cancel(&srv.away, sock);
@@ -10480,7 +10529,7 @@ service_ended(struct conn *c, u16 code)
 	struct sock *s = &srv.sockets.row[sock];
 
 	assert(s->conn == conn_slot(c) && s->conn_gen == c->gen);
-	service_event("close", sock, code, true);
+	service_event("close", sock, code);
 	handler_closed(sock, code);
 	c->sock = NONE;
 	c->done = 0;
@@ -10507,81 +10556,57 @@ service_sessions(void)
  *
  * One list of names, for `stats` in both its formats and for /metrics.
  */
-struct figure {
-	const char *name, *help;
-	u64 value;
-	bool counter; /* it only grows */
-};
+enum figures { FIGURES_TEXT, FIGURES_JSON, FIGURES_METRICS };
 
-/* Calls `each` for every figure; returns their number. */
-static u32
-figures_walk(struct out *o, void (*each)(struct out *o,
-    const struct figure *f))
-{
-	const struct counters *t = &srv.queues.total;
-	int days = tls_cert_days();
-	const struct figure all[] = {
-		{ "sockets_open", "Sockets that have a connection.",
-			srv.sockets.count - srv.sockets.away, false },
-		{ "sockets_away", "Stateful sockets without a connection.",
-			srv.sockets.away, false },
-		{ "sockets_max", "Rows of the socket table.",
-			srv.sockets.rows, false },
-#define X(name, help) { #name, help, t->name, true },
-		COUNTERS(X)
+/* Each one's name and what it is, in their order: gauges, what is counted
+ * since the start, gauges. */
+static const char figure_words[] =
+    "sockets_open\0" "Sockets that have a connection.\0"
+    "sockets_away\0" "Stateful sockets without a connection.\0"
+    "sockets_max\0" "Rows of the socket table.\0"
+#define X(name, help) #name "\0" help "\0"
+    COUNTERS(X)
 #undef X
-		{ "store_bytes", "Bytes of the store that messages hold.",
-			srv.queues.store.held, false },
-		{ "store_bytes_max", "Bytes that they may hold.",
-			srv.queues.store.limit, false },
-		{ "cert_days", "Days until the certificate ends; 0: none.",
-			(u64)(days > 0 ? days : 0), false },
-		{ "uptime", "Seconds since the start.",
-			(u64)(srv.now - srv.started) / 1000, false },
-	};
+    "store_bytes\0" "Bytes of the store that messages hold.\0"
+    "store_bytes_max\0" "Bytes that they may hold.\0"
+    "cert_days\0" "Days until the certificate ends; 0: none.\0"
+    "uptime\0" "Seconds since the start.";
 
-	for (size_t i = 0; i < COUNT(all); i++)
-		each(o, &all[i]);
-	return COUNT(all);
-}
-
-static void
-figure_text(struct out *o, const struct figure *f)
+/* Writes every figure; metrics are in Prometheus's text format, version
+ * 0.0.4.  Returns their number. */
+static u32
+figures_write(struct out *o, enum figures as)
 {
-	out_text(o, f->name);
-	out_char(o, ' ');
-	out_u64(o, f->value);
-	out_char(o, '\n');
-}
+	enum { FIRST = 3, BEHIND = FIRST + sizeof(struct counters) / 8 };
+	int days = tls_cert_days();
+	u64 value[BEHIND + 4] = {
+		srv.sockets.count - srv.sockets.away, srv.sockets.away,
+		srv.sockets.rows,
+		[BEHIND] = srv.queues.store.held, srv.queues.store.limit,
+		(u64)(days > 0 ? days : 0),
+		(u64)(srv.now - srv.started) / 1000 };
+	const char *name = figure_words, *help;
 
-static void
-figure_json(struct out *o, const struct figure *f)
-{
-	out_text(o, o->n == 0 ? "{\"" : ",\"");
-	out_text(o, f->name);
-	out_text(o, "\":");
-	out_u64(o, f->value);
-}
+	memcpy(value + FIRST, &srv.queues.total, sizeof srv.queues.total);
+	for (u32 i = 0; i < COUNT(value); i++) {
+		bool counter = i >= FIRST && i < BEHIND;
+		const char *total = counter ? "_total" : "";
 
-/* The text format of Prometheus, version 0.0.4. */
-static void
-figure_metric(struct out *o, const struct figure *f)
-{
-	static const char *const line[] = { "# HELP wspush_",
-		"# TYPE wspush_", "wspush_" };
-
-	for (u32 i = 0; i < COUNT(line); i++) {
-		out_text(o, line[i]);
-		out_text(o, f->name);
-		out_text(o, f->counter ? "_total " : " ");
-		if (i == 0)
-			out_text(o, f->help);
-		else if (i == 1)
-			out_text(o, f->counter ? "counter" : "gauge");
+		help = name + strlen(name) + 1;
+		if (as == FIGURES_TEXT)
+			out_print(o, "%s %llu\n", name, value[i]);
+		else if (as == FIGURES_JSON)
+			out_print(o, "%s\"%s\":%llu", i == 0 ? "{" : ",",
+			    name, value[i]);
 		else
-			out_u64(o, f->value);
-		out_char(o, '\n');
+			out_print(o, "# HELP wspush_%s%s %s\n"
+			    "# TYPE wspush_%s%s %s\nwspush_%s%s %llu\n",
+			    name, total, help, name, total,
+			    counter ? "counter" : "gauge", name, total,
+			    value[i]);
+		name = help + strlen(help) + 1;
 	}
+	return COUNT(value);
 }
 
 /* ----- 32. Delivery ------------------------------------------------------
@@ -10666,6 +10691,14 @@ service_overflow(u32 sock)
 	return policy;
 }
 
+/* Would it take the message, if all that may leave for it did? */
+static bool
+sending_may_fit(struct sending *s, u32 sock)
+{
+	s->a.policy = service_overflow(sock);
+	return queue_admits(&srv.queues, sock, &s->a);
+}
+
 /* Will the socket take the message?  A full queue is first flushed. */
 static bool
 sending_fits(struct sending *s, u32 sock)
@@ -10675,17 +10708,13 @@ sending_fits(struct sending *s, u32 sock)
 	/* What was written for others may have ended it. */
 	if (!sock_is_used(&srv.sockets, sock))
 		return false;
-	if (srv.queues.store.mortal > 0)
-		queue_expire(&srv.queues, sock, srv.now);
+	queue_expire(&srv.queues, sock, srv.now);
 	if (queue_has_room(&srv.queues, sock, s->a.body))
 		return true;
 	c = service_conn(sock);
 	if (c)
 		conn_offer(c);
-	if (!sock_is_used(&srv.sockets, sock))
-		return false;
-	s->a.policy = service_overflow(sock);
-	return queue_admits(&srv.queues, sock, &s->a);
+	return sock_is_used(&srv.sockets, sock) && sending_may_fit(s, sock);
 }
 
 /* One line for the first drop of a socket: who it is, how far behind. */
@@ -10701,25 +10730,40 @@ service_log_slow(u32 sock)
 	if (s->slow)
 		return;
 	s->slow = true;
-	sock_name(&o, &srv.sockets, sock, service_name(sock));
+	service_print(&o, sock);
 	if (c)
 		conn_peer(peer, c);
 	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
-	    "bytes=%u age=%llds", log_quote(&room, (struct str){ name, o.n }),
+	    "bytes=%u age=%us", log_quote(&room, (struct str){ name, o.n }),
 	    peer, srv.queues.queue[sock].count, srv.queues.queue[sock].bytes,
-	    (long long)(srv.now / 1000 - s->since));
+	    service_age(sock));
 }
 
-/* A socket that does not take the message: --overflow close cuts it. */
-static void
-sending_full(struct sending *s, u32 sock)
-{
-	struct conn *c = service_conn(sock);
+/* Drops of one socket that were not yet told: one event says how many. */
+struct drops {
+	u32 sock, n;
+};
 
-	s->full++;
+static void
+drops_tell(struct drops *d)
+{
+	if (d->n == 0)
+		return;
+	service_log_slow(d->sock);
+	service_event("drop", d->sock, d->n);
+	d->n = 0;
+}
+
+/* A socket is too slow: --overflow close cuts it, if it is open.  False: it
+ * has another policy. */
+static bool
+service_cut(u32 sock)
+{
 	service_log_slow(sock);
-	if (c && service_overflow(sock) == OVERFLOW_CLOSE)
-		conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
+	if (service_overflow(sock) != OVERFLOW_CLOSE)
+		return false;
+	conn_close(service_conn(sock), WSP_CLOSE_TRY_LATER, STR("too slow"));
+	return true;
 }
 
 /* Makes room in a queue that has none, or where a key replaces.  False:
@@ -10727,16 +10771,14 @@ sending_full(struct sending *s, u32 sock)
 static __attribute__((noinline)) bool
 sending_make_room(struct sending *s, u32 sock)
 {
-	u32 drops = srv.queues.drops[sock];
+	struct drops drops = { sock, 0 };
+	u32 before = srv.queues.drops[sock];
 
-	s->a.policy = service_overflow(sock);
-	if (!queue_admits(&srv.queues, sock, &s->a))
+	if (!sending_may_fit(s, sock))
 		return false;
 	queue_make_room(&srv.queues, sock, &s->a);
-	if (srv.queues.drops[sock] == drops)
-		return true;
-	service_log_slow(sock);
-	service_event("drop", sock, srv.queues.drops[sock] - drops, true);
+	drops.n = srv.queues.drops[sock] - before;
+	drops_tell(&drops);
 	return true;
 }
 
@@ -10801,21 +10843,6 @@ service_may_drop(u32 message)
 	return true;
 }
 
-/* Drops of one socket that were not yet told: one event says how many. */
-struct drops {
-	u32 sock, n;
-};
-
-static void
-drops_tell(struct drops *d)
-{
-	if (d->n == 0)
-		return;
-	service_log_slow(d->sock);
-	service_event("drop", d->sock, d->n, true);
-	d->n = 0;
-}
-
 static void
 drops_add(struct drops *d, u32 sock)
 {
@@ -10850,12 +10877,10 @@ service_drop(u32 message, struct drops *drops)
  * the target later.  Rows stand in the order of their values' age.
  */
 
-static bool
-retained_is_for(const struct retained *v, struct str target, struct str key)
+static struct message *
+retained_message(u32 i)
 {
-	return str_eq((struct str){ v->target, v->target_n }, target) &&
-	    str_eq(store_key(&srv.queues.store,
-	    &srv.queues.store.row[v->message]), key);
+	return &srv.queues.store.row[srv.retained[i].message];
 }
 
 static void
@@ -10863,29 +10888,31 @@ retained_remove(u32 i)
 {
 	struct retained *v = &srv.retained[i];
 
-	srv.queues.store.row[v->message].retained = false;
+	retained_message(i)->retained = false;
 	store_let_go(&srv.queues.store, v->message);
 	memmove(v, v + 1, (--srv.retains - i) * sizeof *v);
 }
 
-/* The row of the value for this target and key, or where a new one goes. */
+/* The row of the value for this target and key, or NONE. */
 static u32
 retained_find(struct str target, struct str key)
 {
-	u32 i = 0;
+	for (u32 i = 0; i < srv.retains; i++) {
+		const struct retained *v = &srv.retained[i];
 
-	while (i < srv.retains && !retained_is_for(&srv.retained[i], target,
-	    key))
-		i++;
-	return i;
+		if (str_eq((struct str){ v->target, v->target_n }, target) &&
+		    str_eq(store_key(&srv.queues.store, retained_message(i)),
+		    key))
+			return i;
+	}
+	return NONE;
 }
 
 static void
 retained_expire(void)
 {
 	for (u32 i = 0; i < srv.retains;) {
-		int64_t expires =
-		    srv.queues.store.row[srv.retained[i].message].expires;
+		int64_t expires = retained_message(i)->expires;
 
 		if (expires != 0 && expires <= srv.now)
 			retained_remove(i);
@@ -10911,20 +10938,18 @@ retained_keep(struct str target, u32 message)
 
 /* Does the value's target select the socket, open or away? */
 static bool
-retained_matches(const struct retained *v, u32 sock)
+retained_matches(u32 i, u32 sock)
 {
-	static struct target target;
-	const char *why;
+	const struct retained *v = &srv.retained[i];
+	struct target *t = service_target(v->target, v->target_n);
 	size_t n = 0;
 
-	(void)target_parse(&target, (struct str){ v->target, v->target_n },
-	    &why);
-	for (size_t k = 0; k < target.n; k++)
-		if (target.terms[k].kind != TERM_OPEN &&
-		    target.terms[k].kind != TERM_AWAY)
-			target.terms[n++] = target.terms[k];
-	target.n = n;
-	return tags_match(&srv.tags, sock, &target);
+	for (size_t k = 0; k < t->n; k++)
+		if (t->terms[k].kind != TERM_OPEN &&
+		    t->terms[k].kind != TERM_AWAY)
+			t->terms[n++] = t->terms[k];
+	t->n = n;
+	return tags_match(&srv.tags, sock, t);
 }
 
 /* Once a second: what has expired leaves, also where nothing is written. */
@@ -10939,31 +10964,28 @@ service_expire(void)
 	retained_expire();
 }
 
-/* Marks in `had` the values that the socket's tags match now. */
+/* Marks in `had` the values that the socket's tags match now: none, when it
+ * is new. */
 static void
-retained_mark(u32 sock, bool *had)
+retained_mark(u32 sock, bool *had, bool is_new)
 {
 	retained_expire();
 	for (u32 i = 0; i < srv.retains; i++)
-		had[i] = retained_matches(&srv.retained[i], sock);
+		had[i] = !is_new && retained_matches(i, sock);
 }
 
 /* Queues every value that the socket matches and did not match before. */
 static void
 retained_offer(u32 sock, const bool *had)
 {
-	if (!had) /* with it the rows are those that were marked */
-		retained_expire();
 	for (u32 i = 0; i < srv.retains; i++) {
-		const struct retained *v = &srv.retained[i];
-		struct message *m = &srv.queues.store.row[v->message];
-		struct sending s = { .message = v->message,
-			.last_value = NONE, .a = {
+		const struct message *m = retained_message(i);
+		struct sending s = { .message = srv.retained[i].message, .a = {
 			.body = m->body,
 			.key = store_key(&srv.queues.store, m) } };
 
-		if ((!had || !had[i]) && sock_is_used(&srv.sockets, sock) &&
-		    retained_matches(v, sock) && sending_fits(&s, sock))
+		if (!had[i] && sock_is_used(&srv.sockets, sock) &&
+		    retained_matches(i, sock) && sending_fits(&s, sock))
 			sending_put(&s, &sock, 1, false);
 	}
 }
@@ -10972,42 +10994,30 @@ retained_offer(u32 sock, const bool *had)
  * ---- Room in the store
  */
 
-/* Notes for every message how many of its holds this one replaces, and
- * returns the bytes that become free so. */
-static u64
-sending_count_leaving(const struct sending *s, u32 fit)
+/* Notes holds on a message that go, and returns the bytes that become free. */
+static u32
+message_leaves(struct message *m, int holds)
 {
-	u64 freed = 0;
-
-	if (s->last_value != NONE) {
-		struct message *m =
-		    &srv.queues.store.row[srv.retained[s->last_value].message];
-
-		m->leaving = 1;
-		freed += m->holds == 1 ? store_size(m) : 0;
-	}
-	for (u32 k = 0; k < fit && s->a.key.n > 0; k++)
-		for (u32 i = srv.selected[k], at = 0;
-		    at < srv.queues.queue[i].count; at++) {
-			struct message *m = queue_row(&srv.queues, i, at);
-
-			if (queue_is_replaced(&srv.queues, i, at, s->a.key) &&
-			    ++m->leaving == m->holds)
-				freed += store_size(m);
-		}
-	return freed;
+	m->leaving += holds;
+	return m->leaving == m->holds ? store_size(m) : 0;
 }
 
-static void
-sending_forget_leaving(const struct sending *s, u32 fit)
+/* Notes for every message how many of its holds this one replaces, with a step
+ * of 1, and returns the bytes that become free so; -1 takes the notes back. */
+static u32
+sending_count_leaving(const struct sending *s, u32 fit, int step)
 {
+	u32 freed = 0;
+
 	if (s->last_value != NONE)
-		srv.queues.store.row[srv.retained[s->last_value].message].leaving =
-		    0;
+		freed = message_leaves(retained_message(s->last_value), step);
 	for (u32 k = 0; k < fit && s->a.key.n > 0; k++)
 		for (u32 i = srv.selected[k], at = 0;
 		    at < srv.queues.queue[i].count; at++)
-			queue_row(&srv.queues, i, at)->leaving = 0;
+			if (queue_is_replaced(&srv.queues, i, at, s->a.key))
+				freed += message_leaves(queue_row(&srv.queues,
+				    i, at), step);
+	return freed;
 }
 
 static void
@@ -11027,12 +11037,12 @@ static bool
 sending_make_store_room(struct sending *s, u32 fit)
 {
 	struct store *t = &srv.queues.store;
-	u64 freed = sending_count_leaving(s, fit);
+	u32 freed = sending_count_leaving(s, fit, 1);
 	u32 n = s->n + (u32)s->a.key.n, end = t->eldest;
 	struct drops drops = { .n = 0 };
 	bool enough;
 
-	while (!(enough = freed > 0 && t->held + n <= t->limit + freed) &&
+	while (!(enough = freed > 0 && t->held - freed + n <= t->limit) &&
 	    end != NONE) {
 		struct message *m = &t->row[end];
 
@@ -11041,7 +11051,7 @@ sending_make_store_room(struct sending *s, u32 fit)
 			freed += store_size(m);
 		end = m->younger;
 	}
-	sending_forget_leaving(s, fit);
+	(void)sending_count_leaving(s, fit, -1);
 	if (!enough)
 		return false;
 	for (u32 next, k = t->eldest; k != end; k = next) {
@@ -11065,16 +11075,10 @@ service_cut_holder(void)
 		u32 i = 0, at = 0;
 
 		for (; queue_find_hold(&srv.queues, srv.sockets.fresh, m, &i,
-		    &at); i++, at = 0) {
-			struct conn *c = service_conn(i);
-
-			if (!c || srv.sockets.row[i].stateful ||
-			    service_overflow(i) != OVERFLOW_CLOSE)
-				continue;
-			service_log_slow(i);
-			conn_close(c, WSP_CLOSE_TRY_LATER, STR("too slow"));
-			return true;
-		}
+		    &at); i++, at = 0)
+			if (!srv.sockets.row[i].stateful &&
+			    service_overflow(i) == OVERFLOW_CLOSE)
+				return service_cut(i);
 	}
 	return false;
 }
@@ -11122,7 +11126,7 @@ SMALL_CODE
 #define FORGER_LOG_MS 60000 /* between two log lines about one host */
 
 _Static_assert(WSP_TOKEN_FAILURES >= 1 && WSP_TOKEN_FAILURES <= 1000000,
-    "a host may err, and `forged` has room");
+    "a host may err, but not for ever");
 _Static_assert(WSP_TOKEN_MS >= 1 && WSP_TOKEN_MS <= 3600000,
     "a host waits, but not for ever");
 _Static_assert(WSP_TOKEN_HOSTS >= 1 && WSP_TOKEN_HOSTS <= 1024,
@@ -11130,45 +11134,39 @@ _Static_assert(WSP_TOKEN_HOSTS >= 1 && WSP_TOKEN_HOSTS <= 1024,
 
 static struct forger {
 	u8 addr[16];
-	u32 forged;          /* 0: a free row */
 	u32 unread;          /* tokens, since the log had their number */
-	int64_t at;          /* `forged` was right then, and sinks since */
+	int64_t until;       /* each forged token puts it off by WSP_TOKEN_MS */
 	int64_t log_at;      /* when the log may have the next number */
 } forgers[WSP_TOKEN_HOSTS];
 
-/* The row of a host, as it is by now, or NULL. */
+/* The row of a host, or NULL. */
 static struct forger *
 forger_find(const u8 addr[16])
 {
-	for (u32 i = 0; i < WSP_TOKEN_HOSTS; i++) {
-		struct forger *f = &forgers[i];
-		int64_t sunk = (srv.now - f->at) / WSP_TOKEN_MS;
-
-		if (f->forged == 0 || !addr_same_host(f->addr, addr))
-			continue;
-		f->forged = sunk < f->forged ? f->forged - (u32)sunk : 0;
-		f->at += sunk * WSP_TOKEN_MS;
-		return f;
-	}
+	for (u32 i = 0; i < WSP_TOKEN_HOSTS; i++)
+		if (addr_same_host(forgers[i].addr, addr))
+			return &forgers[i];
 	return NULL;
 }
 
-/* The host has shown one more.  Where there is no row for it, that of the
- * oldest gives way. */
+/* The host has shown one more.  Where there is no row for it, that whose time
+ * is over first gives way. */
 static void
 forger_add(const u8 addr[16])
 {
-	struct forger *f = forger_find(addr), *oldest = &forgers[0];
+	struct forger *f = forger_find(addr);
 
-	for (u32 i = 1; i < WSP_TOKEN_HOSTS; i++)
-		if (forgers[i].at < oldest->at)
-			oldest = &forgers[i];
 	if (!f) {
-		f = oldest;
-		*f = (struct forger){ .at = srv.now };
+		f = forgers;
+		for (u32 i = 1; i < WSP_TOKEN_HOSTS; i++)
+			if (forgers[i].until < f->until)
+				f = &forgers[i];
+		*f = (struct forger){ .unread = 0 };
 		memcpy(f->addr, addr, sizeof f->addr);
 	}
-	f->forged++;
+	if (f->until < srv.now)
+		f->until = srv.now;
+	f->until += WSP_TOKEN_MS;
 }
 
 static bool
@@ -11176,7 +11174,8 @@ forger_waits(const u8 addr[16])
 {
 	const struct forger *f = forger_find(addr);
 
-	return f && f->forged >= WSP_TOKEN_FAILURES;
+	return f && f->until - srv.now >
+	    INT64_C(1) * (WSP_TOKEN_FAILURES - 1) * WSP_TOKEN_MS;
 }
 
 /* A token that is not looked at.  A flood is one line a minute and a count. */
@@ -11205,6 +11204,7 @@ forger_log(const struct conn *c)
 
 /* What a program says of an arrival that may come in. */
 struct verdict {
+	const struct conn *of; /* whose it is, while it is used */
 	const char *guid;    /* of a volatile socket */
 	struct tag_line tag[WSP_MAX_TAGS];
 	u32 tags;
@@ -11212,27 +11212,25 @@ struct verdict {
 
 /* A request on its way to 101, and the sentence when it is refused. */
 struct arrival {
-	const struct conn *c;
+	struct conn *c;
 	const struct http_request *r;
 	struct service *service;
 	u8 number;           /* of the service */
 	bool stateful;
-	char id[WSP_MAX_ID];
-	size_t id_n;
-	struct str protocol; /* agreed, or empty */
+	struct str id;       /* in `room`; empty until a volatile one has it */
+	u32 sock;            /* the row, NONE: it has none yet */
 	const struct token *token; /* null: none was asked for */
 	const struct verdict *verdict; /* null: no program has said yes */
 	int status;
-	const char *headers;
+	const char *headers; /* null: those of the status */
 	const char *why;
+	char room[WSP_MAX_ID];
 };
 
 static bool
-arrival_refuse(struct arrival *a, int status, const char *headers,
-    const char *why)
+arrival_refuse(struct arrival *a, int status, const char *why)
 {
 	a->status = status;
-	a->headers = headers;
 	a->why = why;
 	return false;
 }
@@ -11243,7 +11241,7 @@ arrival_route(struct arrival *a)
 	struct str path = a->r->path, prefix = STR("/services/");
 
 	if (str_begins(path, prefix)) {
-		struct str name = { path.p + prefix.n, path.n - prefix.n };
+		struct str name = text_from(path, prefix.n);
 
 		for (u32 i = 0; i < settings.services; i++)
 			if (str_eq(settings.service[i].name, name)) {
@@ -11252,7 +11250,7 @@ arrival_route(struct arrival *a)
 				return true;
 			}
 	}
-	return arrival_refuse(a, 404, "", "there is no such page or service");
+	return arrival_refuse(a, 404, "there is no such page or service");
 }
 
 /* The stateful id that the request asks for, if it does. */
@@ -11260,29 +11258,36 @@ static bool
 arrival_id(struct arrival *a)
 {
 	struct str value;
-	const char *why;
+	const char *why = NULL;
 	int n = http_parameter(&value, a->r->query, "X-StatefulSocketId");
 
-	if (n < 0)
-		return arrival_refuse(a, 400, "",
-		    "X-StatefulSocketId is given twice");
-	if (n == 0 || value.n == 0)
+	if (n == 0 || (n > 0 && value.n == 0))
 		return true;
-	n = percent_decode(a->id, sizeof a->id, value);
-	if (n == -1)
-		return arrival_refuse(a, 400, "",
-		    "X-StatefulSocketId has a bad percent-escape");
 	if (n < 0)
-		return arrival_refuse(a, 400, "",
-		    "X-StatefulSocketId is longer than 128 bytes");
-	a->id_n = (size_t)n;
+		return arrival_refuse(a, 400, "the id is given twice");
+	n = percent_decode(a->room, sizeof a->room, value);
+	if (n < 0)
+		return arrival_refuse(a, 400, n == -1 ?
+		    "the id has a bad percent-escape" :
+		    "the id is over 128 bytes");
+	a->id = (struct str){ a->room, (size_t)n };
 	a->stateful = true;
-	if (!text_is_clean((struct str){ a->id, a->id_n }))
-		return arrival_refuse(a, 400, "", "X-StatefulSocketId must be "
-		    "UTF-8 without white space and control characters");
-	if (!id_tags_valid((struct str){ a->id, a->id_n }, &why))
-		return arrival_refuse(a, 400, "", why);
-	return true;
+	if (!text_is_clean(a->id))
+		why = "the id must be UTF-8 without white space and control "
+		    "characters";
+	else if (id_tags_valid(a->id, &why))
+		return true;
+	return arrival_refuse(a, 400, why);
+}
+
+static bool
+arrival_origin_among(const struct http_request *r, const struct str *origin,
+    u32 n)
+{
+	for (u32 i = 0; i < n; i++)
+		if (http_origin_is(r->origin, origin[i], r->host))
+			return true;
+	return false;
 }
 
 static bool
@@ -11290,36 +11295,30 @@ arrival_origin(struct arrival *a)
 {
 	const struct http_request *r = a->r;
 
-	if (!r->has_origin || http_origin_same(r->origin, r->host))
-		return true;
-	for (u32 i = 0; i < settings.origins; i++)
-		if (http_origin_is(r->origin, settings.origin[i], r->host))
-			return true;
-	for (u32 i = 0; i < a->service->origins; i++)
-		if (http_origin_is(r->origin, a->service->origin[i], r->host))
-			return true;
-	return arrival_refuse(a, 403, "", "pages of this origin may not "
-	    "connect: start the server with --origin to allow it");
+	return !r->has_origin || http_origin_same(r->origin, r->host) ||
+	    arrival_origin_among(r, settings.origin, settings.origins) ||
+	    arrival_origin_among(r, a->service->origin, a->service->origins) ||
+	    arrival_refuse(a, 403,
+	    "pages of this origin may not connect; see --origin");
 }
 
-/* Would the id and the token set more tags than a socket may have? */
+/* May a socket have all the tags of the id, the token and `allow`? */
 static bool
-arrival_tags_fit(const struct arrival *a, const struct token *t)
+arrival_tags_fit(const struct arrival *a)
 {
-	struct str rest = { a->id, a->id_n }, name, value;
-	size_t count = t->tags;
+	struct str rest = a->id, name, value;
+	const struct token *t = a->token;
+	const struct verdict *v = a->verdict;
+	size_t count = v ? v->tags : 0;
 
+	for (u32 k = 0; t && k < t->tags; k++)
+		count += !(v && tag_lines_set(v->tag, v->tags,
+		    t->tag[k].name));
 	while (id_tag_next(&rest, &name, &value))
 		count += !id_tag_follows(rest, name) &&
-		    !tag_lines_set(t->tag, t->tags, name);
+		    !(v && tag_lines_set(v->tag, v->tags, name)) &&
+		    !(t && tag_lines_set(t->tag, t->tags, name));
 	return count <= WSP_MAX_TAGS;
-}
-
-static bool
-arrival_unread(struct arrival *a)
-{
-	return arrival_refuse(a, 503, "Retry-After: 5\r\n",
-	    "tokens cannot be checked now");
 }
 
 /* The client learns the status, the log the reason, nobody the token. */
@@ -11328,15 +11327,17 @@ arrival_deny(struct arrival *a, int status, const char *why)
 {
 	char peer[64];
 
-	conn_peer(peer, a->c);
-	log_event(status == 503 ? LOG_LEVEL_WARN : LOG_LEVEL_INFO, "token",
-	    "peer=%s service=%.*s status=%d why=\"%s\"", peer,
-	    STR_ARGS(a->service->name), status, why);
-	if (status == 503)
-		return arrival_unread(a);
-	if (status == 403)
-		return arrival_refuse(a, 403, "", "the token is not for this");
-	return arrival_refuse(a, 401, "WWW-Authenticate: Bearer\r\n",
+	if (why == token_unread) {
+		forger_log(a->c);
+	} else {
+		conn_peer(peer, a->c);
+		log_event(status == 503 ? LOG_LEVEL_WARN : LOG_LEVEL_INFO,
+		    "token", "peer=%s service=%.*s status=%d why=\"%s\"", peer,
+		    STR_ARGS(a->service->name), status, why);
+	}
+	return arrival_refuse(a, status,
+	    status == 503 ? "tokens cannot be checked now" :
+	    status == 403 ? "the token is not for this" :
 	    "a valid token is needed");
 }
 
@@ -11346,9 +11347,8 @@ static bool
 arrival_token(struct arrival *a)
 {
 	static struct token token;
-	struct token_use use = { .service = a->service->name,
-		.id = { a->id, a->id_n }, .now = token_now(),
-		.unread = forger_waits(a->c->addr) };
+	struct token_use use = { .service = a->service->name, .id = a->id,
+		.now = token_now(), .unread = forger_waits(a->c->addr) };
 	enum token_place place;
 	struct str text;
 	const char *why = "there is none";
@@ -11366,17 +11366,13 @@ arrival_token(struct arrival *a)
 		why = "it is in a cookie, and there is no Origin";
 	else if (place != TOKEN_NOWHERE)
 		status = token_keys_check(&token, &why, text, &use);
-	if (status == 503) {
-		forger_log(a->c);
-		return arrival_unread(a);
-	}
 	if (why == token_forged)
 		forger_add(a->c->addr);
-	if (status == 0 && !arrival_tags_fit(a, &token)) {
+	a->token = &token;
+	if (status == 0 && !arrival_tags_fit(a)) {
 		status = 403;
 		why = "its tags and those of the id are too many";
 	}
-	a->token = &token;
 	return status == 0 || arrival_deny(a, status, why);
 }
 
@@ -11396,9 +11392,9 @@ arrival_tag(u32 sock, struct str name, struct str value)
 /* Gives the socket the tags of its token, then those of `allow`, in place of
  * those of an earlier time. */
 static void
-arrival_tags(const struct arrival *a, u32 sock)
+arrival_tags(const struct arrival *a)
 {
-	struct sock *s = &srv.sockets.row[sock];
+	struct sock *s = &srv.sockets.row[a->sock];
 	const struct token *t = a->token;
 	const struct verdict *v = a->verdict;
 
@@ -11408,9 +11404,9 @@ arrival_tags(const struct arrival *a, u32 sock)
 			tag_remove(&srv.tags, s, i);
 	}
 	for (u32 k = 0; t && k < t->tags; k++)
-		arrival_tag(sock, t->tag[k].name, t->tag[k].value);
+		arrival_tag(a->sock, t->tag[k].name, t->tag[k].value);
 	for (u32 k = 0; v && k < v->tags; k++)
-		arrival_tag(sock, v->tag[k].name, v->tag[k].value);
+		arrival_tag(a->sock, v->tag[k].name, v->tag[k].value);
 }
 
 /* When the token ends, for the connection that it let in. */
@@ -11420,181 +11416,139 @@ arrival_expires(const struct arrival *a)
 	int64_t left;
 
 	if (!a->token)
-		return 0;
+		return UINT32_MAX;
 	left = a->token->expires + TOKEN_SKEW - token_now();
 	if (left > INT32_MAX)
 		left = INT32_MAX; /* 68 years */
-	return (u32)(srv.now / 1000 + left);
+	return service_seconds() + (u32)left;
 }
 
 /* The client's first subprotocol that the service has; `bearer` when it came
- * with a token. */
-static void
-arrival_protocol(struct arrival *a)
+ * with a token; or empty. */
+static struct str
+arrival_protocol(const struct arrival *a)
 {
 	struct str list, word;
 	size_t cursor = 0;
 
-	if (a->token && token_in_protocol(&word, a->r)) {
-		a->protocol = STR("bearer");
-		return;
-	}
+	if (a->token && token_in_protocol(&word, a->r))
+		return STR("bearer");
 	while (http_header_next(a->r, "Sec-WebSocket-Protocol", &cursor,
 	    &list))
 		while (http_list_next(&list, &word))
 			for (u32 i = 0; i < a->service->protocols; i++)
-				if (str_eq(a->service->protocol[i], word)) {
-					a->protocol = word;
-					return;
-				}
+				if (str_eq(a->service->protocol[i], word))
+					return word;
+	return STR("");
 }
 
 /* A random id for a volatile socket. */
 static void
-arrival_guid(struct arrival *a)
+arrival_guid(char to[UUID_TEXT])
 {
 	u8 random[16];
 
-	a->id_n = UUID_TEXT;
-	if (a->verdict) {
-		/* The program was told of this one. */
-		memcpy(a->id, a->verdict->guid, UUID_TEXT);
-		return;
-	}
 	sys_random(random, sizeof random);
-	uuid_text(a->id, random);
+	uuid_text(to, random);
 }
 
 /* Everything that can be said before a row is looked for. */
 static bool
 arrival_check(struct arrival *a)
 {
-	int status;
-
-	if (!arrival_route(a))
-		return false;
-	if (a->r->method == HTTP_OTHER)
-		return arrival_refuse(a, 405, "Allow: GET, HEAD\r\n",
-		    "only GET and HEAD are understood here");
-	status = http_upgrade_check(a->r, &a->why, &a->headers);
-	if (status != 0) {
-		a->status = status;
-		return false;
-	}
-	return arrival_id(a) && arrival_origin(a) && arrival_token(a);
+	a->status = http_upgrade_check(a->r, &a->why, &a->headers);
+	return a->status == 0 && arrival_id(a) && arrival_origin(a) &&
+	    arrival_token(a);
 }
 
-/* Frees a row when all are taken: the socket away longest gives way. */
+/* Finds the row that the arrival's id has from before. */
 static bool
-service_make_row(void)
+arrival_find(struct arrival *a)
 {
-	u32 sock;
+	bool away;
 
-	if (!sock_is_full(&srv.sockets))
-		return true;
-	sock = srv.away.fifo[0].first;
-	if (sock == NONE)
-		return false;
-	service_forget(sock, LEAVE_DROPPED);
+	a->sock = a->stateful ? sock_find(&srv.sockets, a->number, true,
+	    a->id) : NONE;
+	away = a->sock == NONE || sock_is_away(&srv.sockets, a->sock);
+	if (!away && settings.duplicate_reject)
+		return arrival_refuse(a, 409, "this id is connected already");
+	if (away && a->service->max > 0 &&
+	    a->service->open >= a->service->max)
+		return arrival_refuse(a, 503, "this service is full");
 	return true;
 }
 
-/* The row that the arrival's id has from before, or NONE.  False: refused. */
+/* Makes a row for who has none.  When all are taken, the socket away longest
+ * gives way. */
 static bool
-arrival_find(struct arrival *a, u32 *sock)
-{
-	*sock = NONE;
-	if (a->stateful)
-		*sock = sock_find(&srv.sockets, a->number, true,
-		    (struct str){ a->id, a->id_n });
-	if (*sock != NONE && settings.duplicate_reject &&
-	    !sock_is_away(&srv.sockets, *sock))
-		return arrival_refuse(a, 409, "",
-		    "this id is connected already");
-	if (a->service->max > 0 && a->service->open >= a->service->max &&
-	    (*sock == NONE || sock_is_away(&srv.sockets, *sock)))
-		return arrival_refuse(a, 503, "Retry-After: 5\r\n",
-		    "this service has all the connections it may have");
-	return true;
-}
-
-/* The row for an arrival: its own from before, or a new one. */
-static u32
 arrival_row(struct arrival *a)
 {
-	struct str id = { a->id, a->id_n };
-	u32 sock;
+	u32 eldest = srv.away.fifo[0].first;
 
-	if (!arrival_find(a, &sock))
-		return NONE;
-	if (sock != NONE)
-		return sock;
-	if (!service_make_row()) {
-		(void)arrival_refuse(a, 503, "Retry-After: 5\r\n",
-		    "the socket table is full");
-		return NONE;
+	if (a->sock != NONE)
+		return true;
+	if (sock_is_full(&srv.sockets)) {
+		if (eldest == NONE)
+			return arrival_refuse(a, 503,
+			    "the socket table is full");
+		service_forget(eldest, LEAVE_DROPPED);
 	}
-	if (!a->stateful)
-		arrival_guid(a);
-	id.n = a->id_n;
-	sock = sock_add(&srv.sockets, a->number, a->stateful, id, srv.now);
-	queue_reset(&srv.queues, sock);
+	if (!a->stateful) {
+		a->id = (struct str){ a->room, UUID_TEXT };
+		if (a->verdict) /* the program was told of this one */
+			memcpy(a->room, a->verdict->guid, UUID_TEXT);
+		else
+			arrival_guid(a->room);
+	}
+	a->sock = sock_add(&srv.sockets, a->number, a->stateful, a->id,
+	    srv.now);
+	queue_reset(&srv.queues, a->sock);
 	if (a->stateful)
-		tags_from_id(&srv.tags, &srv.sockets.row[sock], sock);
-	return sock;
-}
-
-/* The connection that has this socket now gives it up for a new one. */
-static void
-service_replace(u32 sock)
-{
-	struct conn *old = service_conn(sock);
-
-	if (!old)
-		return;
-	srv.replacing = sock;
-	conn_close(old, WSP_CLOSE_REPLACED, STR("replaced"));
-	srv.replacing = NONE;
+		tags_from_id(&srv.tags, &srv.sockets.row[a->sock], a->sock);
+	return true;
 }
 
 static void
-service_open(struct conn *c, struct arrival *a, u32 sock)
+service_open(struct conn *c, const struct arrival *a)
 {
 	char text[512];
 	struct out o = out_to(text, sizeof text);
 	bool had[SETTINGS_RETAINED];
+	u32 sock = a->sock;
 	bool is_new = sock_is_away(&srv.sockets, sock) &&
 	    srv.away.row[sock].class == 0;
 
-	service_replace(sock);
+	if (!sock_is_away(&srv.sockets, sock)) {
+		srv.replacing = sock;
+		conn_close(service_conn(sock), WSP_CLOSE_REPLACED,
+		    STR("replaced"));
+		srv.replacing = NONE;
+	}
 	if (c->state == CONN_DEAD) {
 		/* The old one's last words took the newcomer's buffer. */
 		service_left(sock);
 		return;
 	}
 	deadline_cancel(&srv.away, sock);
-	http_accept(&o, a->r->key, a->protocol);
+	http_accept(&o, a->r->key, arrival_protocol(a));
 	assert(!o.full);
 	sock_bind(&srv.sockets, sock, conn_slot(c), c->gen);
 	a->service->open++;
 	srv.sockets.row[sock].slow = false;
 	c->sock = sock;
 	c->expires = arrival_expires(a);
-	if (c->expires != 0 && c->expires < srv.token_end)
+	if (c->expires < srv.token_end)
 		srv.token_end = c->expires;
-	if (a->token || a->verdict) {
-		retained_mark(sock, had);
-		arrival_tags(a, sock);
-	}
+	retained_mark(sock, had, is_new);
+	if (a->token || a->verdict)
+		arrival_tags(a);
 	c->ping_ms = (u32)srv.now - ACK_INTERVAL_MS;
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
-	service_event("open", sock, 0, false);
+	service_event("open", sock, NONE);
 	handler_opened(sock);
 	conn_aside(c, (u8 *)text, o.n);
-	if ((is_new || a->token || a->verdict) &&
-	    sock_is_used(&srv.sockets, sock))
-		retained_offer(sock, is_new ? NULL : had);
+	retained_offer(sock, had);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
 		conn_mark_dirty(c);
 }
@@ -11604,14 +11558,14 @@ service_open(struct conn *c, struct arrival *a, u32 sock)
 static void
 service_tokens(void)
 {
-	u32 now = (u32)(srv.now / 1000), next = UINT32_MAX;
+	u32 now = service_seconds(), next = UINT32_MAX;
 
 	if (now < srv.token_end)
 		return;
 	for (u32 i = 0; i < srv.fresh; i++) {
 		struct conn *c = &srv.conn[i];
 
-		if (c->state != CONN_OPEN || c->expires == 0)
+		if (c->state != CONN_OPEN)
 			continue;
 		if (c->expires <= now)
 			conn_close(c, WSP_CLOSE_EXPIRED,
@@ -11639,7 +11593,6 @@ static struct judging {
 static u64 judging_ticket;
 
 static struct verdict verdict_now;
-static u32 verdict_for = NONE; /* the slot it is about, while it is used */
 
 /* The connection that waits for this verdict, or NULL. */
 static struct conn *
@@ -11650,12 +11603,19 @@ judging_conn(const struct judging *j)
 	return j->ticket != 0 && c->gen == j->gen && c->judged ? c : NULL;
 }
 
-static struct judging *
-judging_find(u64 ticket)
+/* Takes the connection that waits for the verdict of this number, or NULL. */
+static struct conn *
+judging_take(u64 ticket)
 {
-	for (u32 i = 0; i < WSP_BUFFERS; i++)
-		if (judgings[i].ticket == ticket && judging_conn(&judgings[i]))
-			return &judgings[i];
+	for (u32 i = 0; i < WSP_BUFFERS; i++) {
+		struct conn *c = judging_conn(&judgings[i]);
+
+		if (c && judgings[i].ticket == ticket) {
+			verdict_now.guid = judgings[i].guid;
+			c->judged = false;
+			return c;
+		}
+	}
 	return NULL;
 }
 
@@ -11682,11 +11642,12 @@ judging_new(const struct conn *c)
 	return NULL;
 }
 
+/* What is not there, or is no text, is null. */
 static void
-judging_text(struct out *o, const char *name, bool there, struct str value)
+judging_text(struct out *o, const char *name, struct str value)
 {
 	out_text(o, name);
-	if (there && text_is_utf8(value.p, value.n))
+	if (value.p && text_is_utf8(value.p, value.n))
 		json_string(o, value);
 	else
 		out_text(o, "null");
@@ -11697,76 +11658,53 @@ static void
 judging_body(struct out *o, const struct arrival *a)
 {
 	const struct http_request *r = a->r;
-	struct str cookie = STR("");
+	struct str cookie = { NULL, 0 };
 	size_t cursor = 0;
 	char peer[64];
 
 	conn_peer(peer, a->c);
-	judging_text(o, "{\"path\":", true, (struct str){ r->path.p,
+	judging_text(o, "{\"path\":", (struct str){ r->path.p,
 	    r->query.n > 0 ? (size_t)(text_end(r->query) - r->path.p) :
 	    r->path.n });
-	judging_text(o, ",\"id\":", a->stateful,
-	    (struct str){ a->id, a->id_n });
-	judging_text(o, ",\"peer\":", true, text_of(peer));
-	judging_text(o, ",\"origin\":", r->has_origin, r->origin);
+	judging_text(o, ",\"id\":", a->id);
+	judging_text(o, ",\"peer\":", text_of(peer));
+	judging_text(o, ",\"origin\":", r->origin);
 	(void)http_header_next(r, "Cookie", &cursor, &cookie);
-	judging_text(o, ",\"cookie\":", cursor > 0 && cookie.n > 0, cookie);
+	if (cookie.n == 0)
+		cookie.p = NULL;
+	judging_text(o, ",\"cookie\":", cookie);
 	out_text(o, ",\"claims\":");
 	out_str(o, a->token ? a->token->claims : STR("null"));
 	out_char(o, '}');
 }
 
-/* May a socket have all the tags of the id, the token and `allow`? */
-static bool
-arrival_verdict_fits(const struct arrival *a)
-{
-	struct str rest = { a->id, a->stateful ? a->id_n : 0 }, name, value;
-	const struct token *t = a->token;
-	const struct verdict *v = a->verdict;
-	size_t count = v->tags;
-
-	for (u32 k = 0; t && k < t->tags; k++)
-		count += !tag_lines_set(v->tag, v->tags, t->tag[k].name);
-	while (id_tag_next(&rest, &name, &value))
-		count += !id_tag_follows(rest, name) &&
-		    !tag_lines_set(v->tag, v->tags, name) &&
-		    !(t && tag_lines_set(t->tag, t->tags, name));
-	return count <= WSP_MAX_TAGS;
-}
-
-/* Asks the service's program.  False, with c->judged: it is asked; else the
- * arrival is refused.  True: it has said yes before. */
+/* Asks the service's program, if it is to be asked.  False, with c->judged:
+ * it is; else the arrival is refused.  True: it has said yes before. */
 static bool
 arrival_judge(struct arrival *a)
 {
-	struct conn *c = &srv.conn[conn_slot(a->c)];
 	struct out o = out_to(srv.scratch_answer, srv.buffer_size -
 	    WSP_MAX_SOCKET_ID - 64);
-	struct str id = { a->id, a->id_n };
+	struct str id = a->id;
 	struct judging *j;
-	u8 random[16];
-	u32 sock;
 
-	if (verdict_for == conn_slot(c)) {
+	if (!a->service->auth)
+		return true;
+	if (verdict_now.of == a->c) {
 		a->verdict = &verdict_now;
-		return arrival_verdict_fits(a) || arrival_refuse(a, 403, "",
-		    "the id and the service set more than 16 tags");
+		return arrival_tags_fit(a) || arrival_refuse(a, 403, "the id and the service set more than 16 tags");
 	}
-	if (!arrival_find(a, &sock))
-		return false;
-	j = judging_new(c);
+	j = judging_new(a->c);
 	if (j) {
-		sys_random(random, sizeof random);
-		uuid_text(j->guid, random);
+		arrival_guid(j->guid);
 		if (!a->stateful)
 			id = (struct str){ j->guid, UUID_TEXT };
 		judging_body(&o, a);
 	}
 	if (!j || o.full || !handler_auth(a->number, j->ticket, id,
 	    a->stateful, (struct str){ o.p, o.n }))
-		return arrival_refuse(a, 503, "Retry-After: 5\r\n",
-		    "the service cannot say now whether you may come in");
-	c->judged = true;
+		return arrival_refuse(a, 503, "the service cannot be asked now");
+	a->c->judged = true;
 	return false;
 }
 
@@ -11916,7 +11854,7 @@ service_show(struct conn *c, enum page page, bool head_only)
 		body = texts_read(0, srv.scratch_out, SCRATCH_OUT);
 	} else if (page == PAGE_METRICS) {
 		type = "text/plain; version=0.0.4; charset=utf-8";
-		(void)figures_walk(&figures, figure_metric);
+		(void)figures_write(&figures, FIGURES_METRICS);
 		body = (struct str){ figures.p, figures.n };
 	}
 	http_response(&o, 200, headers, type, body, head_only);
@@ -11924,36 +11862,41 @@ service_show(struct conn *c, enum page page, bool head_only)
 	conn_reply(c, &o);
 }
 
+/* May it have the page, or come in? */
+static bool
+service_admits(struct arrival *a, bool is_page)
+{
+	if (is_page && a->r->upgrade)
+		return arrival_refuse(a, 404, "this is a page, services are "
+		    "under /services/");
+	if (!is_page && a->c->metrics)
+		return arrival_refuse(a, 404, "this port has /metrics and "
+		    "/healthz only");
+	if (!is_page && !arrival_route(a))
+		return false;
+	if (a->r->method == HTTP_OTHER)
+		return arrival_refuse(a, 405,
+		    "only GET and HEAD are understood here");
+	return is_page || (arrival_check(a) && arrival_find(a) &&
+	    arrival_judge(a) && arrival_row(a));
+}
+
 /* A whole request head has come. */
 static void
 service_request(struct conn *c, const struct http_request *r)
 {
-	struct arrival a = { .c = c, .r = r, .headers = "", .why = "" };
+	struct arrival a = { .c = c, .r = r };
 	enum page page = service_find_page(c, r->path);
-	u32 sock = NONE;
 
-	if (page && r->upgrade) {
-		(void)arrival_refuse(&a, 404, "", "this is a page, services "
-		    "are under /services/");
-	} else if (page && r->method == HTTP_OTHER) {
-		(void)arrival_refuse(&a, 405, "Allow: GET, HEAD\r\n",
-		    "only GET and HEAD are understood here");
+	if (!service_admits(&a, page != PAGE_NONE)) {
+		if (!c->judged)
+			conn_refuse(c, a.status, a.headers, a.why,
+			    r->method == HTTP_HEAD);
 	} else if (page) {
 		service_show(c, page, r->method == HTTP_HEAD);
-		return;
-	} else if (c->metrics) {
-		(void)arrival_refuse(&a, 404, "", "this port has /metrics and "
-		    "/healthz only");
-	} else if (arrival_check(&a)) {
-		arrival_protocol(&a);
-		if (!a.service->auth || arrival_judge(&a))
-			sock = arrival_row(&a);
+	} else {
+		service_open(c, &a);
 	}
-	if (sock != NONE)
-		service_open(c, &a, sock);
-	else if (!c->judged)
-		conn_refuse(c, a.status, a.headers, a.why,
-		    r->method == HTTP_HEAD);
 }
 
 /* ----- 37. Commands ------------------------------------------------------
@@ -12131,7 +12074,7 @@ command_apply_tags(const struct command_text *t, u32 sock)
 	struct sock *s = &srv.sockets.row[sock];
 	bool had[SETTINGS_RETAINED];
 
-	retained_mark(sock, had);
+	retained_mark(sock, had, false);
 	for (u32 i = s->tags, next; i != NONE; i = next) {
 		next = srv.tags.row[i].next;
 		if (srv.tags.row[i].origin == TAG_CLIENT)
@@ -12337,8 +12280,10 @@ static void
 sending_turn_away(struct sending *s, u32 fit, u32 count)
 {
 	for (u32 k = fit; k < count; k++)
-		if (sock_is_used(&srv.sockets, srv.selected[k]))
-			sending_full(s, srv.selected[k]);
+		if (sock_is_used(&srv.sockets, srv.selected[k])) {
+			s->full++;
+			(void)service_cut(srv.selected[k]);
+		}
 }
 
 static struct waiter *
@@ -12411,13 +12356,11 @@ asking_counts(struct asking *q, const struct sending *s)
 static bool
 asking_retain(struct asking *q, struct sending *s, struct out *text)
 {
-	u32 i;
-
 	target_text(text, &q->target);
 	retained_expire();
-	i = retained_find((struct str){ text->p, text->n }, q->r.key);
-	s->last_value = i < srv.retains ? i : NONE;
-	if (i < srv.retains || srv.retains < settings.retained ||
+	s->last_value = retained_find((struct str){ text->p, text->n },
+	    q->r.key);
+	if (s->last_value != NONE || srv.retains < settings.retained ||
 	    q->r.body.n == 0)
 		return true;
 	asking_refuse(q, REFUSED_NO_ROOM, "as many values are retained as "
@@ -12429,10 +12372,8 @@ asking_retain(struct asking *q, struct sending *s, struct out *text)
 static void
 asking_take_value(struct asking *q, const struct sending *s, struct str target)
 {
-	u32 i = retained_find(target, q->r.key);
-
-	if (i < srv.retains)
-		retained_remove(i);
+	if (s->last_value != NONE)
+		retained_remove(s->last_value);
 	if (q->r.body.n > 0)
 		retained_keep(target, s->message);
 }
@@ -12533,7 +12474,7 @@ list_row(struct out *o, u32 sock, bool json)
 	char name[WSP_MAX_SOCKET_ID], peer[64];
 	struct out id = out_to(name, sizeof name);
 
-	sock_name(&id, &srv.sockets, sock, service_name(sock));
+	service_print(&id, sock);
 	text_print(peer, sizeof peer, json ? "null" : "-");
 	if (!away)
 		conn_peer(peer, &srv.conn[s->conn]);
@@ -12544,10 +12485,10 @@ list_row(struct out *o, u32 sock, bool json)
 		out_bytes(o, name, id.n);
 	}
 	out_print(o, json ? ",\"state\":\"%s\",\"messages\":%u,\"bytes\":%u,"
-	    "\"age\":%lld,\"peer\":%s%s%s,\"drops\":%u,\"tags\":{" :
-	    "\t%s\t%u\t%u\t%lld\t%s%s%s\t%u\t", away ? "away" : "open",
-	    queue->count, queue->bytes, (long long)(srv.now / 1000 - s->since),
-	    quote, peer, quote, srv.queues.drops[sock]);
+	    "\"age\":%u,\"peer\":%s%s%s,\"drops\":%u,\"tags\":{" :
+	    "\t%s\t%u\t%u\t%u\t%s%s%s\t%u\t", away ? "away" : "open",
+	    queue->count, queue->bytes, service_age(sock), quote, peer, quote,
+	    srv.queues.drops[sock]);
 	list_tag(o, STR("service"), service_name(sock), json);
 	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
 		out_char(o, ',');
@@ -12743,7 +12684,7 @@ asking_tag(struct asking *q)
 
 		if (!sock_is_used(&srv.sockets, srv.selected[k]))
 			continue;
-		retained_mark(srv.selected[k], had);
+		retained_mark(srv.selected[k], had, false);
 		tagging_apply(srv.selected[k], lines, n, q->r.replace);
 		retained_offer(srv.selected[k], had);
 	}
@@ -12790,7 +12731,8 @@ static void
 asking_stats(struct asking *q)
 {
 	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
-	u32 lines = figures_walk(&o, q->r.json ? figure_json : figure_text);
+	u32 lines = figures_write(&o, q->r.json ? FIGURES_JSON :
+	    FIGURES_TEXT);
 
 	if (q->r.json)
 		out_text(&o, "}\n");
@@ -12810,21 +12752,16 @@ asking_ping(struct asking *q)
  * ---- allow and deny
  */
 
-/* Takes the connection that waits for this number.  NULL: there is none, and
- * the answer says so. */
+/* Takes the connection that waits for the answer.  NULL: there is none, and
+ * the reply says so. */
 static struct conn *
 asking_judged(struct asking *q)
 {
-	struct judging *j = judging_find(q->r.ticket);
-	struct conn *c = j ? judging_conn(j) : NULL;
+	struct conn *c = judging_take(q->r.ticket);
 
-	if (!c) {
+	if (!c)
 		asking_refuse(q, REFUSED_UNKNOWN_SOCKET,
 		    "nobody waits who has this number");
-		return NULL;
-	}
-	verdict_now.guid = j->guid;
-	c->judged = false;
 	return c;
 }
 
@@ -12866,9 +12803,9 @@ asking_allow(struct asking *q)
 	c = asking_judged(q);
 	if (!c)
 		return;
-	verdict_for = conn_slot(c);
+	verdict_now.of = c;
 	conn_resume(c);
-	verdict_for = NONE;
+	verdict_now.of = NULL;
 	asking_ok(q, 1);
 	asking_end(q);
 }
@@ -12876,15 +12813,11 @@ asking_allow(struct asking *q)
 static void
 asking_deny(struct asking *q)
 {
-	const char *headers = q->r.code == 503 || q->r.code == 429 ?
-	    "Retry-After: 5\r\n" : "";
 	struct conn *c = asking_judged(q);
 
 	if (!c)
 		return;
-	if (q->r.code == 401)
-		headers = "WWW-Authenticate: Bearer\r\n";
-	conn_refuse(c, q->r.code, headers, "the service does not let you in",
+	conn_refuse(c, q->r.code, NULL, "the service does not let you in",
 	    false);
 	asking_ok(q, 1);
 	asking_end(q);
@@ -13180,7 +13113,7 @@ handler_head(char text[HANDLER_HEAD], const char *word, u32 sock)
 
 	out_text(&o, word);
 	out_char(&o, ' ');
-	sock_name(&o, &srv.sockets, sock, service_name(sock));
+	service_print(&o, sock);
 	return o;
 }
 
