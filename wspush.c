@@ -178,7 +178,7 @@ str_eq(struct str a, struct str b)
 static bool
 str_is(struct str s, const char *word)
 {
-	return s.n == strlen(word) && memcmp(s.p, word, s.n) == 0;
+	return str_eq(s, (struct str){ word, strlen(word) });
 }
 
 static bool
@@ -235,23 +235,14 @@ out_str(struct out *o, struct str s)
 
 #define OUT_DIGITS 20 /* of the largest u64; a sign takes one of int64_t's */
 
-static struct str
-out_digits(char room[OUT_DIGITS], u64 v, unsigned base)
+/* Writes the digits before `end`; returns where they begin. */
+static char *
+out_digits(char *end, u64 v, unsigned base)
 {
-	size_t i = OUT_DIGITS;
-
 	do
-		room[--i] = "0123456789abcdef"[v % base];
+		*--end = "0123456789abcdef"[v % base];
 	while ((v /= base) > 0);
-	return (struct str){ room + i, OUT_DIGITS - i };
-}
-
-static void
-out_u64(struct out *o, u64 v)
-{
-	char room[OUT_DIGITS];
-
-	out_str(o, out_digits(room, v, 10));
+	return end;
 }
 
 /* What does not fit is cut.  Blanks before it, or behind it for a negative
@@ -259,25 +250,20 @@ out_u64(struct out *o, u64 v)
 static void
 out_padded(struct out *o, struct str s, int width, char pad)
 {
+	size_t fits;
+
 	for (int n = (int)s.n; n < width; n++)
 		out_char(o, pad);
-	if (s.n > o->cap - o->n) {
-		out_bytes(o, s.p, o->cap - o->n);
-		o->full = true;
-	}
-	out_str(o, s);
+	fits = min_size(s.n, o->cap - o->n);
+	out_bytes(o, s.p, fits);
+	o->full |= fits < s.n;
 	for (int n = (int)s.n; n < -width; n++)
 		out_char(o, ' ');
 }
 
-/* The number that a conversion of `size` times `l` asks for. */
-#define OUT_TAKE(ap, size, type)                                              \
-	((size) == 0 ? va_arg(ap, type) : (size) == 1 ?                       \
-	va_arg(ap, type long) : va_arg(ap, type long long))
-
 /*
  * printf for programs that want neither libc's tables nor its heap: %s %.*s
- * %c %d %u %x %%, with l, ll, z, a width, and `-` or `0` before it.
+ * %c %d %u %x %zu %%, with ll, a width, and `-` or `0` before it.
  */
 static void
 out_format(struct out *o, const char *f, va_list ap)
@@ -285,8 +271,8 @@ out_format(struct out *o, const char *f, va_list ap)
 	while (*f) {
 		struct str s = { f, strcspn(f, "%") };
 		int width = 0, most = -1, size = 0;
-		char room[OUT_DIGITS + 1], pad, is;
-		long long v;
+		char room[OUT_DIGITS + 1], *end = room + sizeof room, pad, is;
+		u64 v;
 
 		out_padded(o, s, 0, ' ');
 		f += s.n;
@@ -308,16 +294,20 @@ out_format(struct out *o, const char *f, va_list ap)
 		} else if (is == 'c' || is == '%') {
 			room[0] = is == 'c' ? (char)va_arg(ap, int) : is;
 			s = (struct str){ room, 1 };
-		} else if (is == 'd') {
-			v = OUT_TAKE(ap, size, int);
-			s = out_digits(room + 1, v < 0 ? -(u64)v : (u64)v, 10);
-			if (v < 0) {
-				room[s.p - room - 1] = '-';
-				s = (struct str){ s.p - 1, s.n + 1 };
-			}
 		} else {
-			s = out_digits(room + 1, OUT_TAKE(ap, size, unsigned),
+			bool minus;
+			char *from;
+
+			v = size > 1 ? va_arg(ap, u64) :
+			    size > 0 ? va_arg(ap, size_t) :
+			    is == 'd' ? (u64)va_arg(ap, int) :
+			    va_arg(ap, unsigned);
+			minus = is == 'd' && v >> 63;
+			from = out_digits(end, minus ? -v : v,
 			    is == 'x' ? 16 : 10);
+			if (minus)
+				*--from = '-';
+			s = (struct str){ from, (size_t)(end - from) };
 		}
 		out_padded(o, s, pad == '-' ? -width : width,
 		    pad == '0' ? '0' : ' ');
@@ -335,6 +325,12 @@ out_print(struct out *o, const char *format, ...)
 	va_start(ap, format);
 	out_format(o, format, ap);
 	va_end(ap);
+}
+
+static void
+out_u64(struct out *o, u64 v)
+{
+	out_print(o, "%llu", v);
 }
 
 static char *text_print(char *to, size_t cap, const char *format, ...)
