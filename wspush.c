@@ -513,24 +513,34 @@ token_next(struct str *rest, struct str *token)
 	return n > 0;
 }
 
-/* Digits and nothing else, at least one; false above max. */
+/* Digits and nothing else, at least one. */
 static bool
-text_u64(u64 *v, struct str s, u64 max)
+text_u64(u64 *v, struct str s)
 {
 	u64 sum = 0;
 
 	if (s.n == 0)
 		return false;
 	for (size_t i = 0; i < s.n; i++) {
-		u64 digit = (u64)(s.p[i] - '0');
+		unsigned digit = (unsigned)(s.p[i] - '0');
 
-		if (!text_is_digit(s.p[i]) || digit > max ||
-		    sum > (max - digit) / 10)
+		if (digit > 9 || sum > UINT64_MAX / 10)
 			return false;
 		sum = sum * 10 + digit;
+		if (sum < digit)
+			return false;
 	}
 	*v = sum;
 	return true;
+}
+
+/* The same for a number of at most max; -1 when it is none. */
+static int64_t
+text_number(struct str s, int64_t max)
+{
+	u64 v;
+
+	return text_u64(&v, s) && v <= (u64)max ? (int64_t)v : -1;
 }
 
 /*
@@ -1303,11 +1313,14 @@ static bool
 http_ipv4(u8 to[4], struct str s)
 {
 	struct str part;
-	u64 v;
 
 	for (int i = 0; i < 4; i++) {
-		if (!split_next(&s, '.', &part) || !text_u64(&v, part, 255) ||
-		    (part.n > 1 && part.p[0] == '0'))
+		int64_t v = -1;
+
+		if (split_next(&s, '.', &part) && (part.n < 2 ||
+		    part.p[0] != '0'))
+			v = text_number(part, 255);
+		if (v < 0)
 			return false;
 		to[i] = (u8)v;
 	}
@@ -1408,7 +1421,6 @@ http_host_parse(struct http_host *h, struct str s)
 {
 	bool bracket = str_begins(s, STR("["));
 	struct str rest = s;
-	u64 port;
 
 	*h = (struct http_host){ .port = -1 };
 	if (!split_next(&rest, bracket ? ']' : ':', &h->name))
@@ -1427,10 +1439,10 @@ http_host_parse(struct http_host *h, struct str s)
 	}
 	if (s.n == 0 || str_is(s, ":"))
 		return true;
-	if (s.p[0] != ':' || !text_u64(&port, text_from(s, 1), 65535))
+	if (s.p[0] != ':')
 		return false;
-	h->port = (int)port;
-	return true;
+	h->port = (int)text_number(text_from(s, 1), 65535);
+	return h->port >= 0;
 }
 
 static bool
@@ -1706,7 +1718,6 @@ http_field(struct http_request *r, struct http_in *in, struct str name,
 		{ STR("Sec-WebSocket-Version"), &r->version },
 	};
 	struct http_host h;
-	u64 none;
 
 	for (size_t i = 0; i < COUNT(once); i++) {
 		if (!text_same(name, once[i].name))
@@ -1724,7 +1735,7 @@ http_field(struct http_request *r, struct http_in *in, struct str name,
 	 * question (RFC 9112, 11.2). */
 	if (text_same(name, STR("Transfer-Encoding")) ||
 	    (text_same(name, STR("Content-Length")) &&
-	    !text_u64(&none, value, 0)))
+	    text_number(value, 0) != 0))
 		return http_refuse(in, 400, "The request announces a body, and "
 		    "none is taken here.");
 	if (text_same(name, STR("Connection")))
@@ -2326,7 +2337,7 @@ static const struct option_rule {
 static bool
 option_take(struct request *r, enum option option, struct str value)
 {
-	u64 v = 0;
+	int64_t v;
 	bool good;
 
 	switch (option) {
@@ -2342,13 +2353,13 @@ option_take(struct request *r, enum option option, struct str value)
 		    str_is(value, "binary") ? KIND_BINARY : KIND_TEXT;
 		return r->kind != KIND_TEXT || str_is(value, "text");
 	case OPTION_TTL:
-		good = text_u64(&v, value, 999999999);
+		v = text_number(value, 999999999);
 		r->ttl_s = (u32)v;
-		return good;
+		return v >= 0;
 	case OPTION_ACK:
-		good = text_u64(&v, value, 3600) && v > 0;
+		v = text_number(value, 3600);
 		r->ack_s = (u32)v;
-		return good;
+		return v > 0;
 	case OPTION_KEY:
 		r->key = value;
 		return value.n >= 1 && value.n <= WSP_MAX_KEY;
@@ -2358,11 +2369,12 @@ option_take(struct request *r, enum option option, struct str value)
 		r->json = str_is(value, "json");
 		return r->json || str_is(value, "text");
 	case OPTION_FROM:
-		return text_u64(&r->from, value, UINT64_MAX);
+		return text_u64(&r->from, value);
 	case OPTION_REPLACE:
 		return r->replace = str_is(value, "1");
 	case OPTION_CODE:
-		good = text_u64(&v, value, 4999) && close_code_to_send(v);
+		v = text_number(value, 4999);
+		good = close_code_to_send((u64)v);
 		if (good)
 			r->code = (u16)v;
 		return good;
@@ -2488,16 +2500,15 @@ static void
 request_ticket(struct request *r)
 {
 	struct str token;
-	u64 v = 403;
+	int64_t v = 403;
 	bool good = token_next(&r->target, &token) &&
-	    text_u64(&r->ticket, token, UINT64_MAX);
+	    text_u64(&r->ticket, token);
 
 	if (good && r->verb == VERB_DENY) {
 		if (token_next(&r->target, &token))
-			good = text_u64(&v, token, 999) &&
-			    !token_next(&r->target, &token);
-		good = good && (v == 401 || v == 403 || v == 404 || v == 429 ||
-		    v == 503);
+			v = text_number(token, 999);
+		good = r->target.n == 0 && (v == 401 || v == 403 ||
+		    v == 404 || v == 429 || v == 503);
 		r->code = (u16)v;
 	}
 	if (!good)
@@ -2673,7 +2684,7 @@ reply_field(struct reply *r, struct str token)
 	r->has_next |= str_is(name, "next");
 	for (size_t i = 0; i < COUNT(number); i++)
 		if (str_is(name, number[i].name))
-			return text_u64(number[i].to, value, UINT64_MAX);
+			return text_u64(number[i].to, value);
 	return true;
 }
 
@@ -2710,11 +2721,11 @@ reply_parse(struct reply *r, const char *p, size_t n)
 	kind = str_is(token, "ok") ? REPLY_OK :
 	    str_is(token, "acked") ? REPLY_ACKED : REPLY_BAD;
 	if (kind == REPLY_BAD || !token_next(&line, &token) ||
-	    !text_u64(&r->count, token, UINT64_MAX))
+	    !text_u64(&r->count, token))
 		return REPLY_BAD;
 	if (kind == REPLY_ACKED && (!token_next(&line, &token) ||
 	    !str_is(token, "of") || !token_next(&line, &token) ||
-	    !text_u64(&r->of, token, UINT64_MAX)))
+	    !text_u64(&r->of, token)))
 		return REPLY_BAD;
 	while (token_next(&line, &token))
 		if (!reply_field(r, token))
@@ -5246,7 +5257,7 @@ token_date(int64_t *seconds, const struct token *t, const char *name)
 	int at = token_member(t, name);
 	struct str s, whole;
 	bool negative;
-	u64 v;
+	int64_t v;
 
 	if (at < 0)
 		return 0;
@@ -5256,10 +5267,9 @@ token_date(int64_t *seconds, const struct token *t, const char *name)
 	negative = s.p[0] == '-';
 	s = text_from(s, negative);
 	(void)split_next(&s, '.', &whole);
-	if (!text_u64(&v, whole, TOKEN_LATEST))
-		return -1;
-	*seconds = negative ? -(int64_t)v : (int64_t)v;
-	return 1;
+	v = text_number(whole, TOKEN_LATEST);
+	*seconds = negative ? -v : v;
+	return v < 0 ? -1 : 1;
 }
 
 /* NULL, or why it is not good now. */
@@ -7373,7 +7383,7 @@ cert_print(void)
 /* The options of `wspush cert`. */
 struct cert_order {
 	const char *dir;
-	u64 days; /* 0: not asked for */
+	int64_t days; /* 0: not asked for */
 	bool force;
 	const char *const *names;
 	size_t count;
@@ -7393,9 +7403,11 @@ cert_parse_order(struct cert_order *o, char **argv)
 		}
 		letter = words_option(&w, "fd:");
 		o->force |= letter == 'f';
-		if (letter == 'd' && (!text_u64(&o->days,
-		    text_of(w.value), 3650) || o->days == 0))
-			return say(2, "-d takes days from 1 to 3650");
+		if (letter == 'd') {
+			o->days = text_number(text_of(w.value), 3650);
+			if (o->days <= 0)
+				return say(2, "-d takes days from 1 to 3650");
+		}
 	}
 	o->names = (const char *const *)w.at;
 	for (; *w.at; w.at++, o->count++)
@@ -8194,7 +8206,7 @@ enum { TOKEN_DONE, TOKEN_FAILED, TOKEN_USAGE };
 struct token_order {
 	const char *key;
 	bool check;
-	u64 seconds; /* 0: not asked for */
+	int64_t seconds; /* 0: not asked for */
 	struct token_plan plan;
 };
 
@@ -8248,9 +8260,11 @@ token_order_option(struct token_order *o, int letter, const char *value)
 		    !text_is_utf8(text.p, text.n))
 			return "-a takes an audience of 1 to 256 bytes";
 	}
-	if (letter == 'e' && (!text_u64(&o->seconds, text, 999999999) ||
-	    o->seconds == 0))
-		return "-e takes seconds from 1 on";
+	if (letter == 'e') {
+		o->seconds = text_number(text, 999999999);
+		if (o->seconds <= 0)
+			return "-e takes seconds from 1 on";
+	}
 	return NULL;
 }
 
@@ -14408,9 +14422,9 @@ serve_address(struct sockaddr_storage *to, const char *text)
 	struct sockaddr_in6 *a = (struct sockaddr_in6 *)(void *)to;
 	const char *colon = strrchr(text, ':');
 	struct str host = { text, colon ? (size_t)(colon - text) : 0 };
-	u64 port;
+	int64_t port = text_number(text_of(colon ? colon + 1 : text), 65535);
 
-	if (!text_u64(&port, text_of(colon ? colon + 1 : text), 65535))
+	if (port < 0)
 		return 0;
 	if (colon && text[0] != '[')
 		return serve_ipv4(to, host, (u16)port);
@@ -14533,12 +14547,10 @@ account_find(bool group, struct str name, struct str field[4])
 static bool
 account_number(u32 *id, struct str s)
 {
-	u64 v;
+	int64_t v = text_number(s, UINT32_MAX);
 
-	if (!text_u64(&v, s, UINT32_MAX))
-		return false;
 	*id = (u32)v;
-	return true;
+	return v >= 0;
 }
 
 /* A group: who has it as the primary one, and its members by name. */
@@ -14569,13 +14581,14 @@ opt_allow_group(struct str name)
 static const char *
 opt_push_allow(const char *value)
 {
-	u64 uid;
+	int64_t uid;
 
 	if (settings.allows++ == 0)
 		settings.allow_uids = settings.allow_gids = 0;
 	if (value[0] == '@')
 		return opt_allow_group(text_of(value + 1));
-	if (!text_u64(&uid, text_of(value), UINT32_MAX))
+	uid = text_number(text_of(value), UINT32_MAX);
+	if (uid < 0)
 		return "it takes a user's number, or @ and a group's name";
 	if (settings.allow_uids == SETTINGS_ALLOWED)
 		return "there are too many users";
@@ -14591,7 +14604,7 @@ static const char *
 opt_service_option(struct service *s, struct str name, struct str value)
 {
 	int word;
-	u64 v;
+	int64_t v;
 
 	if (str_is(name, "protocol")) {
 		if (s->protocols == SERVICE_PROTOCOLS)
@@ -14608,10 +14621,9 @@ opt_service_option(struct service *s, struct str name, struct str value)
 		    "origin= takes an origin, same-host or *";
 	}
 	if (str_is(name, "max")) {
-		if (!text_u64(&v, value, 1000000) || v == 0)
-			return "max= takes a number from 1 on";
+		v = text_number(value, 1000000);
 		s->max = (u32)v;
-		return NULL;
+		return v > 0 ? NULL : "max= takes a number from 1 on";
 	}
 	if (str_is(name, "ack")) {
 		s->has_ack = true;
@@ -14845,7 +14857,7 @@ serve_set(const struct serve_option *o, const char *value)
 {
 	static char why[96];
 	int word;
-	u64 v;
+	int64_t v;
 
 	switch (o->kind) {
 	case OPT_FLAG:
@@ -14857,7 +14869,8 @@ serve_set(const struct serve_option *o, const char *value)
 			return o->call(value);
 		return value[0] ? NULL : "it needs a value";
 	case OPT_NUMBER:
-		if (text_u64(&v, text_of(value), o->max) && v >= o->min) {
+		v = text_number(text_of(value), o->max);
+		if (v >= o->min) {
 			*(u32 *)o->to = (u32)v;
 			return NULL;
 		}
@@ -15281,7 +15294,6 @@ serve_listen(struct listener *l)
 	struct sockaddr_storage a;
 	socklen_t n;
 	int fd, err;
-	u64 port;
 
 	if (l->fd >= 0)
 		return 0;
@@ -15290,8 +15302,8 @@ serve_listen(struct listener *l)
 	    0);
 	if (fd < 0 && errno == EAFNOSUPPORT && !strchr(l->text, ':')) {
 		/* All addresses, on a kernel without IPv6. */
-		(void)text_u64(&port, text_of(l->text), 65535);
-		n = serve_ipv4(&a, (struct str){ NULL, 0 }, (u16)port);
+		n = serve_ipv4(&a, (struct str){ NULL, 0 },
+		    (u16)text_number(text_of(l->text), 65535));
 		fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK |
 		    SOCK_CLOEXEC, 0);
 	}
@@ -15381,12 +15393,12 @@ manager_take_sockets(void)
 	const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
 	const char *names = getenv("LISTEN_FDNAMES");
 	struct str rest = text_of(names ? names : ""), name;
-	u64 v;
+	int64_t v;
 
-	if (!pid || !count || !text_u64(&v, text_of(pid), INT_MAX) ||
-	    v != (u64)getpid())
+	if (!pid || !count || text_number(text_of(pid), INT_MAX) != getpid())
 		return 0;
-	if (!text_u64(&v, text_of(count), MOST))
+	v = text_number(text_of(count), MOST);
+	if (v < 0)
 		return serve_cannot("LISTEN_FDS is %s, which is not 0 to %d",
 		    count, MOST);
 	for (int i = 0; i < (int)v; i++) {
@@ -16835,7 +16847,7 @@ top_counters(struct top *t, struct str body)
 		(void)split_next(&line, ' ', &name);
 		for (size_t i = 0; i < COUNT(top_names); i++)
 			if (str_is(name, top_names[i]))
-				text_u64(&t->now[i], line, UINT64_MAX);
+				text_u64(&t->now[i], line);
 	}
 	for (size_t i = 0; i < COUNT(top_names); i++) {
 		print("%s %llu", top_names[i], t->now[i]);

@@ -35,36 +35,38 @@ a_number_is_digits_and_nothing_else(void **state)
 	for (size_t i = 0; i < COUNT(bad); i++) {
 		struct str s = exact(bad[i], strlen(bad[i]));
 
-		assert_false(text_u64(&v, s, UINT64_MAX));
+		assert_false(text_u64(&v, s));
+		assert_true(text_number(s, INT64_MAX) == -1);
 		drop(s);
 	}
 	assert_int_equal(v, 7);
-	assert_true(text_u64(&v, STR("0"), 0));
+	assert_true(text_u64(&v, STR("0")));
 	assert_int_equal(v, 0);
-	assert_true(text_u64(&v, STR("0010"), 99));
+	assert_true(text_u64(&v, STR("0010")));
 	assert_int_equal(v, 10);
-	assert_true(text_u64(&v, STR("18446744073709551615"), UINT64_MAX));
+	assert_true(text_u64(&v, STR("18446744073709551615")));
 	assert_true(v == UINT64_MAX);
 }
 
 static void
 a_number_above_its_limit_is_refused(void **state)
 {
-	u64 v;
-
 	(void)state;
-	for (u64 max = 0; max < 1200; max++) {
+	for (int64_t max = 0; max < 1200; max++) {
 		char text[20];
 		struct out o = out_to(text, sizeof text);
+		struct str s = { text, 0 };
 
-		out_u64(&o, max);
-		assert_true(text_u64(&v, (struct str){ text, o.n }, max));
-		assert_true(v == max);
+		out_u64(&o, (u64)max);
+		s.n = o.n;
+		assert_true(text_number(s, max) == max);
 		if (max > 0)
-			assert_false(text_u64(&v, (struct str){ text, o.n },
-			    max - 1));
-		assert_true(text_u64(&v, (struct str){ text, o.n }, max + 1));
+			assert_true(text_number(s, max - 1) == -1);
+		assert_true(text_number(s, max + 1) == max);
 	}
+	assert_true(text_number(STR("9223372036854775807"), INT64_MAX) ==
+	    INT64_MAX);
+	assert_true(text_number(STR("9223372036854775808"), INT64_MAX) == -1);
 }
 
 static void
