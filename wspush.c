@@ -182,9 +182,11 @@ str_is(struct str s, const char *word)
 }
 
 static bool
-str_begins(struct str s, struct str with)
+str_begins(struct str s, const char *with)
 {
-	return s.n >= with.n && memcmp(s.p, with.p, with.n) == 0;
+	size_t n = strlen(with);
+
+	return s.n >= n && memcmp(s.p, with, n) == 0;
 }
 
 /*
@@ -438,20 +440,30 @@ text_same(struct str a, struct str b)
 	return true;
 }
 
-/* s without the characters of `white` at either end. */
-static struct str
-text_trim(struct str s, const char *white)
+static bool
+text_same_as(struct str s, const char *word)
 {
-	size_t kinds = strlen(white);
+	return text_same(s, text_of(word));
+}
 
-	while (s.n > 0 && memchr(white, s.p[0], kinds))
+static bool
+text_is_white(char c)
+{
+	return c == ' ' || c == '\t' || c == '\r' || c == '\n';
+}
+
+/* s without the white space at either end. */
+static struct str
+text_trim(struct str s)
+{
+	while (s.n > 0 && text_is_white(s.p[0]))
 		s = text_from(s, 1);
-	while (s.n > 0 && memchr(white, s.p[s.n - 1], kinds))
+	while (s.n > 0 && text_is_white(s.p[s.n - 1]))
 		s.n--;
 	return s;
 }
 
-/* Where `what` begins in s, or NULL. */
+/* Where `what`, not empty, begins in s, or NULL. */
 static const char *
 text_find(struct str s, const char *what)
 {
@@ -836,8 +848,6 @@ struct json_walk {
 	struct json_level level[WSP_JSON_DEPTH];
 };
 
-#define JSON_WHITE " \t\n\r"
-
 #define JSON_BYTES(c)      (UINT64_C(0x0101010101010101) * (c))
 /* Not zero when one of the eight bytes of x is below c, which is at most 128.
  * It can be wrong about which one, never about whether there is one. */
@@ -881,8 +891,7 @@ json_eat(struct json_walk *w, char c)
 static void
 json_skip(struct json_walk *w)
 {
-	while (w->p < w->end && (*w->p == ' ' || *w->p == '\n' ||
-	    *w->p == '\t' || *w->p == '\r'))
+	while (w->p < w->end && text_is_white(*w->p))
 		w->p++;
 }
 
@@ -952,13 +961,13 @@ json_number(struct json_walk *w)
 }
 
 static bool
-json_word(struct json_walk *w, struct str word)
+json_word(struct json_walk *w, const char *word)
 {
 	struct str rest = { w->p, (size_t)(w->end - w->p) };
 
 	if (!str_begins(rest, word))
 		return false;
-	w->p += word.n;
+	w->p += strlen(word);
 	return true;
 }
 
@@ -981,9 +990,9 @@ json_scalar(struct json_walk *w)
 {
 	const char *from = w->p;
 	enum json_kind kind = json_at(w, '"') ? JSON_IS_STRING :
-	    json_word(w, STR("true")) ? JSON_IS_TRUE :
-	    json_word(w, STR("false")) ? JSON_IS_FALSE :
-	    json_word(w, STR("null")) ? JSON_IS_NULL : JSON_IS_NUMBER;
+	    json_word(w, "true") ? JSON_IS_TRUE :
+	    json_word(w, "false") ? JSON_IS_FALSE :
+	    json_word(w, "null") ? JSON_IS_NULL : JSON_IS_NUMBER;
 
 	if ((kind == JSON_IS_STRING && !json_quoted(w)) ||
 	    (kind == JSON_IS_NUMBER && !json_number(w)))
@@ -1118,7 +1127,7 @@ json_shape(struct str *value, struct str body)
 	*value = body;
 	if (json_tokens(NULL, 0, body) < 0)
 		return JSON_NOT;
-	*value = text_trim(body, JSON_WHITE);
+	*value = text_trim(body);
 	return value->p[0] == '[' ? JSON_ARRAY : JSON_SINGLE;
 }
 
@@ -1340,7 +1349,7 @@ http_ipv6(u8 to[16], struct str s)
 		struct str part, rest;
 		int group;
 
-		if (gap < 0 && str_begins(s, STR("::"))) {
+		if (gap < 0 && str_begins(s, "::")) {
 			gap = n;
 			s = text_from(s, 2);
 			if (s.n == 0)
@@ -1419,7 +1428,7 @@ http_is_name(struct str s)
 static bool
 http_host_parse(struct http_host *h, struct str s)
 {
-	bool bracket = str_begins(s, STR("["));
+	bool bracket = str_begins(s, "[");
 	struct str rest = s;
 
 	*h = (struct http_host){ .port = -1 };
@@ -1456,10 +1465,11 @@ http_host_same(const struct http_host *a, const struct http_host *b)
 static int
 http_scheme_port(struct str scheme)
 {
-	if (text_same(scheme, STR("http")) || text_same(scheme, STR("ws")))
-		return 80;
-	if (text_same(scheme, STR("https")) || text_same(scheme, STR("wss")))
-		return 443;
+	static const char name[][6] = { "http", "ws", "https", "wss" };
+
+	for (int i = 0; i < 4; i++)
+		if (text_same_as(scheme, name[i]))
+			return i < 2 ? 80 : 443;
 	return -1;
 }
 
@@ -1468,7 +1478,7 @@ static bool
 http_origin_parse(struct http_origin *o, struct str s)
 {
 	if (!split_next(&s, ':', &o->scheme) || o->scheme.n == 0 ||
-	    !text_is_letter(o->scheme.p[0]) || !str_begins(s, STR("//")))
+	    !text_is_letter(o->scheme.p[0]) || !str_begins(s, "//"))
 		return false;
 	for (size_t i = 1; i < o->scheme.n; i++)
 		if (!text_is_one(o->scheme.p[i], "+-."))
@@ -1556,8 +1566,6 @@ struct http_request {
 	const char *why;   /* when it was refused: one sentence */
 };
 
-#define HTTP_WHITE " \t"
-
 /* What methods and header names are made of (RFC 9110, 5.6.2). */
 static bool
 http_is_token(char c)
@@ -1587,7 +1595,7 @@ static bool
 http_list_next(struct str *rest, struct str *item)
 {
 	while (split_next(rest, ',', item)) {
-		*item = text_trim(*item, HTTP_WHITE);
+		*item = text_trim(*item);
 		if (item->n > 0)
 			return true;
 	}
@@ -1595,12 +1603,12 @@ http_list_next(struct str *rest, struct str *item)
 }
 
 static bool
-http_list_has(struct str list, struct str word)
+http_list_has(struct str list, const char *word)
 {
 	struct str item;
 
 	while (http_list_next(&list, &item))
-		if (text_same(item, word))
+		if (text_same_as(item, word))
 			return true;
 	return false;
 }
@@ -1733,15 +1741,15 @@ http_field(struct http_request *r, struct http_in *in, struct str name,
 	}
 	/* No request of ours has a body: where one would end must never be a
 	 * question (RFC 9112, 11.2). */
-	if (text_same(name, STR("Transfer-Encoding")) ||
-	    (text_same(name, STR("Content-Length")) &&
+	if (text_same_as(name, "Transfer-Encoding") ||
+	    (text_same_as(name, "Content-Length") &&
 	    text_number(value, 0) != 0))
 		return http_refuse(in, 400, "The request announces a body, and "
 		    "none is taken here.");
-	if (text_same(name, STR("Connection")))
-		r->to_upgrade |= http_list_has(value, STR("upgrade"));
-	if (text_same(name, STR("Upgrade")))
-		r->to_websocket |= http_list_has(value, STR("websocket"));
+	if (text_same_as(name, "Connection"))
+		r->to_upgrade |= http_list_has(value, "upgrade");
+	if (text_same_as(name, "Upgrade"))
+		r->to_websocket |= http_list_has(value, "websocket");
 	return true;
 }
 
@@ -1760,7 +1768,7 @@ http_fields(struct http_request *r, struct http_in *in)
 			    "header lines.");
 		if (!http_piece(in, &name, http_is_token, ":") ||
 		    !http_piece(in, &value, http_is_value, "\r\n") ||
-		    !http_field(r, in, name, text_trim(value, HTTP_WHITE)))
+		    !http_field(r, in, name, text_trim(value)))
 			return false;
 	}
 	r->head = (struct str){ from, (size_t)(in->rest.p - from) };
@@ -1816,8 +1824,8 @@ http_header_next(const struct http_request *r, const char *name,
 	while (split_next(&rest, '\n', value)) {
 		*cursor = r->head.n - rest.n;
 		split_next(value, ':', &field);
-		*value = text_trim(*value, " \t\r");
-		if (text_same(field, text_of(name)))
+		*value = text_trim(*value);
+		if (text_same_as(field, name))
 			return true;
 	}
 	return false;
@@ -1833,7 +1841,7 @@ http_cookie(const struct http_request *r, const char *name, struct str *value)
 
 	while (http_header_next(r, "Cookie", &cursor, &list))
 		while (split_next(&list, ';', &pair)) {
-			pair = text_trim(pair, HTTP_WHITE);
+			pair = text_trim(pair);
 			split_next(&pair, '=', &key);
 			if (!str_is(key, name))
 				continue;
@@ -1861,8 +1869,8 @@ http_parameter(struct str *value, struct str query, const char *name)
 
 		split_next(&pair, '=', &key);
 		n = percent_decode(plain, sizeof plain, key);
-		if (n < 0 || !text_same(text_of(name),
-		    (struct str){ plain, (size_t)n }))
+		if (n < 0 || !text_same_as((struct str){ plain, (size_t)n },
+		    name))
 			continue;
 		if (found++ > 0)
 			return -1;
@@ -2558,7 +2566,8 @@ request_parse(struct request *r, const u8 *p, size_t n, size_t full_n,
 	*r = (struct request){ .code = WSP_CLOSE_NORMAL };
 	if (request_split(r, &line, p, n, full_n) != REFUSED_NOT)
 		return r->refusal;
-	line = text_trim(line, " ");
+	while (line.n > 0 && line.p[line.n - 1] == ' ')
+		line.n--;
 	verb = request_verb(r, &line);
 	if (!verb)
 		return r->refusal;
@@ -2697,11 +2706,11 @@ reply_parse_error(struct reply *r, struct str line)
 	if (!token_next(&line, &r->code))
 		return REPLY_BAD;
 	rest = line;
-	if (token_next(&rest, &token) && str_begins(token, STR("ref="))) {
+	if (token_next(&rest, &token) && str_begins(token, "ref=")) {
 		r->ref = text_from(token, 4);
 		line = rest;
 	}
-	r->sentence = text_trim(line, " ");
+	r->sentence = text_trim(line);
 	return REPLY_ERROR;
 }
 
@@ -2789,7 +2798,7 @@ socket_id_split(struct str *service, struct str *id, bool *stateful,
 {
 	struct str rest;
 
-	if (!str_begins(text, STR("/services/")))
+	if (!str_begins(text, "/services/"))
 		return -1;
 	rest = text_from(text, strlen("/services/"));
 	(void)split_next(&rest, '-', service);
@@ -2799,7 +2808,7 @@ socket_id_split(struct str *service, struct str *id, bool *stateful,
 		return -1;
 	if (!rest.p)
 		return 0;
-	if (!str_begins(rest, STR("s-")) && !str_begins(rest, STR("v-")))
+	if (!str_begins(rest, "s-") && !str_begins(rest, "v-"))
 		return -1;
 	*stateful = rest.p[0] == 's';
 	*id = text_from(rest, 2);
@@ -3000,7 +3009,7 @@ tag_line_next(struct tag_line *t, struct str *rest)
 static bool
 id_piece_next(struct str *rest, struct str *piece)
 {
-	const char *end = rest->n > 0 ? text_find(*rest, "::") : NULL;
+	const char *end = text_find(*rest, "::");
 
 	*piece = *rest;
 	*rest = (struct str){ NULL, 0 };
@@ -5397,7 +5406,8 @@ token_names_id(struct str sub, struct str id)
 	if (sub.n == 0 || sub.p[sub.n - 1] != '*')
 		return str_eq(id, sub);
 	sub.n--;
-	return str_begins(id, sub);
+	id.n = min_size(id.n, sub.n);
+	return str_eq(id, sub);
 }
 
 /* A good token, but is it good for this? */
@@ -5480,9 +5490,9 @@ token_in_header(struct str *token, const struct http_request *r)
 
 	while (http_header_next(r, "Authorization", &cursor, &value)) {
 		(void)split_next(&value, ' ', &scheme);
-		if (!text_same(scheme, STR("Bearer")))
+		if (!text_same_as(scheme, "Bearer"))
 			continue;
-		*token = found ? STR("") : text_trim(value, HTTP_WHITE);
+		*token = found ? STR("") : text_trim(value);
 		found = true;
 	}
 	return found;
@@ -6746,8 +6756,8 @@ cert_read_one(struct cert_parts *parts, const struct cert *c, size_t i)
 static int
 pem_is_encrypted(const struct pem *m, const char *path)
 {
-	return str_begins(m->label, STR("ENCRYPTED")) ||
-	    str_begins(m->text, STR("Proc-Type:")) ? cert_fail(path, "holds an "
+	return str_begins(m->label, "ENCRYPTED") ||
+	    str_begins(m->text, "Proc-Type:") ? cert_fail(path, "holds an "
 	    "encrypted key; `openssl pkey -in FILE -out NEW` takes its "
 	    "passphrase off") : 0;
 }
@@ -8323,8 +8333,8 @@ token_check_input(const struct token_order *o, const struct token_key *k)
 	while (n < sizeof token_text && (r = read(STDIN_FILENO,
 	    token_text + n, sizeof token_text - n)) > 0)
 		n += (size_t)r;
-	if (token_check(t, &why, text_trim((struct str){ token_text, n },
-	    " \t\r\n"), k, 1, &use) != 0)
+	if (token_check(t, &why, text_trim((struct str){ token_text, n }),
+	    k, 1, &use) != 0)
 		return say(TOKEN_FAILED, "the token is of no use: %s", why);
 	print_str(t->claims);
 	print("\n");
@@ -11248,10 +11258,11 @@ arrival_refuse(struct arrival *a, int status, const char *why)
 static bool
 arrival_route(struct arrival *a)
 {
-	struct str path = a->r->path, prefix = STR("/services/");
+	static const char prefix[] = "/services/";
+	struct str path = a->r->path;
 
 	if (str_begins(path, prefix)) {
-		struct str name = text_from(path, prefix.n);
+		struct str name = text_from(path, sizeof prefix - 1);
 
 		for (u32 i = 0; i < settings.services; i++)
 			if (str_eq(settings.service[i].name, name)) {
@@ -12204,7 +12215,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		service_answer(c, FRAME_TEXT, "$ok", 3);
 		return;
 	}
-	text = text_trim(text, " \t\r\n");
+	text = text_trim(text);
 	if (handler == HANDLER_MAIN && opcode == FRAME_TEXT && text.n > 0 &&
 	    (text.p[0] == '{' || text.p[0] == '['))
 		command_message(c, text);
@@ -14680,9 +14691,9 @@ opt_service_handler(struct service *s, struct str word)
 {
 	int simple = opt_word("main|echo|none", word);
 
-	if (str_begins(word, STR("unix:")))
+	if (str_begins(word, "unix:"))
 		return opt_service_unix(s, text_from(word, 5));
-	if (str_begins(word, STR("exec:")))
+	if (str_begins(word, "exec:"))
 		return opt_service_exec(s, text_from(word, 5));
 	s->handler = (enum handler)simple;
 	return simple >= 0 ? NULL : "a service's handler is main, echo, none, "
@@ -14911,7 +14922,7 @@ serve_read_arguments(int argc, char **argv, bool only_config)
 		const struct serve_option *o = NULL;
 		const char *value = NULL, *why;
 
-		if (str_begins(arg, STR("--"))) {
+		if (str_begins(arg, "--")) {
 			arg = text_from(arg, 2);
 			(void)split_next(&arg, '=', &name);
 			o = serve_find_option(name);
@@ -16599,7 +16610,7 @@ client_abort_verb(struct client *c)
 static void
 client_print_rows(const struct client *c, const char **before)
 {
-	struct str rows = text_trim(c->reply.body, " \n");
+	struct str rows = text_trim(c->reply.body);
 
 	if (!c->opt['j']) {
 		client_print(rows);
@@ -16607,7 +16618,7 @@ client_print_rows(const struct client *c, const char **before)
 	}
 	if (rows.n >= 2)
 		rows = (struct str){ rows.p + 1, rows.n - 2 };
-	rows = text_trim(rows, " \n");
+	rows = text_trim(rows);
 	if (rows.n == 0)
 		return;
 	print("%s", *before);
@@ -16719,7 +16730,7 @@ client_watch_event(struct client_watch *w, struct client *c, size_t n)
 {
 	struct str all = { client_room, n };
 
-	if (!str_begins(all, STR("ok ")) && !str_begins(all, STR("error ")))
+	if (!str_begins(all, "ok ") && !str_begins(all, "error "))
 		client_print(all);
 	else if (client_answers(c, n)) {
 		if (c->reply.kind == REPLY_ERROR) {
@@ -16883,7 +16894,7 @@ top_rows(const struct top *t, struct str rows)
 	top_row(t, STR("SOCKET\tSTATE\tMSGS\tBYTES\tAGE\tPEER\tDROPS\tTAGS"));
 	print("\033[m");
 	for (int i = 6; i < t->rows && split_next(&rows, '\n', &row); i++)
-		top_row(t, str_begins(row, STR(skip)) ?
+		top_row(t, str_begins(row, skip) ?
 		    text_from(row, sizeof skip - 1) : row);
 }
 

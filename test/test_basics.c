@@ -43,9 +43,9 @@ slices_are_equal_by_length_and_bytes(void **state)
 	assert_true(str_is(STR("send"), "send"));
 	assert_false(str_is(STR("send"), "sen"));
 	assert_false(str_is(STR("sen"), "send"));
-	assert_true(str_begins(STR("/services/x"), STR("/services/")));
-	assert_true(str_begins(STR("x"), STR("")));
-	assert_false(str_begins(STR("/serv"), STR("/services/")));
+	assert_true(str_begins(STR("/services/x"), "/services/"));
+	assert_true(str_begins(STR("x"), ""));
+	assert_false(str_begins(STR("/serv"), "/services/"));
 	assert_int_equal(min_size(3, 4), 3);
 	assert_int_equal(min_size(4, 3), 3);
 }

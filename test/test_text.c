@@ -87,10 +87,12 @@ static void
 white_space_goes_from_both_ends_only(void **state)
 {
 	(void)state;
-	assert_true(str_is(text_trim(STR(" \t a b\t "), " \t"), "a b"));
-	assert_true(str_is(text_trim(STR("  "), " "), ""));
-	assert_true(str_is(text_trim(STR(""), " "), ""));
-	assert_true(str_eq(text_trim(STR("\0 \0"), " "), STR("\0 \0")));
+	assert_true(str_is(text_trim(
+	    STR(" \t\r a \t\r\nb\t\n ")), "a \t\r\nb"));
+	assert_true(str_is(text_trim(STR("  ")), ""));
+	assert_true(str_is(text_trim(STR("")), ""));
+	assert_true(str_eq(text_trim(STR("\0 \0")), STR("\0 \0")));
+	assert_true(str_eq(text_trim(STR("\v\f")), STR("\v\f")));
 }
 
 static void
