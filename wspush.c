@@ -744,14 +744,14 @@ utf8_run(u8 state, const u8 *p, size_t n)
 	size_t i = 0;
 
 	while (i < n && state != UTF8_BAD) {
-		u64 word;
+		size_t word;
 
-		/* Most text is ASCII: eight at a time. */
-		while (state == UTF8_START && n - i >= 8) {
-			memcpy(&word, p + i, 8);
-			if (word & UINT64_C(0x8080808080808080))
+		/* Most text is ASCII: a word at a time. */
+		while (state == UTF8_START && n - i >= sizeof word) {
+			memcpy(&word, p + i, sizeof word);
+			if (word & (SIZE_MAX / 255 * 0x80))
 				break;
-			i += 8;
+			i += sizeof word;
 		}
 		if (i < n)
 			state = utf8_step(state, p[i++]);
@@ -848,9 +848,9 @@ struct json_walk {
 	struct json_level level[WSP_JSON_DEPTH];
 };
 
-#define JSON_BYTES(c)      (UINT64_C(0x0101010101010101) * (c))
-/* Not zero when one of the eight bytes of x is below c, which is at most 128.
- * It can be wrong about which one, never about whether there is one. */
+#define JSON_BYTES(c)      (SIZE_MAX / 255 * (c))
+/* Not zero when one of the bytes of x, a size_t, is below c, which is at most
+ * 128.  It can be wrong about which one, never about whether there is one. */
 #define JSON_ANY_BELOW(x, c) \
 	(((x) - JSON_BYTES(c)) & ~(x) & JSON_BYTES(0x80))
 #define JSON_ANY(x, c)     JSON_ANY_BELOW((x) ^ JSON_BYTES(c), 1)
@@ -860,10 +860,10 @@ struct json_walk {
 static const char *
 json_plain(const char *p, const char *end)
 {
-	for (; end - p >= 8; p += 8) {
-		u64 x;
+	size_t x;
 
-		memcpy(&x, p, 8);
+	for (; (size_t)(end - p) >= sizeof x; p += sizeof x) {
+		memcpy(&x, p, sizeof x);
 		if (JSON_ANY_BELOW(x, 0x20) || JSON_ANY(x, '"') ||
 		    JSON_ANY(x, '\\'))
 			break;
