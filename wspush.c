@@ -817,31 +817,28 @@ enum json_kind {
  * Tokens lie in the order of the text.  An object is followed by a string and
  * a value for each member, an array by its elements:
  *
- *	{"a":[1,2],"b":null}     i  kind    size  next
- *	                         0  object     2     7
- *	                         1  string     0     2    "a"
- *	                         2  array      2     5
- *	                         3  number     0     4    1
- *	                         4  number     0     5    2
- *	                         5  string     0     6    "b"
- *	                         6  null       0     7
+ *	{"a":[1,2],"b":null}     i  kind    next
+ *	                         0  object     7
+ *	                         1  string     2    "a"
+ *	                         2  array      5
+ *	                         3  number     4    1
+ *	                         4  number     5    2
+ *	                         5  string     6    "b"
+ *	                         6  null       7
  */
 struct json_token {
-	u8 kind;   /* enum json_kind */
-	u32 at, n; /* its bytes in the text; a string's with the quotes */
-	u32 size;  /* members of an object, elements of an array */
-	u32 next;  /* the token behind it and all that it holds */
+	struct str text; /* its bytes; a string's with the quotes */
+	u32 next;        /* the token behind it and all that it holds */
+	u8 kind;         /* enum json_kind */
 };
 
 struct json_level {
-	u32 token; /* the array or object that is open */
-	u32 size;  /* what it holds so far */
-	bool object;
+	u32 token;  /* the array or object that is open */
+	char close; /* what ends it */
 };
 
 struct json_walk {
 	const char *p, *end;  /* what is still to be read */
-	const char *text;     /* where the offsets count from */
 	struct json_token *t; /* null when nobody wants tokens */
 	size_t cap, count;    /* count goes on when the table is full */
 	size_t depth;
@@ -895,11 +892,15 @@ json_skip(struct json_walk *w)
 		w->p++;
 }
 
+/* The letters behind a backslash, and what they stand for. */
+static const char json_letter[] = "\"\\/bfnrt";
+static const char json_means[] = "\"\\/\b\f\n\r\t";
+
 /* The value of four hexadecimal digits, or -1. */
 static int
-json_hex4(const char *p, const char *end)
+json_hex4(const char *p)
 {
-	return end - p < 4 ? -1 : text_hex((struct str){ p, 4 });
+	return text_hex((struct str){ p, 4 });
 }
 
 /* What follows a backslash.  A surrogate alone is fine as far as JSON goes
@@ -908,12 +909,12 @@ static bool
 json_escape(struct json_walk *w)
 {
 	if (json_eat(w, 'u')) {
-		if (json_hex4(w->p, w->end) < 0)
+		if (w->end - w->p < 4 || json_hex4(w->p) < 0)
 			return false;
 		w->p += 4;
 		return true;
 	}
-	if (w->p == w->end || !memchr("\"\\/bfnrt", *w->p, 8))
+	if (w->p == w->end || !memchr(json_letter, *w->p, 8))
 		return false;
 	w->p++;
 	return true;
@@ -977,10 +978,9 @@ json_note(struct json_walk *w, enum json_kind kind, const char *from)
 {
 	if (w->count < w->cap)
 		w->t[w->count] = (struct json_token){
-			.kind = (u8)kind,
-			.at = (u32)(from - w->text),
-			.n = (u32)(w->p - from),
+			.text = { from, (size_t)(w->p - from) },
 			.next = (u32)w->count + 1,
+			.kind = (u8)kind,
 		};
 	w->count++;
 }
@@ -1010,7 +1010,7 @@ json_open(struct json_walk *w)
 		return false;
 	w->level[w->depth++] = (struct json_level){
 		.token = (u32)w->count,
-		.object = object,
+		.close = object ? '}' : ']',
 	};
 	json_note(w, object ? JSON_IS_OBJECT : JSON_IS_ARRAY, w->p);
 	w->p++;
@@ -1018,42 +1018,28 @@ json_open(struct json_walk *w)
 	return true;
 }
 
-static bool
-json_at_close(const struct json_walk *w)
-{
-	return json_at(w, w->level[w->depth - 1].object ? '}' : ']');
-}
-
 /* Leaves every array and object that ends here. */
 static void
 json_close(struct json_walk *w)
 {
 	json_skip(w);
-	while (w->depth > 0 && json_at_close(w)) {
-		const struct json_level *l = &w->level[--w->depth];
+	while (w->depth > 0 && json_eat(w, w->level[w->depth - 1].close)) {
+		u32 i = w->level[--w->depth].token;
 
-		w->p++;
-		if (l->token < w->cap) {
-			struct json_token *t = &w->t[l->token];
-
-			t->n = (u32)(w->p - w->text) - t->at;
-			t->size = l->size;
-			t->next = (u32)w->count;
+		if (i < w->cap) {
+			w->t[i].text.n = (size_t)(w->p - w->t[i].text.p);
+			w->t[i].next = (u32)w->count;
 		}
 		json_skip(w);
 	}
 }
 
-/* Reads up to the next value in the array or object we are in: of a member
- * that is its name and the colon. */
+/* Reads the name of a member and the colon. */
 static bool
-json_item(struct json_walk *w)
+json_name(struct json_walk *w)
 {
 	const char *from = w->p;
 
-	w->level[w->depth - 1].size++;
-	if (!w->level[w->depth - 1].object)
-		return true;
 	if (!json_quoted(w))
 		return false;
 	json_note(w, JSON_IS_STRING, from);
@@ -1069,24 +1055,19 @@ static bool
 json_value(struct json_walk *w)
 {
 	for (;;) {
-		if (json_at(w, '{') || json_at(w, '[')) {
-			if (!json_open(w))
+		bool open = json_at(w, '{') || json_at(w, '[');
+
+		if (!(open ? json_open(w) : json_scalar(w)))
+			return false;
+		if (!open || json_at(w, w->level[w->depth - 1].close)) {
+			json_close(w);
+			if (w->depth == 0)
+				return true;
+			if (!json_eat(w, ','))
 				return false;
-			if (!json_at_close(w)) {
-				if (!json_item(w))
-					return false;
-				continue;
-			}
-		} else if (!json_scalar(w)) {
-			return false;
+			json_skip(w);
 		}
-		json_close(w);
-		if (w->depth == 0)
-			return true;
-		if (!json_eat(w, ','))
-			return false;
-		json_skip(w);
-		if (!json_item(w))
+		if (w->level[w->depth - 1].close == '}' && !json_name(w))
 			return false;
 	}
 }
@@ -1101,7 +1082,7 @@ json_tokens(struct json_token *t, size_t cap, struct str text)
 	struct json_walk w;
 
 	/* Not an initializer, which would clear the levels each time. */
-	w.p = w.text = text.p;
+	w.p = text.p;
 	w.end = text_end(text);
 	w.t = t;
 	w.cap = cap;
@@ -1136,19 +1117,16 @@ json_shape(struct str *value, struct str body)
 static size_t
 json_escaped(char to[6], char c)
 {
-	static const char plain[] = "\"\\\b\f\n\r\t";
-	static const char letter[] = "\"\\bfnrt";
-	static const char hex[] = "0123456789abcdef";
-	const char *found = memchr(plain, c, sizeof plain - 1);
+	const char *found = memchr(json_means, c, 8);
 
+	memcpy(to, "\\u001", 5);
 	if (found) {
-		to[0] = '\\';
-		to[1] = letter[found - plain];
+		to[1] = json_letter[found - json_means];
 		return 2;
 	}
-	memcpy(to, "\\u00", 4);
-	to[4] = hex[(u8)c >> 4];
-	to[5] = hex[(u8)c & 15];
+	if (c < 0x10)
+		to[4] = '0';
+	to[5] = "0123456789abcdef"[c & 15];
 	return 6;
 }
 
@@ -1192,35 +1170,27 @@ json_member_string(struct out *o, const char *text, const struct str *s)
 }
 
 /* Reads the escape at p, two for a character beyond U+FFFF, and returns what
- * is behind it, or NULL when it is half of a surrogate pair. */
+ * is behind it, or NULL when it is half of a surrogate pair.  The walk has
+ * found it well-formed. */
 static const char *
-json_unescape(u32 *code, const char *p, const char *end)
+json_unescape(u32 *code, const char *p)
 {
-	static const char letter[] = "\"\\/bfnrt";
-	static const char means[] = "\"\\/\b\f\n\r\t";
-	const char *found;
-	int high, low;
+	const char *found = memchr(json_letter, p[1], 8);
+	u32 low;
 
-	if (end - p < 2)
-		return NULL;
-	found = memchr(letter, p[1], sizeof letter - 1);
 	if (found) {
-		*code = (u8)means[found - letter];
+		*code = (u8)json_means[found - json_letter];
 		return p + 2;
 	}
-	high = json_hex4(p + 2, end);
-	if (high < 0 || (high & 0xfc00) == 0xdc00)
+	*code = (u32)json_hex4(p + 2);
+	p += 6;
+	if ((*code & 0xf800) != 0xd800)
+		return p;
+	if (*code >= 0xdc00 || p[0] != '\\' || p[1] != 'u')
 		return NULL;
-	*code = (u32)high;
-	if ((high & 0xfc00) != 0xd800)
-		return p + 6;
-	if (end - p < 12 || p[6] != '\\' || p[7] != 'u')
-		return NULL;
-	low = json_hex4(p + 8, end);
-	if ((low & ~0x3ff) != 0xdc00)
-		return NULL;
-	*code = 0x10000 + ((u32)(high & 0x3ff) << 10 | (u32)(low & 0x3ff));
-	return p + 12;
+	low = (u32)json_hex4(p + 2);
+	*code = 0x10000 + ((*code & 0x3ff) << 10 | (low & 0x3ff));
+	return (low & 0xfc00) == 0xdc00 ? p + 6 : NULL;
 }
 
 /*
@@ -1244,7 +1214,7 @@ json_decode(char *to, size_t cap, struct str quoted)
 		if (piece.n > 0) {
 			p += piece.n;
 		} else {
-			p = json_unescape(&code, p, end);
+			p = json_unescape(&code, p);
 			if (!p)
 				return -1;
 			piece.p = utf8;
@@ -1256,13 +1226,6 @@ json_decode(char *to, size_t cap, struct str quoted)
 		made += piece.n;
 	}
 	return (int)made;
-}
-
-/* A token's bytes. */
-static struct str
-json_span(const struct json_token *t, struct str text)
-{
-	return (struct str){ text.p + t->at, t->n };
 }
 
 /* Is this value a string, and does it stand for the word?  Names are
@@ -1281,19 +1244,15 @@ json_string_is(struct str value, const char *word)
 /* The index of the value of an object's member, or -1: there is none of that
  * name, or the token is no object.  Of equal names the last counts. */
 static int
-json_member(const struct json_token *t, struct str text, int object,
-    const char *name)
+json_member(const struct json_token *t, int object, const char *name)
 {
-	size_t i = (size_t)object + 1;
 	int found = -1;
 
 	if (t[object].kind != JSON_IS_OBJECT)
 		return -1;
-	for (u32 left = t[object].size; left > 0; left--) {
-		if (json_string_is(json_span(&t[i], text), name))
+	for (u32 i = (u32)object + 1; i < t[object].next; i = t[i + 1].next)
+		if (json_string_is(t[i].text, name))
 			found = (int)i + 1;
-		i = t[i + 1].next;
-	}
 	return found;
 }
 
@@ -5150,7 +5109,7 @@ token_sign(u8 sig[TOKEN_SIGNATURE], const struct token_key *k,
 #define WSP_MAX_TOKEN 6144
 #endif
 
-/* JSON values in a token's claims; one more costs 20 bytes. */
+/* JSON values in a token's claims; one more costs 24 bytes. */
 #ifndef WSP_TOKEN_VALUES
 #define WSP_TOKEN_VALUES 256
 #endif
@@ -5210,7 +5169,7 @@ token_json(struct token *t, struct str part)
 static int
 token_member(const struct token *t, const char *name)
 {
-	return json_member(t->value, t->claims, 0, name);
+	return json_member(t->value, 0, name);
 }
 
 /* The string at a token, decoded: its length, < 0 when there is none, or it is
@@ -5219,7 +5178,7 @@ static int
 token_string(char *to, size_t cap, const struct token *t, size_t at)
 {
 	return t->value[at].kind != JSON_IS_STRING ? -1 :
-	    json_decode(to, cap, json_span(&t->value[at], t->claims));
+	    json_decode(to, cap, t->value[at].text);
 }
 
 /* Is it this text, or an array that has it? */
@@ -5227,11 +5186,10 @@ static bool
 token_has(const struct token *t, int at, struct str text)
 {
 	char plain[TOKEN_TEXT];
-	size_t i = (size_t)at, left = 1;
+	size_t i = (size_t)at, end = t->value[at].next;
 
-	if (t->value[i].kind == JSON_IS_ARRAY)
-		left = t->value[i++].size;
-	for (; left > 0; left--, i = t->value[i].next) {
+	for (i += t->value[i].kind == JSON_IS_ARRAY; i < end;
+	    i = t->value[i].next) {
 		int n = token_string(plain, sizeof plain, t, i);
 
 		if (n >= 0 && str_eq((struct str){ plain, (size_t)n }, text))
@@ -5250,8 +5208,7 @@ token_header(enum token_alg *alg, const struct token *t)
 		return "its header has crit, and no extension is known here";
 	for (u32 i = 0; at >= 0 && i < COUNT(token_alg_name); i++) {
 		*alg = (enum token_alg)i;
-		if (json_string_is(json_span(&t->value[at], t->claims),
-		    token_alg_name[i]))
+		if (json_string_is(t->value[at].text, token_alg_name[i]))
 			return NULL;
 	}
 	return "its algorithm is neither HS256 nor ES256";
@@ -5270,7 +5227,7 @@ token_date(int64_t *seconds, const struct token *t, const char *name)
 
 	if (at < 0)
 		return 0;
-	s = json_span(&t->value[at], t->claims);
+	s = t->value[at].text;
 	if (memchr(s.p, 'e', s.n) || memchr(s.p, 'E', s.n))
 		return -1;
 	negative = s.p[0] == '-';
@@ -5323,6 +5280,8 @@ token_read_tag(struct token *t, size_t at)
 static const char *
 token_tags(struct token *t)
 {
+	static const char wrong[] = "its tags are no object, or more than a "
+	    "socket may have";
 	int at = token_member(t, "tags");
 	const char *why = NULL;
 	size_t i = (size_t)at + 1;
@@ -5330,13 +5289,10 @@ token_tags(struct token *t)
 	t->tags = 0;
 	if (at < 0)
 		return NULL;
-	if (t->value[at].kind != JSON_IS_OBJECT ||
-	    t->value[at].size > WSP_MAX_TAGS)
-		return "its tags are no object, or more than a socket may have";
-	for (u32 left = t->value[at].size; left > 0 && !why; left--) {
-		why = token_read_tag(t, i);
-		i = t->value[i + 1].next;
-	}
+	if (t->value[at].kind != JSON_IS_OBJECT)
+		return wrong;
+	for (; i < t->value[at].next && !why; i = t->value[i + 1].next)
+		why = t->tags < WSP_MAX_TAGS ? token_read_tag(t, i) : wrong;
 	return why;
 }
 
@@ -11947,7 +11903,6 @@ service_answer(struct conn *c, u8 opcode, const void *p, size_t n)
 #define COMMAND_TOKENS 1024
 
 struct command_text {
-	struct str text;
 	struct json_token token[COMMAND_TOKENS];
 	char decoded[WSP_MAX_TAGS + 1][TAG_TEXT];
 	struct tag_line tag[WSP_MAX_TAGS + 1];
@@ -11963,9 +11918,9 @@ _Static_assert(WSP_MAX_LIST >= 8192 && WSP_MAX_LIST + FRAME_HEAD_MAX +
 static struct str
 command_raw(const struct command_text *t, int object, const char *name)
 {
-	int i = json_member(t->token, t->text, object, name);
+	int i = json_member(t->token, object, name);
 
-	return i < 0 ? STR("null") : json_span(&t->token[i], t->text);
+	return i < 0 ? STR("null") : t->token[i].text;
 }
 
 static void
@@ -11989,7 +11944,7 @@ command_word(struct str *word, const struct command_text *t, int i, char *to,
 
 	if (i < 0)
 		return false;
-	span = json_span(&t->token[i], t->text);
+	span = t->token[i].text;
 	*word = span;
 	switch ((enum json_kind)t->token[i].kind) {
 	case JSON_IS_STRING:
@@ -12045,8 +12000,8 @@ static const char *
 command_read_tags(struct command_text *t, int object)
 {
 	static const char word[] = "socket_type";
-	int type = json_member(t->token, t->text, object, word);
-	int list = json_member(t->token, t->text, object, "socket_tags");
+	int type = json_member(t->token, object, word);
+	int list = json_member(t->token, object, "socket_tags");
 	const char *why = NULL;
 
 	t->tags = 0;
@@ -12061,12 +12016,12 @@ command_read_tags(struct command_text *t, int object)
 		return "socket_tags is an array of {name, value}";
 	for (int i = list + 1; i < (int)t->token[list].next && !why;
 	    i = (int)t->token[i].next) {
-		int name = json_member(t->token, t->text, i, "name");
+		int name = json_member(t->token, i, "name");
 
 		if (t->token[i].kind != JSON_IS_OBJECT || name < 0)
 			return "socket_tags is an array of {name, value}";
 		why = command_add_tag(t, name,
-		    json_member(t->token, t->text, i, "value"));
+		    json_member(t->token, i, "value"));
 	}
 	return why;
 }
@@ -12164,7 +12119,6 @@ command_message(struct conn *c, struct str text)
 	char *room = (char *)srv.scratch_list;
 	int n;
 
-	t.text = text;
 	t.answer = out_to(room, WSP_MAX_LIST);
 	out_char(&t.answer, '[');
 	n = json_tokens(t.token, COMMAND_TOKENS, text);

@@ -104,7 +104,7 @@
 #define WSP_MAX_KEY 64
 
 /* Nesting of a pushed json body; deeper goes out as a JSON string.  One more
- * costs a bit on the stack. */
+ * costs 8 bytes on the stack. */
 #ifndef WSP_JSON_DEPTH
 #define WSP_JSON_DEPTH 64
 #endif

@@ -299,24 +299,21 @@ tokens_say_where_they_are_and_what_they_hold(void **state)
 	(void)state;
 	assert_int_equal(json_tokens(t, COUNT(t), text), 9);
 	assert_int_equal(t[0].kind, JSON_IS_OBJECT);
-	assert_int_equal(t[0].size, 3);
 	assert_int_equal(t[0].next, 9);
-	assert_true(str_is(json_span(&t[0], text),
+	assert_true(str_is(t[0].text,
 	    "{\"a\":[-1,{}],\"b\":null,\"c\":\"x\"}"));
-	assert_true(str_is(json_span(&t[1], text), "\"a\""));
+	assert_true(str_is(t[1].text, "\"a\""));
 	assert_int_equal(t[2].kind, JSON_IS_ARRAY);
-	assert_int_equal(t[2].size, 2);
 	assert_int_equal(t[2].next, 5);
-	assert_true(str_is(json_span(&t[2], text), "[-1,{}]"));
+	assert_true(str_is(t[2].text, "[-1,{}]"));
 	assert_int_equal(t[3].kind, JSON_IS_NUMBER);
-	assert_true(str_is(json_span(&t[3], text), "-1"));
+	assert_true(str_is(t[3].text, "-1"));
 	assert_int_equal(t[3].next, 4);
 	assert_int_equal(t[4].kind, JSON_IS_OBJECT);
-	assert_int_equal(t[4].size, 0);
 	assert_int_equal(t[4].next, 5);
-	assert_true(str_is(json_span(&t[4], text), "{}"));
+	assert_true(str_is(t[4].text, "{}"));
 	assert_int_equal(t[6].kind, JSON_IS_NULL);
-	assert_true(str_is(json_span(&t[8], text), "\"x\""));
+	assert_true(str_is(t[8].text, "\"x\""));
 }
 
 static void
@@ -349,19 +346,15 @@ a_member_is_found_by_its_name(void **state)
 
 	(void)state;
 	assert_int_equal(json_tokens(t, COUNT(t), text), 17);
-	assert_int_equal(json_member(t, text, 0, "a"), -1);
-	assert_int_equal(json_member(t, text, 16, "a"), -1);
-	assert_int_equal(json_member(t, text, 1, "a"), 3);
-	assert_true(str_is(json_span(&t[json_member(t, text, 3, "b")], text),
-	    "1"));
-	assert_true(str_is(json_span(&t[json_member(t, text, 1, "b")], text),
-	    "2"));
-	assert_true(str_is(json_span(&t[json_member(t, text, 1, "c")], text),
-	    "3"));
-	assert_true(str_is(json_span(&t[json_member(t, text, 1, "d")], text),
-	    "5"));
-	assert_int_equal(json_member(t, text, 1, "e"), -1);
-	assert_int_equal(json_member(t, text, 1, ""), -1);
+	assert_int_equal(json_member(t, 0, "a"), -1);
+	assert_int_equal(json_member(t, 16, "a"), -1);
+	assert_int_equal(json_member(t, 1, "a"), 3);
+	assert_true(str_is(t[json_member(t, 3, "b")].text, "1"));
+	assert_true(str_is(t[json_member(t, 1, "b")].text, "2"));
+	assert_true(str_is(t[json_member(t, 1, "c")].text, "3"));
+	assert_true(str_is(t[json_member(t, 1, "d")].text, "5"));
+	assert_int_equal(json_member(t, 1, "e"), -1);
+	assert_int_equal(json_member(t, 1, ""), -1);
 }
 
 static void
