@@ -54,6 +54,7 @@
 #define _FILE_OFFSET_BITS 64
 #define _TIME_BITS 64
 #endif
+#include <arpa/inet.h> /* inet_pton() */
 #include <assert.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -387,16 +388,14 @@ text_is_one(char c, const char *marks)
 	return text_is_letter(c) || text_is_digit(c) || (c && strchr(marks, c));
 }
 
-/* The value of 1 to 4 hexadecimal digits in either case, or -1. */
+/* The value of n hexadecimal digits in either case, or -1. */
 static int
-text_hex(struct str s)
+text_hex(const char *p, int n)
 {
 	int v = 0;
 
-	if (s.n < 1 || s.n > 4)
-		return -1;
-	for (size_t i = 0; i < s.n; i++) {
-		char c = text_lower(s.p[i]);
+	for (; n > 0; n--, p++) {
+		char c = text_lower(*p);
 
 		if (text_is_digit(c))
 			v = v << 4 | (c - '0');
@@ -668,7 +667,7 @@ percent_decode(char *to, size_t cap, struct str s)
 
 		if (c == '%') {
 			int v = s.n - i < 3 ? -1 :
-			    text_hex((struct str){ s.p + i + 1, 2 });
+			    text_hex(s.p + i + 1, 2);
 
 			if (v < 0)
 				return -1;
@@ -896,20 +895,13 @@ json_skip(struct json_walk *w)
 static const char json_letter[] = "\"\\/bfnrt";
 static const char json_means[] = "\"\\/\b\f\n\r\t";
 
-/* The value of four hexadecimal digits, or -1. */
-static int
-json_hex4(const char *p)
-{
-	return text_hex((struct str){ p, 4 });
-}
-
 /* What follows a backslash.  A surrogate alone is fine as far as JSON goes
  * (RFC 8259, 8.2); json_decode() refuses it. */
 static bool
 json_escape(struct json_walk *w)
 {
 	if (json_eat(w, 'u')) {
-		if (w->end - w->p < 4 || json_hex4(w->p) < 0)
+		if (w->end - w->p < 4 || text_hex(w->p, 4) < 0)
 			return false;
 		w->p += 4;
 		return true;
@@ -1182,13 +1174,13 @@ json_unescape(u32 *code, const char *p)
 		*code = (u8)json_means[found - json_letter];
 		return p + 2;
 	}
-	*code = (u32)json_hex4(p + 2);
+	*code = (u32)text_hex(p + 2, 4);
 	p += 6;
 	if ((*code & 0xf800) != 0xd800)
 		return p;
 	if (*code >= 0xdc00 || p[0] != '\\' || p[1] != 'u')
 		return NULL;
-	low = (u32)json_hex4(p + 2);
+	low = (u32)text_hex(p + 2, 4);
 	*code = 0x10000 + ((*code & 0x3ff) << 10 | (low & 0x3ff));
 	return (low & 0xfc00) == 0xdc00 ? p + 6 : NULL;
 }
@@ -1276,64 +1268,16 @@ struct http_origin {
 	int port; /* given, or the scheme's; -1: neither */
 };
 
-/* 192.168.0.1 */
+/* An address as 4 or 16 bytes, AF_INET or AF_INET6; without brackets (RFC
+ * 4291, 2.2).  Zone ids are not for others to see (RFC 6874, 4) and are
+ * refused. */
 static bool
-http_ipv4(u8 to[4], struct str s)
+http_ip(u8 *to, int family, struct str s)
 {
-	struct str part;
+	char text[INET6_ADDRSTRLEN];
 
-	for (int i = 0; i < 4; i++) {
-		int64_t v = -1;
-
-		if (split_next(&s, '.', &part) && (part.n < 2 ||
-		    part.p[0] != '0'))
-			v = text_number(part, 255);
-		if (v < 0)
-			return false;
-		to[i] = (u8)v;
-	}
-	return !s.p;
-}
-
-/*
- * An IPv6 address without its brackets (RFC 4291, 2.2).  Zone ids are not
- * for others to see (RFC 6874, 4) and are refused.
- */
-static bool
-http_ipv6(u8 to[16], struct str s)
-{
-	int n = 0, gap = -1; /* bytes read; bytes before the `::` */
-
-	while (s.n > 0) {
-		struct str part, rest;
-		int group;
-
-		if (gap < 0 && str_begins(s, "::")) {
-			gap = n;
-			s = text_from(s, 2);
-			if (s.n == 0)
-				break;
-		} else if (n > 0) {
-			s = text_from(s, 1); /* the colon behind a group */
-		}
-		rest = s;
-		split_next(&rest, ':', &part);
-		s = text_from(s, part.n);
-		if (s.n == 0 && n <= 12 && http_ipv4(to + n, part)) {
-			n += 4;
-			break;
-		}
-		group = text_hex(part);
-		if (n > 14 || group < 0)
-			return false;
-		store16(to + n, (u16)group);
-		n += 2;
-	}
-	if (gap < 0 || n > 14)
-		return gap < 0 && n == 16;
-	memmove(to + 16 - (n - gap), to + gap, (size_t)(n - gap));
-	memset(to + gap, 0, (size_t)(16 - n));
-	return true;
+	text_print(text, sizeof text, "%.*s", STR_ARGS(s));
+	return strlen(text) == s.n && inet_pton(family, text, to) == 1;
 }
 
 /* What an IPv4 address looks like in 16 bytes (RFC 4291, 2.5.5.2). */
@@ -1349,22 +1293,21 @@ http_ip_print(struct out *o, const u8 ip[16])
 		out_print(o, "%d.%d.%d.%d", ip[12], ip[13], ip[14], ip[15]);
 		return;
 	}
-	for (int i = 0, n; i < 8; i += n + 1) {
-		for (n = 0; i + n < 8 && load16(ip + 2 * (i + n)) == 0;)
-			n++;
+	for (int i = 0, n = 0; i < 8; i++) {
+		n = load16(ip + 2 * i) == 0 ? n + 1 : 0;
 		if (n > longest) {
-			gap = i;
+			gap = i + 1 - n;
 			longest = n;
 		}
 	}
 	out_text(o, gap == 0 ? "[:" : "[");
 	for (int i = 0; i < 8; i++) {
-		if (i != gap)
-			out_print(o, "%x", load16(ip + 2 * i));
-		else
-			i += longest - 1;
-		if (i < 7 || i - longest + 1 == gap)
+		if (i == gap) {
 			out_char(o, ':');
+			i += longest - 1;
+		} else {
+			out_print(o, i < 7 ? "%x:" : "%x", load16(ip + 2 * i));
+		}
 	}
 	out_char(o, ']');
 }
@@ -1375,7 +1318,7 @@ http_is_name(struct str s)
 {
 	for (size_t i = 0; i < s.n; i++) {
 		bool escape = s.p[i] == '%' && s.n - i > 2 &&
-		    text_hex((struct str){ s.p + i + 1, 2 }) >= 0;
+		    text_hex(s.p + i + 1, 2) >= 0;
 
 		if (!escape && !text_is_one(s.p[i], "-._~!$&'()*+,;="))
 			return false;
@@ -1388,28 +1331,25 @@ static bool
 http_host_parse(struct http_host *h, struct str s)
 {
 	bool bracket = str_begins(s, "[");
-	struct str rest = s;
+	struct str part;
 
 	*h = (struct http_host){ .port = -1 };
-	if (!split_next(&rest, bracket ? ']' : ':', &h->name))
+	if (!split_next(&s, bracket ? ']' : ':', &part))
 		return false;
-	s = text_from(s, h->name.n);
 	if (bracket) {
-		if (!rest.p || !http_ipv6(h->ip, text_from(h->name, 1)))
+		if (!http_ip(h->ip, AF_INET6, text_from(part, 1)) ||
+		    !split_next(&s, ':', &part) || part.n > 0)
 			return false;
-		h->name.n = 0;
-		s = text_from(s, 1);
 	} else {
-		if (h->name.n > 0 && h->name.p[h->name.n - 1] == '.')
-			h->name.n--;
-		if (!http_is_name(h->name))
+		if (part.n > 0 && part.p[part.n - 1] == '.')
+			part.n--;
+		if (!http_is_name(part))
 			return false;
+		h->name = part;
 	}
-	if (s.n == 0 || str_is(s, ":"))
+	if (s.n == 0)
 		return true;
-	if (s.p[0] != ':')
-		return false;
-	h->port = (int)text_number(text_from(s, 1), 65535);
+	h->port = (int)text_number(s, 65535);
 	return h->port >= 0;
 }
 
@@ -5860,7 +5800,6 @@ FAST_CODE
  * PART TWO: KERNEL
  * ======================================================================
  */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h> /* setgroups() */
@@ -6976,9 +6915,9 @@ cert_warn(void)
 static size_t
 cert_parse_address(const char *name, u8 to[16])
 {
-	if (http_ipv4(to, text_of(name)))
+	if (http_ip(to, AF_INET, text_of(name)))
 		return 4;
-	return http_ipv6(to, text_of(name)) ? 16 : 0;
+	return http_ip(to, AF_INET6, text_of(name)) ? 16 : 0;
 }
 
 /* What may stand in a certificate: an address or a host name. */
@@ -14376,7 +14315,8 @@ serve_ipv4(struct sockaddr_storage *to, struct str host, u16 port)
 
 	*to = (struct sockaddr_storage){ .ss_family = AF_INET };
 	a->sin_port = htons(port);
-	return host.p && !http_ipv4((u8 *)&a->sin_addr, host) ? 0 : sizeof *a;
+	return host.p && !http_ip((u8 *)&a->sin_addr, AF_INET, host) ? 0 :
+	    sizeof *a;
 }
 
 /* Reads [ADDR:]PORT, ADDR being 127.0.0.1 or [::1]; without it all addresses
@@ -14400,7 +14340,7 @@ serve_address(struct sockaddr_storage *to, const char *text)
 	if (host.n < 2 || host.p[host.n - 1] != ']')
 		return 0;
 	host = (struct str){ host.p + 1, host.n - 2 };
-	return http_ipv6((u8 *)&a->sin6_addr, host) ? sizeof *a : 0;
+	return http_ip((u8 *)&a->sin6_addr, AF_INET6, host) ? sizeof *a : 0;
 }
 
 static const char *

@@ -606,7 +606,7 @@ ipv6_addresses_are_the_same_however_written(void **state)
 		u8 *p = exact(row[i].text, n);
 
 		memset(ip, 0xee, sizeof ip);
-		if (!http_ipv6(ip, (struct str){ (const char *)p, n }) ||
+		if (!http_ip(ip, AF_INET6, (struct str){ (const char *)p, n }) ||
 		    memcmp(ip, row[i].ip, 16) != 0)
 			fail_msg("%s", row[i].text);
 		free(p);
@@ -615,7 +615,7 @@ ipv6_addresses_are_the_same_however_written(void **state)
 		size_t n = strlen(not_ipv6[i]);
 		u8 *p = exact(not_ipv6[i], n);
 
-		if (http_ipv6(ip, (struct str){ (const char *)p, n }))
+		if (http_ip(ip, AF_INET6, (struct str){ (const char *)p, n }))
 			fail_msg("%s", not_ipv6[i]);
 		free(p);
 	}
