@@ -1448,21 +1448,28 @@ http_origin_valid(struct str configured)
 
 enum http_method { HTTP_GET, HTTP_HEAD, HTTP_OTHER };
 
-/* The pointer of a header that was not there is null. */
+/* The headers that are looked at as they come.  Those before HTTP_ONCE are
+ * kept, and may be there once. */
+enum http_name {
+	HTTP_HOST, HTTP_ORIGIN, HTTP_KEY, HTTP_VERSION, HTTP_ONCE,
+	HTTP_CONNECTION = HTTP_ONCE, HTTP_UPGRADE, HTTP_LENGTH, HTTP_ENCODING,
+	HTTP_UNKNOWN
+};
+
 struct http_request {
 	enum http_method method;
 	u8 minor;          /* HTTP/1.minor: 0 or 1, which also means above */
 	bool to_upgrade;   /* Connection: ... upgrade ... */
 	bool to_websocket; /* Upgrade: ... websocket ... */
 	bool upgrade;      /* both */
-	bool has_host, has_origin; /* the header was there */
-	struct str path, query; /* undecoded */
+	struct str path, query; /* undecoded; a null query: there is none */
 	struct str host;   /* with its port: the target's, or the header's */
-	struct str host_field;
-	struct str origin;
-	struct str key, version; /* Sec-WebSocket- */
+	struct str field[HTTP_ONCE]; /* null: it was not there */
 	struct str head;   /* the header lines, each with its end */
-	const char *why;   /* when it was refused: one sentence */
+	struct str rest;   /* what is still to be read */
+	int status;        /* 400 or 431 when it was refused */
+	const char *why;   /* and the reason, if a byte of this line is wrong:
+	                    * one sentence */
 };
 
 /* What methods and header names are made of (RFC 9110, 5.6.2). */
@@ -1517,28 +1524,22 @@ http_list_has(struct str list, const char *word)
  * false when the part is not all there, or when it was refused: then `status`
  * is not 0.
  */
-struct http_in {
-	struct str rest; /* what is still to be read */
-	int status;      /* 400 or 431 */
-	const char *why; /* if a byte is wrong: one sentence about its line */
-};
-
 static bool
-http_refuse(struct http_in *in, int status, const char *why)
+http_refuse(struct http_request *r, int status, const char *why)
 {
-	in->status = status;
-	in->why = why;
+	r->status = status;
+	r->why = why;
 	return false;
 }
 
 /* Reads what must stand there. */
 static bool
-http_word(struct http_in *in, const char *word)
+http_word(struct http_request *r, const char *word)
 {
-	for (; *word && in->rest.n > 0; word++) {
-		if (in->rest.p[0] != *word)
-			return http_refuse(in, 400, in->why);
-		in->rest = text_from(in->rest, 1);
+	for (; *word && r->rest.n > 0; word++) {
+		if (r->rest.p[0] != *word)
+			return http_refuse(r, 400, r->why);
+		r->rest = text_from(r->rest, 1);
 	}
 	return !*word;
 }
@@ -1546,18 +1547,18 @@ http_word(struct http_in *in, const char *word)
 /* Reads bytes of one kind and the one behind them, `end`.  Only a value, the
  * last piece of a line, may be empty. */
 static bool
-http_piece(struct http_in *in, struct str *piece, bool (*takes)(char),
+http_piece(struct http_request *r, struct str *piece, bool (*takes)(char),
     const char *end)
 {
 	size_t n = 0;
 
-	while (n < in->rest.n && takes(in->rest.p[n]))
+	while (n < r->rest.n && takes(r->rest.p[n]))
 		n++;
-	*piece = (struct str){ in->rest.p, n };
-	if (n == 0 && in->rest.n > 0 && takes != http_is_value)
-		return http_refuse(in, 400, in->why);
-	in->rest = text_from(in->rest, n);
-	return http_word(in, end);
+	*piece = (struct str){ r->rest.p, n };
+	if (n == 0 && r->rest.n > 0 && takes != http_is_value)
+		return http_refuse(r, 400, r->why);
+	r->rest = text_from(r->rest, n);
+	return http_word(r, end);
 }
 
 /*
@@ -1567,8 +1568,7 @@ http_piece(struct http_in *in, struct str *piece, bool (*takes)(char),
  * are methods that nobody serves.
  */
 static bool
-http_target(struct http_request *r, struct http_in *in, struct str method,
-    struct str s)
+http_target(struct http_request *r, struct str method, struct str s)
 {
 	struct http_origin o;
 	size_t n = 0;
@@ -1580,101 +1580,100 @@ http_target(struct http_request *r, struct http_in *in, struct str method,
 				break;
 		if (!http_origin_parse(&o, (struct str){ s.p, n }) ||
 		    http_scheme_port(o.scheme) < 0)
-			return http_refuse(in, 400, "The request target is "
-			    "neither a path nor a URL with a valid host.");
+			return http_refuse(r, 400, "The request target is "
+			    "neither a path nor a URL with a host.");
 		r->host = o.authority;
 		s = text_from(s, n);
 	}
 	split_next(&s, '?', &r->path);
-	r->query = s.p ? s : STR("");
+	r->query = s;
 	if (r->path.n == 0)
 		r->path = STR("/");
 	return true;
 }
 
 static bool
-http_request_line(struct http_request *r, struct http_in *in)
+http_request_line(struct http_request *r)
 {
 	struct str method, target;
 
-	if (!http_piece(in, &method, http_is_token, " ") ||
-	    !http_piece(in, &target, http_is_target, " ") ||
-	    !http_target(r, in, method, target) ||
-	    !http_word(in, "HTTP/1.") || in->rest.n == 0)
+	if (!http_piece(r, &method, http_is_token, " ") ||
+	    !http_piece(r, &target, http_is_target, " ") ||
+	    !http_target(r, method, target) ||
+	    !http_word(r, "HTTP/1.") || r->rest.n == 0)
 		return false;
 	r->method = str_is(method, "GET") ? HTTP_GET :
 	    str_is(method, "HEAD") ? HTTP_HEAD : HTTP_OTHER;
-	if (!text_is_digit(in->rest.p[0]))
-		return http_refuse(in, 400, in->why);
-	r->minor = in->rest.p[0] != '0';
-	in->rest = text_from(in->rest, 1);
-	return http_word(in, "\r\n");
+	if (!text_is_digit(r->rest.p[0]))
+		return http_refuse(r, 400, r->why);
+	r->minor = r->rest.p[0] != '0';
+	r->rest = text_from(r->rest, 1);
+	return http_word(r, "\r\n");
 }
 
 /* Looks at a header line that is complete. */
 static bool
-http_field(struct http_request *r, struct http_in *in, struct str name,
-    struct str value)
+http_field(struct http_request *r, struct str name, struct str value)
 {
-	const struct {
-		struct str name, *to;
-	} once[] = {
-		{ STR("Host"), &r->host_field },
-		{ STR("Origin"), &r->origin },
-		{ STR("Sec-WebSocket-Key"), &r->key },
-		{ STR("Sec-WebSocket-Version"), &r->version },
+	static const char *const names[] = {
+		[HTTP_HOST] = "Host",
+		[HTTP_ORIGIN] = "Origin",
+		[HTTP_KEY] = "Sec-WebSocket-Key",
+		[HTTP_VERSION] = "Sec-WebSocket-Version",
+		[HTTP_CONNECTION] = "Connection",
+		[HTTP_UPGRADE] = "Upgrade",
+		[HTTP_LENGTH] = "Content-Length",
+		[HTTP_ENCODING] = "Transfer-Encoding",
 	};
 	struct http_host h;
+	int i = 0;
 
-	for (size_t i = 0; i < COUNT(once); i++) {
-		if (!text_same(name, once[i].name))
-			continue;
-		if (once[i].to->p)
-			return http_refuse(in, 400, "The request has Host, "
-			    "Origin, Sec-WebSocket-Key or "
-			    "Sec-WebSocket-Version twice.");
-		*once[i].to = value;
-		if (i == 0 && !http_host_parse(&h, value))
-			return http_refuse(in, 400, "The Host header is not a "
-			    "host with or without a port.");
+	while (i < HTTP_UNKNOWN && !text_same_as(name, names[i]))
+		i++;
+	if (i < HTTP_ONCE) {
+		if (r->field[i].p)
+			return http_refuse(r, 400, "The request has a header "
+			    "twice that may be there once.");
+		r->field[i] = value;
 	}
+	if (i == HTTP_HOST && !http_host_parse(&h, value))
+		return http_refuse(r, 400, "The Host header is not a host "
+		    "with or without a port.");
 	/* No request of ours has a body: where one would end must never be a
 	 * question (RFC 9112, 11.2). */
-	if (text_same_as(name, "Transfer-Encoding") ||
-	    (text_same_as(name, "Content-Length") &&
-	    text_number(value, 0) != 0))
-		return http_refuse(in, 400, "The request announces a body, and "
-		    "none is taken here.");
-	if (text_same_as(name, "Connection"))
+	if (i == HTTP_ENCODING ||
+	    (i == HTTP_LENGTH && text_number(value, 0) != 0))
+		return http_refuse(r, 400, "No request may have a body here.");
+	if (i == HTTP_CONNECTION)
 		r->to_upgrade |= http_list_has(value, "upgrade");
-	if (text_same_as(name, "Upgrade"))
+	if (i == HTTP_UPGRADE)
 		r->to_websocket |= http_list_has(value, "websocket");
 	return true;
 }
 
 /* The header lines and the empty line behind them. */
 static bool
-http_fields(struct http_request *r, struct http_in *in)
+http_fields(struct http_request *r)
 {
-	const char *from = in->rest.p;
+	const char *from = r->rest.p;
 	struct str name, value;
 
-	in->why = "A header line is not a name, a colon and a value, or does "
-	    "not end in carriage return and line feed.";
-	for (int n = 0; in->rest.n > 0 && in->rest.p[0] != '\r'; n++) {
+	r->why = "A header line is not NAME: VALUE, or does not end in "
+	    "carriage return and line feed.";
+	for (int n = 0; r->rest.n > 0 && r->rest.p[0] != '\r'; n++) {
 		if (n == WSP_MAX_HTTP_LINES)
-			return http_refuse(in, 431, "The request has too many "
+			return http_refuse(r, 431, "The request has too many "
 			    "header lines.");
-		if (!http_piece(in, &name, http_is_token, ":") ||
-		    !http_piece(in, &value, http_is_value, "\r\n") ||
-		    !http_field(r, in, name, text_trim(value)))
+		if (!http_piece(r, &name, http_is_token, ":") ||
+		    !http_piece(r, &value, http_is_value, "\r\n") ||
+		    !http_field(r, name, text_trim(value)))
 			return false;
 	}
-	r->head = (struct str){ from, (size_t)(in->rest.p - from) };
-	if (!http_word(in, "\r\n"))
+	r->head = (struct str){ from, (size_t)(r->rest.p - from) };
+	if (!http_word(r, "\r\n"))
 		return false;
-	if (r->minor > 0 && !r->host_field.p)
-		return http_refuse(in, 400, "The request has no Host header.");
+	if (r->minor > 0 && !r->field[HTTP_HOST].p)
+		return http_refuse(r, 400, "The request has no Host header.");
 	return true;
 }
 
@@ -1687,27 +1686,23 @@ http_fields(struct http_request *r, struct http_in *in)
 static int
 http_parse(struct http_request *r, const u8 *p, size_t n)
 {
-	struct http_in in = {
+	*r = (struct http_request){
+		.method = HTTP_OTHER,
 		.rest = { (const char *)p, min_size(n, WSP_MAX_HTTP_HEAD) },
-		.why = "The request line is not a method, a target and "
-		    "HTTP/1.1 with single spaces between them.",
+		.why = "The request line is not METHOD TARGET HTTP/1.1 with "
+		    "single spaces.",
 	};
-
-	*r = (struct http_request){ .method = HTTP_OTHER };
 	/* One empty line before the request is forgiven (RFC 9112, 2.2). */
-	if ((n == 0 || p[0] != '\r' || http_word(&in, "\r\n")) &&
-	    http_request_line(r, &in) && http_fields(r, &in)) {
+	if ((n == 0 || p[0] != '\r' || http_word(r, "\r\n")) &&
+	    http_request_line(r) && http_fields(r)) {
 		r->upgrade = r->to_upgrade && r->to_websocket;
-		r->has_host = r->host_field.p;
-		r->has_origin = r->origin.p;
 		if (!r->host.p)
-			r->host = r->host_field;
-		return (int)(in.rest.p - (const char *)p);
+			r->host = r->field[HTTP_HOST];
+		return (int)(r->rest.p - (const char *)p);
 	}
-	if (in.status == 0 && n >= WSP_MAX_HTTP_HEAD)
-		http_refuse(&in, 431, "The request is too long.");
-	r->why = in.why;
-	return -in.status;
+	if (r->status == 0 && n >= WSP_MAX_HTTP_HEAD)
+		http_refuse(r, 431, "The request is too long.");
+	return -r->status;
 }
 
 /*
@@ -1744,7 +1739,7 @@ http_cookie(const struct http_request *r, const char *name, struct str *value)
 			split_next(&pair, '=', &key);
 			if (!str_is(key, name))
 				continue;
-			*value = pair.p ? pair : STR("");
+			*value = pair;
 			return true;
 		}
 	return false;
@@ -1773,7 +1768,7 @@ http_parameter(struct str *value, struct str query, const char *name)
 			continue;
 		if (found++ > 0)
 			return -1;
-		*value = pair.p ? pair : STR("");
+		*value = pair;
 	}
 	return found;
 }
@@ -1807,14 +1802,14 @@ http_upgrade_check(const struct http_request *r, const char **why,
 		    "client.";
 		return 426;
 	}
-	if (!str_is(r->version, "13")) {
+	if (!str_is(r->field[HTTP_VERSION], "13")) {
 		*why = "The WebSocket version must be 13.";
 		*headers = "Upgrade: websocket\r\n"
 		    "Sec-WebSocket-Version: 13\r\n";
 		return 426;
 	}
 	*why = "The Sec-WebSocket-Key header is not 16 bytes in base64.";
-	return http_is_key(r->key) ? 0 : 400;
+	return http_is_key(r->field[HTTP_KEY]) ? 0 : 400;
 }
 
 /* 101, with the proof that we have read the key (RFC 6455, 4.2.2).  An empty
@@ -11201,7 +11196,7 @@ arrival_origin_among(const struct http_request *r, const struct str *origin,
     u32 n)
 {
 	for (u32 i = 0; i < n; i++)
-		if (http_origin_is(r->origin, origin[i], r->host))
+		if (http_origin_is(r->field[HTTP_ORIGIN], origin[i], r->host))
 			return true;
 	return false;
 }
@@ -11210,8 +11205,9 @@ static bool
 arrival_origin(struct arrival *a)
 {
 	const struct http_request *r = a->r;
+	struct str origin = r->field[HTTP_ORIGIN];
 
-	return !r->has_origin || http_origin_same(r->origin, r->host) ||
+	return !origin.p || http_origin_same(origin, r->host) ||
 	    arrival_origin_among(r, settings.origin, settings.origins) ||
 	    arrival_origin_among(r, a->service->origin, a->service->origins) ||
 	    arrival_refuse(a, 403,
@@ -11278,7 +11274,7 @@ arrival_token(struct arrival *a)
 	if (settings.token_audience)
 		use.audience = text_of(settings.token_audience);
 	place = token_find(&text, a->r, settings.token_in_url);
-	if (place == TOKEN_IN_COOKIE && !a->r->has_origin)
+	if (place == TOKEN_IN_COOKIE && !a->r->field[HTTP_ORIGIN].p)
 		why = "it is in a cookie, and there is no Origin";
 	else if (place != TOKEN_NOWHERE)
 		status = token_keys_check(&token, &why, text, &use);
@@ -11446,7 +11442,7 @@ service_open(struct conn *c, const struct arrival *a)
 		return;
 	}
 	deadline_cancel(&srv.away, sock);
-	http_accept(&o, a->r->key, arrival_protocol(a));
+	http_accept(&o, a->r->field[HTTP_KEY], arrival_protocol(a));
 	assert(!o.full);
 	sock_bind(&srv.sockets, sock, conn_slot(c), c->gen);
 	a->service->open++;
@@ -11584,7 +11580,7 @@ judging_body(struct out *o, const struct arrival *a)
 	    r->path.n });
 	judging_text(o, ",\"id\":", a->id);
 	judging_text(o, ",\"peer\":", text_of(peer));
-	judging_text(o, ",\"origin\":", r->origin);
+	judging_text(o, ",\"origin\":", r->field[HTTP_ORIGIN]);
 	(void)http_header_next(r, "Cookie", &cursor, &cookie);
 	if (cookie.n == 0)
 		cookie.p = NULL;

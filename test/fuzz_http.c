@@ -59,14 +59,14 @@ use(const struct http_request *r, const u8 *p, int used)
 	inside(r->path, p, used);
 	inside(r->query, p, used);
 	inside(r->host, p, used);
-	inside(r->origin, p, used);
-	inside(r->key, p, used);
+	inside(r->field[HTTP_ORIGIN], p, used);
+	inside(r->field[HTTP_KEY], p, used);
 	inside(r->head, p, used);
 	must(r->path.n > 0);
 	must(r->minor == 0 || r->host.n > 0);
 	while (http_header_next(r, "host", &cursor, &value))
 		hosts++;
-	must(hosts == r->has_host);
+	must(hosts == (r->field[HTTP_HOST].p ? 1 : 0));
 	cursor = 0;
 	while (http_header_next(r, "Sec-WebSocket-Protocol", &cursor, &rest))
 		while (http_list_next(&rest, &item))
@@ -81,18 +81,19 @@ use(const struct http_request *r, const u8 *p, int used)
 			text_is_clean((struct str){ text, (size_t)n });
 	}
 	if (http_upgrade_check(r, &why, &headers) == 0) {
-		http_accept(&o, r->key, STR(""));
+		http_accept(&o, r->field[HTTP_KEY], STR(""));
 		must(!o.full);
 	}
-	if (r->has_origin && r->host.n > 0) {
-		bool same = http_origin_same(r->origin, r->host);
+	if (r->field[HTTP_ORIGIN].p && r->host.n > 0) {
+		struct str origin = r->field[HTTP_ORIGIN];
+		bool same = http_origin_same(origin, r->host);
 
-		must(!same || http_origin_is(r->origin, STR("same-host"),
+		must(!same || http_origin_is(origin, STR("same-host"),
 		    r->host));
-		must(!same || http_origin_valid(r->origin));
-		must(http_origin_is(r->origin, r->origin, r->host) ==
-		    (http_origin_valid(r->origin) &&
-		    !str_is(r->origin, "same-host")));
+		must(!same || http_origin_valid(origin));
+		must(http_origin_is(origin, origin, r->host) ==
+		    (http_origin_valid(origin) &&
+		    !str_is(origin, "same-host")));
 	}
 }
 

@@ -280,7 +280,7 @@ a_target_falls_into_path_query_and_host(void **state)
 		assert_true(str_is(r.path, row[i].path));
 		assert_true(str_is(r.query, row[i].query));
 		assert_true(str_is(r.host, row[i].host));
-		assert_true(r.has_host);
+		assert_true(r.field[HTTP_HOST].p);
 	}
 }
 
@@ -296,7 +296,7 @@ methods_and_versions_are_told_apart(void **state)
 	r = parse_good("HEAD / HTTP/1.0\r\n\r\n");
 	assert_int_equal(r.method, HTTP_HEAD);
 	assert_int_equal(r.minor, 0);
-	assert_false(r.has_host);
+	assert_false(r.field[HTTP_HOST].p);
 	r = parse_good("get / HTTP/1.7\r\n" HOST "\r\n");
 	assert_int_equal(r.method, HTTP_OTHER);
 	assert_int_equal(r.minor, 1);
