@@ -495,10 +495,11 @@ text_upto(struct str *rest, const char *mark, struct str *before)
 static bool
 split_next(struct str *rest, char at, struct str *piece)
 {
-	const char *end = rest->n > 0 ? memchr(rest->p, at, rest->n) : NULL;
+	const char *end;
 
 	if (!rest->p)
 		return false;
+	end = memchr(rest->p, at, rest->n);
 	*piece = *rest;
 	*rest = (struct str){ NULL, 0 };
 	if (end) {
@@ -534,12 +535,11 @@ text_u64(u64 *v, struct str s)
 		return false;
 	for (size_t i = 0; i < s.n; i++) {
 		unsigned digit = (unsigned)(s.p[i] - '0');
+		u64 more = sum * 10 + digit;
 
-		if (digit > 9 || sum > UINT64_MAX / 10)
+		if (digit > 9 || more / 10 != sum)
 			return false;
-		sum = sum * 10 + digit;
-		if (sum < digit)
-			return false;
+		sum = more;
 	}
 	*v = sum;
 	return true;
@@ -953,17 +953,6 @@ json_number(struct json_walk *w)
 	return json_digits(w);
 }
 
-static bool
-json_word(struct json_walk *w, const char *word)
-{
-	struct str rest = { w->p, (size_t)(w->end - w->p) };
-
-	if (!str_begins(rest, word))
-		return false;
-	w->p += strlen(word);
-	return true;
-}
-
 /* Writes down a token that begins at `from` and ends where we are. */
 static void
 json_note(struct json_walk *w, enum json_kind kind, const char *from)
@@ -977,14 +966,26 @@ json_note(struct json_walk *w, enum json_kind kind, const char *from)
 	w->count++;
 }
 
+/* Reads true, false or null; anything else can only be a number. */
+static enum json_kind
+json_word(struct json_walk *w)
+{
+	static const char words[][6] = { "true", "false", "null" };
+	struct str rest = { w->p, (size_t)(w->end - w->p) };
+
+	for (int i = 0; i < 3; i++)
+		if (str_begins(rest, words[i])) {
+			w->p += strlen(words[i]);
+			return (enum json_kind)(JSON_IS_TRUE + i);
+		}
+	return JSON_IS_NUMBER;
+}
+
 static bool
 json_scalar(struct json_walk *w)
 {
 	const char *from = w->p;
-	enum json_kind kind = json_at(w, '"') ? JSON_IS_STRING :
-	    json_word(w, "true") ? JSON_IS_TRUE :
-	    json_word(w, "false") ? JSON_IS_FALSE :
-	    json_word(w, "null") ? JSON_IS_NULL : JSON_IS_NUMBER;
+	enum json_kind kind = json_at(w, '"') ? JSON_IS_STRING : json_word(w);
 
 	if ((kind == JSON_IS_STRING && !json_quoted(w)) ||
 	    (kind == JSON_IS_NUMBER && !json_number(w)))
@@ -1459,8 +1460,7 @@ enum http_name {
 struct http_request {
 	enum http_method method;
 	u8 minor;          /* HTTP/1.minor: 0 or 1, which also means above */
-	bool to_upgrade;   /* Connection: ... upgrade ... */
-	bool to_websocket; /* Upgrade: ... websocket ... */
+	bool asks[2];      /* Connection: upgrade; Upgrade: websocket */
 	bool upgrade;      /* both */
 	struct str path, query; /* undecoded; a null query: there is none */
 	struct str host;   /* with its port: the target's, or the header's */
@@ -1644,10 +1644,9 @@ http_field(struct http_request *r, struct str name, struct str value)
 	if (i == HTTP_ENCODING ||
 	    (i == HTTP_LENGTH && text_number(value, 0) != 0))
 		return http_refuse(r, 400, "No request may have a body here.");
-	if (i == HTTP_CONNECTION)
-		r->to_upgrade |= http_list_has(value, "upgrade");
-	if (i == HTTP_UPGRADE)
-		r->to_websocket |= http_list_has(value, "websocket");
+	if (i == HTTP_CONNECTION || i == HTTP_UPGRADE)
+		r->asks[i == HTTP_UPGRADE] |= http_list_has(value,
+		    i == HTTP_UPGRADE ? "websocket" : "upgrade");
 	return true;
 }
 
@@ -1695,7 +1694,7 @@ http_parse(struct http_request *r, const u8 *p, size_t n)
 	/* One empty line before the request is forgiven (RFC 9112, 2.2). */
 	if ((n == 0 || p[0] != '\r' || http_word(r, "\r\n")) &&
 	    http_request_line(r) && http_fields(r)) {
-		r->upgrade = r->to_upgrade && r->to_websocket;
+		r->upgrade = r->asks[0] && r->asks[1];
 		if (!r->host.p)
 			r->host = r->field[HTTP_HOST];
 		return (int)(r->rest.p - (const char *)p);
