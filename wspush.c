@@ -56,6 +56,7 @@
 #endif
 #include <arpa/inet.h> /* inet_pton() */
 #include <assert.h>
+#include <endian.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -143,11 +144,10 @@ load16(const u8 *p)
 static u64
 load64(const u8 *p)
 {
-	u64 v = 0;
+	u64 v;
 
-	for (int i = 0; i < 8; i++)
-		v = v << 8 | p[i];
-	return v;
+	memcpy(&v, p, 8);
+	return be64toh(v);
 }
 
 static void
@@ -160,8 +160,8 @@ store16(u8 *p, u16 v)
 static void
 store64(u8 *p, u64 v)
 {
-	for (int i = 7; i >= 0; i--, v >>= 8)
-		p[i] = (u8)v;
+	v = htobe64(v);
+	memcpy(p, &v, 8);
 }
 
 static size_t
@@ -558,21 +558,33 @@ text_number(struct str s, int64_t max)
  * Base64 (RFC 4648, 4) and base64url (5) differ in their last two digits, and
  * here in the padding: always there, never there.
  */
-#define BASE64_62 "ABCDEFGHIJKLMNOPQRSTUVWXYZ" \
-	"abcdefghijklmnopqrstuvwxyz0123456789"
-static const char base64_digits[] = BASE64_62 "+/";
-static const char base64url_digits[] = BASE64_62 "-_";
+enum base64 { BASE64, BASE64URL };
 
-static int
-base64_digit(char c, const char *digits)
+static const char base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    "abcdefghijklmnopqrstuvwxyz0123456789+/-_";
+
+static char
+base64_digit(unsigned v, enum base64 kind)
 {
-	const char *found = memchr(digits, c, 64);
-
-	return found ? (int)(found - digits) : -1;
+	return base64_digits[v < 62 || kind == BASE64 ? v : v + 2];
 }
 
+/* What a digit stands for; from 64 on: it is none. */
+static u32
+base64_value(char c, enum base64 kind)
+{
+	const char *found = memchr(base64_digits, c, 66);
+	u32 v = found ? (u32)(found - base64_digits) : 66;
+
+	if (kind == BASE64 || v < 62)
+		return v;
+	return v < 64 ? 64 : v - 2;
+}
+
+/* Writes 4 characters for every 3 bytes begun, or as many as it takes for
+ * base64url; returns how many. */
 static size_t
-base64_write(char *to, const u8 *p, size_t n, const char *digits)
+base64_encode(char *to, const u8 *p, size_t n, enum base64 kind)
 {
 	size_t made = 0;
 	u32 bits = 0;
@@ -582,31 +594,40 @@ base64_write(char *to, const u8 *p, size_t n, const char *digits)
 		bits = bits << 8 | p[i];
 		for (have += 8; have >= 6;) {
 			have -= 6;
-			to[made++] = digits[bits >> have & 63];
+			to[made++] = base64_digit(bits >> have & 63, kind);
 		}
 	}
 	if (have > 0)
-		to[made++] = digits[bits << (6 - have) & 63];
+		to[made++] = base64_digit(bits << (6 - have) & 63, kind);
+	while (kind == BASE64 && made % 4 != 0)
+		to[made++] = '=';
 	return made;
 }
 
-/* Bits behind the last whole byte must be zero, or two texts would stand for
- * the same bytes (RFC 4648, 3.5). */
+/* The length, or -1 when s is not of that kind or longer than cap.  Bits
+ * behind the last whole byte must be zero, or two texts would stand for the
+ * same bytes (RFC 4648, 3.5).  `to` may be where s lies. */
 static int
-base64_read(u8 *to, size_t cap, struct str s, const char *digits)
+base64_decode(u8 *to, size_t cap, struct str s, enum base64 kind)
 {
 	size_t made = 0;
 	u32 bits = 0;
 	unsigned have = 0;
 
+	if (kind == BASE64) {
+		if (s.n % 4 != 0)
+			return -1;
+		for (int i = 0; i < 2 && s.n > 0 && s.p[s.n - 1] == '='; i++)
+			s.n--;
+	}
 	if (s.n % 4 == 1)
 		return -1;
 	for (size_t i = 0; i < s.n; i++) {
-		int digit = base64_digit(s.p[i], digits);
+		u32 value = base64_value(s.p[i], kind);
 
-		if (digit < 0)
+		if (value > 63)
 			return -1;
-		bits = bits << 6 | (u32)digit;
+		bits = bits << 6 | value;
 		have += 6;
 		if (have < 8)
 			continue;
@@ -616,41 +637,6 @@ base64_read(u8 *to, size_t cap, struct str s, const char *digits)
 		to[made++] = (u8)(bits >> have);
 	}
 	return (bits & ((1U << have) - 1)) == 0 ? (int)made : -1;
-}
-
-/* Writes 4 characters for every 3 bytes begun; returns how many. */
-static size_t
-base64_encode(char *to, const u8 *p, size_t n)
-{
-	size_t made = base64_write(to, p, n, base64_digits);
-
-	while (made % 4 != 0)
-		to[made++] = '=';
-	return made;
-}
-
-/* The length, or -1 when s is not base64 or longer than cap.  `to` may be where
- * s lies. */
-static int
-base64_decode(u8 *to, size_t cap, struct str s)
-{
-	if (s.n % 4 != 0)
-		return -1;
-	for (int i = 0; i < 2 && s.n > 0 && s.p[s.n - 1] == '='; i++)
-		s.n--;
-	return base64_read(to, cap, s, base64_digits);
-}
-
-static size_t
-base64url_encode(char *to, const u8 *p, size_t n)
-{
-	return base64_write(to, p, n, base64url_digits);
-}
-
-static int
-base64url_decode(u8 *to, size_t cap, struct str s)
-{
-	return base64_read(to, cap, s, base64url_digits);
 }
 
 /*
@@ -1782,7 +1768,7 @@ http_is_key(struct str key)
 	if (key.n != 24 || memcmp(key.p + 22, "==", 2) != 0)
 		return false;
 	for (size_t i = 0; i < 22; i++)
-		if (base64_digit(key.p[i], base64_digits) < 0)
+		if (base64_value(key.p[i], BASE64) > 63)
 			return false;
 	return true;
 }
@@ -1828,7 +1814,8 @@ http_accept(struct out *o, struct str key, struct str protocol)
 
 	out_text(o, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
 	    "Connection: Upgrade\r\nSec-WebSocket-Accept: ");
-	out_bytes(o, proof, base64_encode(proof, hash, sizeof hash));
+	out_bytes(o, proof, base64_encode(proof, hash, sizeof hash,
+	    BASE64));
 	if (protocol.n > 0) {
 		out_text(o, "\r\nSec-WebSocket-Protocol: ");
 		out_str(o, protocol);
@@ -5093,7 +5080,8 @@ static const char token_unread[] = "too many before it were forged";
 static bool
 token_json(struct token *t, struct str part)
 {
-	int n = base64url_decode((u8 *)t->room, sizeof t->room, part);
+	int n = base64_decode((u8 *)t->room, sizeof t->room, part,
+	    BASE64URL);
 
 	t->claims = (struct str){ t->room, n > 0 ? (size_t)n : 0 };
 	return n > 0 && text_is_utf8(t->room, t->claims.n) &&
@@ -5280,7 +5268,7 @@ token_is_signed(enum token_alg alg, struct str text, struct str signature,
     const struct token_key *key, size_t keys)
 {
 	u8 sig[TOKEN_SIGNATURE];
-	int n = base64url_decode(sig, sizeof sig, signature);
+	int n = base64_decode(sig, sizeof sig, signature, BASE64URL);
 
 	for (size_t i = 0; n > 0 && i < keys; i++)
 		if (key[i].alg == alg &&
@@ -5426,7 +5414,7 @@ token_put(struct out *o, const void *p, size_t n)
 	if (o->full || (n * 4 + 2) / 3 > o->cap - o->n)
 		o->full = true;
 	else
-		o->n += base64url_encode(o->p + o->n, p, n);
+		o->n += base64_encode(o->p + o->n, p, n, BASE64URL);
 }
 
 static void
@@ -6713,7 +6701,7 @@ cert_read_pem(u8 *der, size_t cap, struct str file, const char *path)
 			continue;
 		if (m.text.n / 4 * 3 > cap - n)
 			return (ssize_t)cap + 1;
-		made = base64_decode(der + n, cap - n, m.text);
+		made = base64_decode(der + n, cap - n, m.text, BASE64);
 		if (made <= 0)
 			break;
 		n += (size_t)made;
@@ -6764,7 +6752,7 @@ cert_find_key(u8 der[CERT_KEY_MAX], ssize_t n, const char *path)
 		return cert_fail(path, "holds no private key");
 	if (r > 0 && pem_is_encrypted(&m, path) < 0)
 		return -1;
-	n = r > 0 ? base64_decode(der, CERT_KEY_MAX, m.text) : -1;
+	n = r > 0 ? base64_decode(der, CERT_KEY_MAX, m.text, BASE64) : -1;
 	return n > 0 ? n : cert_fail(path, "is damaged or cut short");
 }
 
@@ -7979,7 +7967,7 @@ static int
 token_load_object(struct token_key *k, const struct pem *m)
 {
 	u8 *der = (u8 *)(uintptr_t)m->text.p;
-	int n = base64_decode(der, m->text.n, m->text);
+	int n = base64_decode(der, m->text.n, m->text, BASE64);
 	struct der d = { der, n > 0 ? (size_t)n : 0 }, spki;
 	struct cert_parts parts;
 	bool good;
@@ -12983,7 +12971,7 @@ handler_line(u32 service, struct str head, const u8 *body, size_t n,
 		out_text(&o, " \"");
 		if ((n + 2) / 3 * 4 > o.cap - o.n)
 			return false;
-		o.n += base64_encode(o.p + o.n, body, n);
+		o.n += base64_encode(o.p + o.n, body, n, BASE64);
 		out_char(&o, '"');
 	} else if (body) {
 		out_char(&o, ' ');
@@ -13110,7 +13098,7 @@ handler_unfold(char *p, size_t n, const char **why)
 	if (made >= 0 && r.kind == KIND_BINARY && made > 0) {
 		*why = "the body of kind=binary is not base64";
 		made = base64_decode((u8 *)p + at, (size_t)made,
-		    (struct str){ p + at, (size_t)made });
+		    (struct str){ p + at, (size_t)made }, BASE64);
 	}
 	return made < 0 ? 0 : at + (size_t)made;
 }

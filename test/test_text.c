@@ -133,13 +133,14 @@ base64_goes_there_and_back(void **state)
 		u8 back[64];
 
 		assert_int_equal(base64_encode(to, (const u8 *)plain.p,
-		    plain.n), coded.n);
+		    plain.n, BASE64), coded.n);
 		assert_memory_equal(to, coded.p, coded.n);
-		assert_int_equal(base64_decode(back, plain.n, coded), plain.n);
+		assert_int_equal(base64_decode(back, plain.n, coded, BASE64),
+		    plain.n);
 		assert_memory_equal(back, plain.p, plain.n);
 		if (plain.n > 0)
 			assert_int_equal(base64_decode(back, plain.n - 1,
-			    coded), -1);
+			    coded, BASE64), -1);
 	}
 }
 
@@ -153,16 +154,17 @@ base64url_goes_there_and_back_without_padding(void **state)
 	for (size_t i = 0; i < sizeof bytes; i++)
 		bytes[i] = (u8)(i * 89 + 250);
 	for (size_t n = 0; n <= sizeof bytes; n++) {
-		size_t made = base64url_encode(to, bytes, n);
+		size_t made = base64_encode(to, bytes, n, BASE64URL);
 		struct str s = exact(to, made);
 
 		assert_int_equal(made, (n * 4 + 2) / 3);
 		assert_null(memchr(to, '=', made));
-		assert_int_equal(base64url_decode(back, n, s), n);
+		assert_int_equal(base64_decode(back, n, s, BASE64URL), n);
 		assert_memory_equal(back, bytes, n);
 		drop(s);
 	}
-	assert_int_equal(base64url_encode(to, (const u8 *)"\xfb\xff\xfe", 3),
+	assert_int_equal(base64_encode(to, (const u8 *)"\xfb\xff\xfe", 3,
+	    BASE64URL),
 	    4);
 	assert_memory_equal(to, "-__-", 4);
 }
@@ -182,12 +184,12 @@ base64_in_another_spelling_is_refused(void **state)
 	for (size_t i = 0; i < COUNT(bad); i++) {
 		struct str s = exact(bad[i], strlen(bad[i]));
 
-		assert_int_equal(base64_decode(to, sizeof to, s), -1);
+		assert_int_equal(base64_decode(to, sizeof to, s, BASE64), -1);
 		drop(s);
 	}
 	for (size_t i = 0; i < COUNT(bad_url); i++)
-		assert_int_equal(base64url_decode(to, sizeof to,
-		    text_of(bad_url[i])), -1);
+		assert_int_equal(base64_decode(to, sizeof to,
+		    text_of(bad_url[i]), BASE64URL), -1);
 }
 
 static void

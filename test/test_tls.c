@@ -169,7 +169,7 @@ get_der(const char *name, u8 der[4096])
 	int n;
 
 	assert_int_equal(pem_next(&at, &m), 1);
-	n = base64_decode(der, 4096, m.text);
+	n = base64_decode(der, 4096, m.text, BASE64);
 	assert_true(n > 0);
 	return (size_t)n;
 }

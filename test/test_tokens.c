@@ -45,13 +45,17 @@ make_keys(void **state)
 	u8 secret[64], x[32], point[65] = { 4 };
 
 	(void)state;
-	assert_int_equal(base64url_decode(secret, 64, STR(RFC_SECRET)), 64);
+	assert_int_equal(base64_decode(secret, 64, STR(RFC_SECRET), BASE64URL),
+	    64);
 	token_key_hs256(&hs, secret, 64);
 	token_key_hs256(&other_hs, secret, 63);
-	assert_int_equal(base64url_decode(point + 1, 32, STR(RFC_X)), 32);
-	assert_int_equal(base64url_decode(point + 33, 32, STR(RFC_Y)), 32);
+	assert_int_equal(base64_decode(point + 1, 32, STR(RFC_X), BASE64URL),
+	    32);
+	assert_int_equal(base64_decode(point + 33, 32, STR(RFC_Y), BASE64URL),
+	    32);
 	assert_true(token_key_es256(&es_public, point));
-	assert_int_equal(base64url_decode(x, 32, STR(RFC_D)), 32);
+	assert_int_equal(base64_decode(x, 32, STR(RFC_D), BASE64URL),
+	    32);
 	assert_true(token_key_private(&es, x, 32));
 	x[31]++;
 	assert_true(token_key_private(&other_es, x, 32));
