@@ -10170,7 +10170,7 @@ conn_set_peer(struct conn *c, const struct sockaddr_storage *from)
 		    (const struct sockaddr_in6 *)(const void *)from;
 
 		memcpy(c->addr, &a->sin6_addr, 16);
-		c->port = ntohs(a->sin6_port);
+		c->port = be16toh(a->sin6_port);
 	} else {
 		const struct sockaddr_in *a =
 		    (const struct sockaddr_in *)(const void *)from;
@@ -10178,7 +10178,7 @@ conn_set_peer(struct conn *c, const struct sockaddr_storage *from)
 		memset(c->addr, 0, 10);
 		c->addr[10] = c->addr[11] = 0xff;
 		memcpy(c->addr + 12, &a->sin_addr, 4);
-		c->port = ntohs(a->sin_port);
+		c->port = be16toh(a->sin_port);
 	}
 }
 
@@ -13296,7 +13296,7 @@ helper_environ(const struct service *s)
 
 	for (char **e = environ; *e && n < 256; e++) {
 		for (k = 0; k < COUNT(ours); k++)
-			if (strncmp(*e, ours[k], strlen(ours[k])) == 0)
+			if (str_begins(text_of(*e), ours[k]))
 				break;
 		if (k == COUNT(ours))
 			list[n++] = *e;
@@ -14297,7 +14297,7 @@ serve_ipv4(struct sockaddr_storage *to, struct str host, u16 port)
 	struct sockaddr_in *a = (struct sockaddr_in *)(void *)to;
 
 	*to = (struct sockaddr_storage){ .ss_family = AF_INET };
-	a->sin_port = htons(port);
+	a->sin_port = htobe16(port);
 	return host.p && !http_ip((u8 *)&a->sin_addr, AF_INET, host) ? 0 :
 	    sizeof *a;
 }
@@ -14317,7 +14317,7 @@ serve_address(struct sockaddr_storage *to, const char *text)
 	if (colon && text[0] != '[')
 		return serve_ipv4(to, host, (u16)port);
 	*to = (struct sockaddr_storage){ .ss_family = AF_INET6 };
-	a->sin6_port = htons((u16)port);
+	a->sin6_port = htobe16((u16)port);
 	if (!colon)
 		return sizeof *a;
 	if (host.n < 2 || host.p[host.n - 1] != ']')
@@ -16119,7 +16119,7 @@ client_head(struct client *c)
 		if (!*value && strchr("jrR", letter[i]))
 			value = letter[i] == 'j' ? "json" : "1";
 		if (!option_take(&r, (enum option)i, text_of(value)) ||
-		    strpbrk(value, " \n"))
+		    value[strcspn(value, " \n")])
 			return client_wrong("-%c%s'%s'", letter[i],
 			    option_rules[i].takes, value);
 		out_char(&c->head, ' ');
