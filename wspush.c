@@ -11622,7 +11622,7 @@ arrival_judge(struct arrival *a)
  * lines instead.
  */
 #ifdef WSP_TEXTS
-static const u8 texts[] = {
+static const u8 long_texts[] = {
 #include WSP_TEXTS
 };
 
@@ -11688,8 +11688,9 @@ unpack_some(struct unpacker *u, struct out *o)
 static struct str
 texts_read(u32 number, void *to, size_t size)
 {
-	struct unpacker u = { .in = texts + 4, .range = UINT32_MAX,
-		.code = (u32)load16(texts) << 16 | load16(texts + 2) };
+	struct unpacker u = { .in = long_texts + 4, .range = UINT32_MAX,
+		.code = (u32)load16(long_texts) << 16 |
+		    load16(long_texts + 2) };
 	struct out o = out_to(to, size);
 	size_t start = 0;
 
