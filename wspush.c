@@ -7349,9 +7349,8 @@ tls_cert_command(int argc, char **argv)
  *
  *	tls_take -> tls_step ... -> TLS_DONE or TLS_FAILED -> tls_give
  *
- * BearSSL hands the raw keys to whatever record code it was configured with.
- * Ours notes them and calls the stock code, which runs what is left of the
- * handshake.
+ * BearSSL has no call that hands out the keys, so they are derived once more
+ * from what its context knows, by the rule that both sides derive them by.
  */
 
 /* The largest piece of a handshake in one record.  With BearSSL's overheads
@@ -7376,9 +7375,7 @@ enum tls_progress { TLS_WANT_READ, TLS_WANT_WRITE, TLS_DONE, TLS_FAILED };
  * its generator's state from then on. */
 struct tls_slot {
 	br_ssl_server_context server;
-	struct record_keys keys; /* as far as they are known */
-	bool out_keyed; /* our records are encrypted from here on */
-	bool resumed;   /* and were so before the client's */
+	bool resumed;   /* the client spoke last: from an earlier session */
 	bool corked;    /* the kernel holds back what we sent */
 	bool half_sent; /* a record is partly out */
 	u8 cert;        /* which place of certs it works with */
@@ -7398,12 +7395,7 @@ enum {
 static struct {
 	struct record_aead aead;
 	bool aes_first; /* the processor has instructions for it */
-	br_sslrec_in_chapol_class chapol_in;
-	br_sslrec_out_chapol_class chapol_out;
-	br_sslrec_in_gcm_class gcm_in;
-	br_sslrec_out_gcm_class gcm_out;
 	br_ec_impl curves; /* for the key exchange: X25519 and P-256 */
-	br_rsa_pkcs1_sign rsa_sign;
 	struct tls_slot *slots;
 	u32 count;
 	bool busy[UINT8_MAX]; /* apart: an unused slot is not touched */
@@ -7414,130 +7406,66 @@ static struct {
 	char why[80];
 } tls RESIDENT;
 
-static void
-tls_wipe(struct record_keys *k)
-{
-	wipe(k, sizeof *k);
-}
-
 static const struct record_aead *
 tls_aead(void)
 {
 	return &tls.aead;
 }
 
-/* Which slot a part of a BearSSL context lies in. */
-static struct tls_slot *
-tls_slot_of(const void *part)
+/* The suite of our records, 0 while they are plain: a context keeps no note of
+ * it but the code that it writes them with. */
+static u8
+tls_suite_out(const br_ssl_engine_context *e)
 {
-	size_t i = ((uintptr_t)part - (uintptr_t)tls.slots) /
-	    sizeof *tls.slots;
-
-	assert(i < tls.count);
-	return &tls.slots[i];
+	return e->out.vtable == &e->ichapol_out->inner ? RECORD_CHACHA20 :
+	    e->out.vtable == &e->igcm_out->inner ? RECORD_AES128_GCM : 0;
 }
 
-/* Notes one direction's key; a GCM key of 16 bytes has an iv of 4. */
+/* The keys of a connection whose records are not plain any more (RFC 5246,
+ * 6.3).  Finished was the first record in either direction. */
 static void
-tls_note(struct record_key *k, const void *key, size_t key_n, const void *iv)
+tls_get_keys(struct record_keys *k, const br_ssl_engine_context *e)
 {
-	assert(key_n == 16 || key_n == 32);
-	k->suite = key_n == 16 ? RECORD_AES128_GCM : RECORD_CHACHA20;
-	memcpy(k->key, key, key_n);
-	memcpy(k->iv, iv, key_n == 16 ? 4 : 12);
+	br_tls_prf_seed_chunk seed[] = {
+		{ e->server_random, sizeof e->server_random },
+		{ e->client_random, sizeof e->client_random }
+	};
+	u8 block[2 * (32 + 12)], *iv;
+	size_t key_n = 32, iv_n = 12;
+
+	k->in.seq = k->out.seq = 1;
+	k->in.suite = k->out.suite = tls_suite_out(e);
+	if (k->out.suite == RECORD_AES128_GCM) {
+		key_n = 16;
+		iv_n = 4;
+	}
+	br_tls12_sha256_prf(block, sizeof block, e->session.master_secret,
+	    sizeof e->session.master_secret, "key expansion", COUNT(seed),
+	    seed);
+	iv = block + 2 * key_n;
+	memcpy(k->in.key, block, key_n);
+	memcpy(k->out.key, block + key_n, key_n);
+	memcpy(k->in.iv, iv, iv_n);
+	memcpy(k->out.iv, iv + iv_n, iv_n);
+	wipe(block, sizeof block);
 }
 
-static void
-tls_note_in(const void *ctx, const void *key, size_t key_n, const void *iv)
-{
-	tls_note(&tls_slot_of(ctx)->keys.in, key, key_n, iv);
-}
-
-/* We are the first to encrypt when a session is resumed, the second in a full
- * handshake (RFC 5246, 7.3). */
-static void
-tls_note_out(const void *ctx, const void *key, size_t key_n, const void *iv)
-{
-	struct tls_slot *s = tls_slot_of(ctx);
-
-	s->out_keyed = true;
-	s->resumed = s->keys.in.suite == 0;
-	tls_note(&s->keys.out, key, key_n, iv);
-}
-
-static void
-tls_chapol_in(const br_sslrec_in_chapol_class **ctx, br_chacha20_run chacha20,
-    br_poly1305_run poly1305, const void *key, const void *iv)
-{
-	tls_note_in(ctx, key, 32, iv);
-	br_sslrec_in_chapol_vtable.init(ctx, chacha20, poly1305, key, iv);
-}
-
-static void
-tls_chapol_out(const br_sslrec_out_chapol_class **ctx,
-    br_chacha20_run chacha20, br_poly1305_run poly1305, const void *key,
-    const void *iv)
-{
-	tls_note_out(ctx, key, 32, iv);
-	br_sslrec_out_chapol_vtable.init(ctx, chacha20, poly1305, key, iv);
-}
-
-static void
-tls_gcm_in(const br_sslrec_in_gcm_class **ctx, const br_block_ctr_class *aes,
-    const void *key, size_t key_n, br_ghash ghash, const void *iv)
-{
-	tls_note_in(ctx, key, key_n, iv);
-	br_sslrec_in_gcm_vtable.init(ctx, aes, key, key_n, ghash, iv);
-}
-
-static void
-tls_gcm_out(const br_sslrec_out_gcm_class **ctx, const br_block_ctr_class *aes,
-    const void *key, size_t key_n, br_ghash ghash, const void *iv)
-{
-	tls_note_out(ctx, key, key_n, iv);
-	br_sslrec_out_gcm_vtable.init(ctx, aes, key, key_n, ghash, iv);
-}
-
-/* Picks the implementations once: each of these asks the processor, which a
- * virtual machine traps. */
-static void
-tls_choose(void)
-{
-	struct record_aead *a = &tls.aead;
-	bool wide = sizeof(size_t) == 8;
-
-	a->aes = br_aes_x86ni_ctr_get_vtable();
-	a->ghash = br_ghash_pclmul_get();
-	tls.aes_first = a->aes && a->ghash;
-	if (!a->aes)
-		a->aes = wide ? &br_aes_ct64_ctr_vtable : &br_aes_ct_ctr_vtable;
-	if (!a->ghash)
-		a->ghash = wide ? br_ghash_ctmul64 : br_ghash_ctmul;
-	a->chacha20 = br_chacha20_sse2_get();
-	if (!a->chacha20)
-		a->chacha20 = br_chacha20_ct_run;
-	a->poly1305 = br_poly1305_ctmulq_get();
-	if (!a->poly1305)
-		a->poly1305 = br_poly1305_ctmul_run;
-	tls.rsa_sign = br_rsa_pkcs1_sign_get_default();
-	tls.curves = br_ec_all_m31;
-	tls.curves.supported_curves = (u32)1 << BR_EC_curve25519 |
-	    (u32)1 << BR_EC_secp256r1;
-}
-
-/* Once, before all else: chooses the ciphers and checks them. */
+/* Once, before all else: has BearSSL choose the ciphers that this processor
+ * runs best, for it asks the processor, and checks them. */
 static int
 tls_start(void)
 {
-	tls_choose();
-	tls.chapol_in = br_sslrec_in_chapol_vtable;
-	tls.chapol_out = br_sslrec_out_chapol_vtable;
-	tls.gcm_in = br_sslrec_in_gcm_vtable;
-	tls.gcm_out = br_sslrec_out_gcm_vtable;
-	tls.chapol_in.init = tls_chapol_in;
-	tls.chapol_out.init = tls_chapol_out;
-	tls.gcm_in.init = tls_gcm_in;
-	tls.gcm_out.init = tls_gcm_out;
+	br_ssl_engine_context e;
+
+	br_ssl_engine_set_default_chapol(&e);
+	br_ssl_engine_set_default_aes_gcm(&e);
+	tls.aead = (struct record_aead){ e.ichacha, e.ipoly, e.iaes_ctr,
+		e.ighash };
+	tls.aes_first = br_aes_x86ni_ctr_get_vtable() &&
+	    br_ghash_pclmul_get();
+	tls.curves = br_ec_all_m31;
+	tls.curves.supported_curves = (u32)1 << BR_EC_curve25519 |
+	    (u32)1 << BR_EC_secp256r1;
 	return record_self_test(&tls.aead) ? 0 : cert_fail("the ciphers'",
 	    "self-test fails: wspush or BearSSL was built wrongly");
 }
@@ -7648,12 +7576,8 @@ tls_configure(struct tls_slot *s)
 	br_ssl_engine_set_hash(e, br_sha256_ID, &br_sha256_vtable);
 	br_ssl_engine_set_prf_sha256(e, br_tls12_sha256_prf);
 	br_ssl_engine_set_ec(e, &tls.curves);
-	br_ssl_engine_set_chacha20(e, tls.aead.chacha20);
-	br_ssl_engine_set_poly1305(e, tls.aead.poly1305);
-	br_ssl_engine_set_aes_ctr(e, tls.aead.aes);
-	br_ssl_engine_set_ghash(e, tls.aead.ghash);
-	br_ssl_engine_set_chapol(e, &tls.chapol_in, &tls.chapol_out);
-	br_ssl_engine_set_gcm(e, &tls.gcm_in, &tls.gcm_out);
+	br_ssl_engine_set_default_chapol(e);
+	br_ssl_engine_set_default_aes_gcm(e);
 	br_ssl_engine_set_protocol_names(e, protocols, COUNT(protocols));
 	br_ssl_engine_set_all_flags(e, BR_OPT_ENFORCE_SERVER_PREFERENCES |
 	    BR_OPT_NO_RENEGOTIATION);
@@ -7680,7 +7604,8 @@ tls_set_cert(struct tls_slot *s, int place)
 	s->cert = (u8)place;
 	if (c->key.type == BR_KEYTYPE_RSA)
 		br_ssl_server_set_single_rsa(&s->server, c->chain, c->count,
-		    &c->key.rsa, BR_KEYTYPE_SIGN, 0, tls.rsa_sign);
+		    &c->key.rsa, BR_KEYTYPE_SIGN, 0,
+		    br_rsa_pkcs1_sign_get_default());
 	else
 		br_ssl_server_set_single_ec(&s->server, c->chain, c->count,
 		    &c->key.ec, BR_KEYTYPE_SIGN, BR_KEYTYPE_EC, &br_ec_all_m31,
@@ -7705,7 +7630,7 @@ tls_take(void)
 		tls_add_entropy(s);
 	tls_set_cert(s, certs.used - 1);
 	s->error = 0;
-	s->out_keyed = s->resumed = s->corked = s->half_sent = false;
+	s->corked = s->half_sent = false;
 	br_ssl_engine_set_buffers_bidi(&s->server.eng, s->in, sizeof s->in,
 	    s->out, sizeof s->out);
 	if (!br_ssl_server_reset(&s->server))
@@ -7716,24 +7641,21 @@ tls_take(void)
 
 /*
  * Gives the slot back, without its secrets: keys, master secret, the private
- * half of the key exchange.  BearSSL has a call for one of them; for the rest
- * we reach into its context, which starts afresh with its next client.
+ * half of the key exchange.  The context starts afresh with its next client.
  */
 static void
 tls_give(int slot)
 {
-	static const br_ssl_session_parameters nothing;
 	struct tls_slot *s = &tls.slots[slot];
 	br_ssl_engine_context *e = &s->server.eng;
 
 	assert(tls.busy[slot]);
 	tls.busy[slot] = false;
-	br_ssl_engine_set_session_parameters(e, &nothing);
+	wipe(&e->session, sizeof e->session);
 	wipe(&e->in, sizeof e->in);
 	wipe(&e->out, sizeof e->out);
 	wipe(e->pad, sizeof e->pad);
 	wipe(s->server.ecdhe_key, sizeof s->server.ecdhe_key);
-	tls_wipe(&s->keys);
 }
 
 /* Whether the finished handshake went on from an earlier one. */
@@ -7804,14 +7726,18 @@ tls_fail(struct tls_slot *s, int fd, int error)
 	u8 record[RECORD_ALERT_MAX] = { RECORD_ALERT, 3, 3, 0, 2, ALERT_FATAL };
 	u8 alert = tls_find_error(error)->alert;
 	size_t n = RECORD_HEADER + 2;
+	struct record_keys keys;
 
 	s->error = error;
 	if (alert == 0 || error >= BR_ERR_RECV_FATAL_ALERT || s->half_sent)
 		return TLS_FAILED;
 	record[6] = alert;
-	if (s->out_keyed) /* and Finished was number 0 */
-		n = record_seal_alert(&tls.aead, &s->keys.out, 1,
+	if (tls_suite_out(&s->server.eng) != 0) {
+		tls_get_keys(&keys, &s->server.eng);
+		n = record_seal_alert(&tls.aead, &keys.out, keys.out.seq,
 		    ALERT_FATAL, alert, record);
+		wipe(&keys, sizeof keys);
+	}
 	(void)sys_send(fd, record, n, 0);
 	return TLS_FAILED;
 }
@@ -7824,10 +7750,9 @@ tls_finish(struct tls_slot *s, int fd, struct record_keys *keys)
 	const u8 *in = br_ssl_engine_recvrec_buf(&s->server.eng, &n);
 
 	/* If something behind Finished were in there it would be lost. */
-	if (in != s->in || n != RECORD_HEADER || !s->out_keyed)
+	if (in != s->in || n != RECORD_HEADER)
 		return tls_fail(s, fd, TLS_ERROR_STUCK);
-	*keys = s->keys;
-	keys->in.seq = keys->out.seq = 1;
+	tls_get_keys(keys, &s->server.eng);
 	return TLS_DONE;
 }
 
@@ -7838,8 +7763,9 @@ tls_fix_alert(const struct tls_slot *s, u8 *record)
 {
 	u16 version = s->server.client_max_version;
 
-	if (record[0] == RECORD_ALERT && !s->out_keyed && !s->half_sent &&
-	    version >= BR_TLS10 && version < BR_TLS12)
+	if (record[0] == RECORD_ALERT && !s->half_sent &&
+	    tls_suite_out(&s->server.eng) == 0 && version >= BR_TLS10 &&
+	    version < BR_TLS12)
 		store16(record + 1, version);
 }
 
@@ -7907,6 +7833,7 @@ tls_step(int slot, int fd, struct record_keys *keys)
 		if (!sending && !(state & BR_SSL_RECVREC))
 			return tls_fail(s, fd, TLS_ERROR_STUCK);
 		r = sending ? tls_send(s, fd) : tls_receive(s, fd);
+		s->resumed = !sending;
 		if (r == -EAGAIN)
 			return sending ? TLS_WANT_WRITE : TLS_WANT_READ;
 		if (r <= 0)
@@ -8715,7 +8642,7 @@ conn_free_dead(void)
 
 		sys_close(c->fd);
 		if (c->tls)
-			tls_wipe(&srv.keys[slot]);
+			wipe(&srv.keys[slot], sizeof srv.keys[slot]);
 		/* It may still be on the list of dirty ones. */
 		*c = (struct conn){ .fd = -1, .gen = c->gen + 1,
 			.sock = srv.free, .dirty = c->dirty,

@@ -1510,7 +1510,7 @@ whatever_the_kernel_does_nothing_is_lost_doubled_or_leaked(void **state)
 
 	(void)state;
 	log_to.level = getenv("WSP_SAY") ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
-	tls_choose();
+	assert_int_equal(tls_start(), 0);
 	for (seed = first; seed < first + count; seed++)
 		game_play();
 	say_what_was_seen();

@@ -1023,6 +1023,18 @@ slot_holds(int slot, const void *p, size_t n)
 	return memmem(&tls.slots[slot], sizeof tls.slots[slot], p, n) != NULL;
 }
 
+static bool
+is_zero(const void *p, size_t n)
+{
+	const u8 *at = p;
+
+	while (n > 0 && *at == 0) {
+		at++;
+		n--;
+	}
+	return n == 0;
+}
+
 static void
 a_slot_that_was_given_back_holds_no_secret(void **state)
 {
@@ -1030,17 +1042,25 @@ a_slot_that_was_given_back_holds_no_secret(void **state)
 	for (u8 suite = 1; suite <= 2; suite++) {
 		struct peer c;
 		br_ssl_session_parameters session;
+		const br_ssl_engine_context *e;
 		int slot;
 
 		set_up_tls("ec.crt", "ec.key");
 		prefer(suite);
 		peer_open(&c, NULL);
 		slot = c.slot;
+		e = &tls.slots[slot].server.eng;
 		assert_shakes(&c, suite, false);
 		br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
 		assert_true(slot_holds(slot, session.master_secret, 48));
-		assert_true(slot_holds(slot, c.keys.in.key, 16));
+		/* AES keys may have another form there, but they are there. */
+		assert_true(suite != RECORD_CHACHA20 ||
+		    slot_holds(slot, c.keys.in.key, 16));
+		assert_false(is_zero(&e->in, sizeof e->in));
+		assert_false(is_zero(&e->out, sizeof e->out));
 		tls_give(slot);
+		assert_true(is_zero(&e->in, sizeof e->in));
+		assert_true(is_zero(&e->out, sizeof e->out));
 		c.slot = -1;
 		assert_false(slot_holds(slot, session.master_secret, 16));
 		assert_false(slot_holds(slot, c.keys.in.key, 16));
