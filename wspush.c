@@ -6531,14 +6531,20 @@ wipe(void *p, size_t n)
 	__asm__ volatile("" : : "r"(p) : "memory");
 }
 
+/* What we want to know of a certificate (RFC 5280, 4.1). */
+struct cert_parts {
+	struct der issuer, dates, subject, key;
+};
+
 /* A certificate with its key. */
 struct cert {
 	size_t der_n;
 	br_x509_certificate chain[CERT_CHAIN]; /* point into der */
+	struct cert_parts parts[CERT_CHAIN];   /* of each, as well */
 	size_t count;
 	struct cert_key key;
 	int64_t not_after; /* seconds since 1970 */
-	u8 der[WSP_TLS_CHAIN + 2]; /* base64 comes in threes */
+	u8 der[WSP_TLS_CHAIN];
 };
 
 static struct {
@@ -6603,31 +6609,19 @@ date_days_until(int64_t seconds)
 	return (int)((left >= 0 ? left : left - DAY + 1) / DAY);
 }
 
-/* What we want to know of a certificate (RFC 5280, 4.1). */
-struct cert_parts {
-	struct der issuer, dates, subject, key;
-};
-
+/* Takes the next certificate off d. */
 static bool
-cert_read(struct cert_parts *c, struct der d)
+cert_read(struct cert_parts *c, struct der *d)
 {
 	struct der whole, tbs, skip;
 
-	if (!der_take(&d, 0x30, &whole) || !der_take(&whole, 0x30, &tbs))
+	if (!der_take(d, 0x30, &whole) || !der_take(&whole, 0x30, &tbs))
 		return false;
 	der_take(&tbs, 0xa0, &skip); /* the version may be missing */
 	return der_take(&tbs, 0x02, &skip) && der_take(&tbs, 0x30, &skip) &&
 	    der_take(&tbs, 0x30, &c->issuer) &&
 	    der_take(&tbs, 0x30, &c->dates) &&
 	    der_take(&tbs, 0x30, &c->subject) && der_take(&tbs, 0x30, &c->key);
-}
-
-/* The i-th of a chain. */
-static bool
-cert_read_one(struct cert_parts *parts, const struct cert *c, size_t i)
-{
-	return cert_read(parts, (struct der){ c->chain[i].data,
-	    c->chain[i].data_len });
 }
 
 static int
@@ -6640,10 +6634,11 @@ pem_is_encrypted(const struct pem *m, const char *path)
 }
 
 /* Reads a file into cert_file_room(). */
-static ssize_t
-cert_read_file(const char *path)
+static int
+cert_read_file(struct str *file, const char *path)
 {
-	ssize_t n = sys_read_file(path, cert_file_room(), WSP_TLS_FILE);
+	char *room = cert_file_room();
+	ssize_t n = sys_read_file(path, room, WSP_TLS_FILE);
 
 	if (n == -EFBIG)
 		return cert_fail(path, "is larger than %d bytes", WSP_TLS_FILE);
@@ -6651,109 +6646,98 @@ cert_read_file(const char *path)
 		return cert_fail(path, "cannot be read: %s", strerror((int)-n));
 	if (n == 0)
 		return cert_fail(path, "is empty");
+	*file = (struct str){ room, (size_t)n };
+	return 0;
+}
+
+/* Takes the next certificate or key off a PEM file, decoded where it lies.
+ * Its length; 0 when there is none, -1 when it is no good, which is said. */
+static int
+cert_next(struct str *file, bool key, const char **p, const char *path)
+{
+	struct pem m;
+	int r;
+
+	do
+		r = pem_next(file, &m);
+	while (r > 0 && (key ? !text_find(m.label, "PRIVATE KEY")
+	                     : !str_is(m.label, "CERTIFICATE")));
+	if (r == 0)
+		return 0;
+	if (r > 0 && pem_is_encrypted(&m, path) < 0)
+		return -1;
+	*p = m.text.p;
+	if (r > 0)
+		r = base64_decode((u8 *)(uintptr_t)*p, m.text.n, m.text,
+		    BASE64);
+	return r > 0 ? r : cert_fail(path, "is damaged or cut short");
+}
+
+/* Finds in a file all certificates, or the first private key among EC
+ * PARAMETERS, certificates and comments.  Returns their length in DER. */
+static ssize_t
+cert_find(u8 *der, size_t cap, struct str file, bool key, const char *path)
+{
+	bool pem = file.p[0] != 0x30 || text_find(file, "-----BEGIN ");
+	const char *what = key ? "private key" : "certificate", *p = file.p;
+	size_t n = 0;
+	int r;
+
+	do {
+		r = pem ? cert_next(&file, key, &p, path) : (int)file.n;
+		if (r < 0)
+			return -1;
+		if ((size_t)r > cap - n)
+			return cert_fail(path, "holds more than %zu bytes of "
+			    "%s", cap, what);
+		memcpy(der + n, p, (size_t)r);
+		n += (size_t)r;
+	} while (pem && !key && r > 0);
+	return n > 0 ? (ssize_t)n : cert_fail(path, "holds no %s", what);
+}
+
+/* Reads what a file holds of either kind; nothing secret is left of it. */
+static ssize_t
+cert_read_der(u8 *der, size_t cap, bool key, const char *path)
+{
+	struct str file;
+	ssize_t n;
+
+	if (cert_read_file(&file, path) < 0)
+		return -1;
+	n = cert_find(der, cap, file, key, path);
+	wipe(cert_file_room(), file.n);
 	return n;
 }
 
-static struct str
-cert_file(ssize_t n)
-{
-	return (struct str){ cert_file_room(), (size_t)n };
-}
-
-static bool
-cert_file_is_der(ssize_t n)
-{
-	return cert_file_room()[0] == 0x30 &&
-	    !text_find(cert_file(n), "-----BEGIN ");
-}
-
-/* Cuts c->der into certificates. */
+/* Each certificate must be signed by the next (RFC 5246, 7.4.2). */
 static int
-cert_split(struct cert *c, const char *path)
+cert_load_chain(struct cert *c, const char *path)
 {
-	struct der rest = { c->der, c->der_n }, content;
+	ssize_t n = cert_read_der(c->der, sizeof c->der, false, path);
+	struct der rest = { c->der, (size_t)n };
+	struct cert_parts *parts = c->parts;
 
-	for (c->count = 0; rest.n > 0; c->count++) {
-		u8 *from = c->der + (c->der_n - rest.n);
+	c->count = 0;
+	if (n < 0)
+		return -1;
+	for (c->der_n = rest.n; rest.n > 0; parts++) {
+		u8 *from = der_bytes(rest);
 
 		if (c->count == CERT_CHAIN)
 			return cert_fail(path, "holds more than %d "
 			    "certificates", CERT_CHAIN);
-		if (!der_take(&rest, 0x30, &content))
+		if (!cert_read(parts, &rest))
 			return cert_fail(path, "is damaged or cut short");
-		c->chain[c->count].data = from;
-		c->chain[c->count].data_len = (size_t)(rest.p - from);
+		if (c->count > 0 && !der_is(parts[-1].issuer,
+		    parts->subject.p, parts->subject.n))
+			return cert_fail(path, "is in the wrong order: "
+			    "certificate %zu did not sign number %zu",
+			    c->count + 1, c->count);
+		c->chain[c->count++] = (br_x509_certificate){ from,
+			(size_t)(rest.p - from) };
 	}
-	return c->count > 0 ? 0 : cert_fail(path, "holds no certificate");
-}
-
-/* Decodes the certificates among the objects of a PEM file, one behind the
- * other; returns their length, also when it is too large for `der`. */
-static ssize_t
-cert_read_pem(u8 *der, size_t cap, struct str file, const char *path)
-{
-	size_t n = 0;
-	struct pem m;
-	int r, made;
-
-	while ((r = pem_next(&file, &m)) > 0) {
-		if (!str_is(m.label, "CERTIFICATE"))
-			continue;
-		if (m.text.n / 4 * 3 > cap - n)
-			return (ssize_t)cap + 1;
-		made = base64_decode(der + n, cap - n, m.text, BASE64);
-		if (made <= 0)
-			break;
-		n += (size_t)made;
-	}
-	return r == 0 ? (ssize_t)n
-	    : cert_fail(path, "is damaged or cut short");
-}
-
-static int
-cert_load_chain(struct cert *c, const char *path)
-{
-	ssize_t n = cert_read_file(path);
-
-	c->count = 0;
-	if (n > 0 && !cert_file_is_der(n))
-		n = cert_read_pem(c->der, sizeof c->der, cert_file(n), path);
-	else if (n > 0)
-		memcpy(c->der, cert_file_room(),
-		    min_size((size_t)n, sizeof c->der));
-	if (n < 0)
-		return -1;
-	if (n > WSP_TLS_CHAIN)
-		return cert_fail(path, "holds certificates of more than %d "
-		    "bytes", WSP_TLS_CHAIN);
-	c->der_n = (size_t)n;
-	return cert_split(c, path);
-}
-
-/* Finds the key in the file, among EC PARAMETERS, certificates and comments.
- * Returns its length in DER. */
-static ssize_t
-cert_find_key(u8 der[CERT_KEY_MAX], ssize_t n, const char *path)
-{
-	struct str file = cert_file(n);
-	struct pem m;
-	int r;
-
-	if (cert_file_is_der(n)) {
-		if (n <= CERT_KEY_MAX)
-			memcpy(der, file.p, (size_t)n);
-		return n <= CERT_KEY_MAX ? n
-		    : cert_fail(path, "is larger than an RSA-4096 key");
-	}
-	do
-		r = pem_next(&file, &m);
-	while (r > 0 && !text_find(m.label, "PRIVATE KEY"));
-	if (r == 0)
-		return cert_fail(path, "holds no private key");
-	if (r > 0 && pem_is_encrypted(&m, path) < 0)
-		return -1;
-	n = r > 0 ? base64_decode(der, CERT_KEY_MAX, m.text, BASE64) : -1;
-	return n > 0 ? n : cert_fail(path, "is damaged or cut short");
+	return 0;
 }
 
 /* Refuses keys that nobody should use or BearSSL cannot. */
@@ -6761,11 +6745,8 @@ static int
 cert_load_key(struct cert *c, const char *path)
 {
 	struct cert_key *k = &c->key;
-	ssize_t size = cert_read_file(path);
-	ssize_t n = size < 0 ? -1 : cert_find_key(k->der, size, path);
+	ssize_t n = cert_read_der(k->der, sizeof k->der, true, path);
 
-	if (size > 0)
-		wipe(cert_file_room(), (size_t)size);
 	if (n < 0)
 		return -1;
 	k->type = der_private_key(k, (struct der){ k->der, (size_t)n });
@@ -6773,7 +6754,7 @@ cert_load_key(struct cert *c, const char *path)
 		return cert_fail(path, "holds a key that is neither RSA nor EC "
 		    "on P-256, P-384 or P-521");
 	if (k->type < 0)
-		return cert_fail(path, "holds a key that is damaged");
+		return cert_fail(path, "is damaged or cut short");
 	if (k->type == BR_KEYTYPE_RSA && (k->rsa.n_bitlen < 2048 ||
 	    k->rsa.n_bitlen > 4096))
 		return cert_fail(path, "holds an RSA key of %u bits; it must "
@@ -6808,41 +6789,20 @@ cert_fits(const struct cert_key *k, const br_x509_pkey *public)
 static int
 cert_check_match(struct cert *c, const char *cert_path, const char *key_path)
 {
-	static const char *const words[] = { [BR_KEYTYPE_RSA] = "an RSA",
-		[BR_KEYTYPE_EC] = "an EC" };
-	struct cert_parts parts;
+	static const char kind[][4] = { [BR_KEYTYPE_RSA] = "RSA",
+		[BR_KEYTYPE_EC] = "EC" };
+	struct der dates = c->parts[0].dates;
 	br_x509_pkey public;
 	int64_t from;
 
-	if (!cert_read_one(&parts, c, 0) ||
-	    !der_public_key(&public, parts.key) ||
-	    !der_take_date(&parts.dates, &from) ||
-	    !der_take_date(&parts.dates, &c->not_after))
+	if (!der_public_key(&public, c->parts[0].key) ||
+	    !der_take_date(&dates, &from) ||
+	    !der_take_date(&dates, &c->not_after))
 		return cert_fail(cert_path, "begins with a certificate that "
 		    "is damaged or whose key is neither RSA nor EC");
 	return cert_fits(&c->key, &public) ? 0 : cert_fail(key_path,
-	    "is %s key and not that of %s, which is for %s key",
-	    words[c->key.type], cert_path, words[public.key_type]);
-}
-
-/* Each certificate must be signed by the next (RFC 5246, 7.4.2). */
-static int
-cert_check_order(const struct cert *c, const char *path)
-{
-	struct cert_parts parts = { .issuer = { NULL, 0 } };
-	struct der before;
-
-	for (size_t i = 0; i < c->count; i++) {
-		before = parts.issuer;
-		if (!cert_read_one(&parts, c, i))
-			return cert_fail(path, "is damaged in certificate %zu",
-			    i + 1);
-		if (i > 0 && !der_is(before, parts.subject.p, parts.subject.n))
-			return cert_fail(path, "is in the wrong order: "
-			    "certificate %zu did not sign number %zu", i + 1,
-			    i);
-	}
-	return 0;
+	    "is an %s key and not that of %s, which is for an %s key",
+	    kind[c->key.type], cert_path, kind[public.key_type]);
 }
 
 /* Reads a certificate and its key, and checks both. */
@@ -6850,7 +6810,6 @@ static int
 cert_load(struct cert *c, const char *cert_path, const char *key_path)
 {
 	if (cert_load_chain(c, cert_path) == 0 &&
-	    cert_check_order(c, cert_path) == 0 &&
 	    cert_load_key(c, key_path) == 0 &&
 	    cert_check_match(c, cert_path, key_path) == 0)
 		return 0;
@@ -7210,15 +7169,14 @@ static int
 cert_needs_making(struct cert *c)
 {
 	const char *cert_path = certs.room, *key_path = cert_key_path();
-	struct cert_parts parts;
 	bool ours;
 
 	if (cert_is_missing(cert_path))
 		return 1;
 	if (cert_load_chain(c, cert_path) < 0)
 		return -1;
-	ours = c->count == 1 && cert_read_one(&parts, c, 0) &&
-	    der_is(parts.issuer, parts.subject.p, parts.subject.n);
+	ours = c->count == 1 && der_is(c->parts[0].issuer,
+	    c->parts[0].subject.p, c->parts[0].subject.n);
 	if (ours && cert_is_missing(key_path))
 		return 1;
 	if (cert_load_key(c, key_path) < 0)
@@ -7904,7 +7862,7 @@ token_load_object(struct token_key *k, const struct pem *m)
 	else if (str_is(m->label, "PUBLIC KEY"))
 		good = der_take(&d, 0x30, &spki) && token_load_public(k, spki);
 	else if (str_is(m->label, "CERTIFICATE"))
-		good = cert_read(&parts, d) && token_load_public(k, parts.key);
+		good = cert_read(&parts, &d) && token_load_public(k, parts.key);
 	else
 		return 0;
 	return good ? 1 : -1;
@@ -7967,16 +7925,14 @@ token_load_secret(struct token_key *k, const char *path, struct str file)
 static int
 token_load(struct token_key *k, const char *path)
 {
-	ssize_t n = cert_read_file(path);
 	struct str file;
 	int r;
 
-	if (n < 0)
+	if (cert_read_file(&file, path) < 0)
 		return -1;
-	file = cert_file(n);
 	r = text_find(file, "-----BEGIN") ? token_load_pem(k, path, file) :
 	    token_load_secret(k, path, file);
-	wipe(cert_file_room(), (size_t)n);
+	wipe(cert_file_room(), file.n);
 	return r;
 }
 
