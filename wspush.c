@@ -6064,8 +6064,7 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 	char temp[PATH_MAX];
 	int fd, err;
 
-	if (strlen(path) + sizeof ".new" > sizeof temp)
-		return -ENAMETOOLONG;
+	assert(strlen(path) + sizeof ".new" <= sizeof temp);
 	text_print(temp, sizeof temp, "%s.new", path);
 	unlink(temp);
 	fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
@@ -6092,8 +6091,7 @@ sys_make_directories(const char *path)
 	char part[PATH_MAX];
 	size_t n = strlen(path);
 
-	if (n >= sizeof part)
-		return -ENAMETOOLONG;
+	assert(n < sizeof part);
 	for (size_t i = 1; i <= n; i++) {
 		if (i < n && path[i] != '/')
 			continue;
@@ -6593,6 +6591,13 @@ cert_spare(void)
 	return &certs.place[certs.used == 1];
 }
 
+/* Seconds since 1970. */
+static int64_t
+date_now(void)
+{
+	return sys_clock_ms(CLOCK_REALTIME) / 1000;
+}
+
 /* A board without a battery starts in 1970. */
 static bool
 date_sane(int64_t now)
@@ -6604,7 +6609,7 @@ date_sane(int64_t now)
 static int
 date_days_until(int64_t seconds)
 {
-	int64_t left = seconds - sys_clock_ms(CLOCK_REALTIME) / 1000;
+	int64_t left = seconds - date_now();
 
 	return (int)((left >= 0 ? left : left - DAY + 1) / DAY);
 }
@@ -6849,8 +6854,11 @@ cert_warn(void)
 /* Days that a certificate of our own is good for: Apple takes no more. */
 #define WSP_CERT_DAYS 825
 
-#define CERT_NAMES   64   /* that this machine may have */
 #define CERT_DER_MAX 4096 /* bytes of a certificate of our own */
+#define CERT_SIG_MAX 87   /* of its signature, with its algorithm */
+
+/* Where the number and the point lie in a key of our own, and its length. */
+enum { CERT_NUMBER = 36, CERT_POINT = 73, CERT_KEY = 138 };
 
 /* An address in 4 or 16 bytes; 0 when it is none. */
 static size_t
@@ -6882,162 +6890,58 @@ cert_name_ok(const char *name)
 	}
 }
 
-/* What cert_write puts into a certificate. */
-struct cert_plan {
-	const char *const *names;
-	size_t count;
-	int64_t not_before, not_after;
-	br_ec_public_key public;
-	br_ec_private_key private;
-};
-
-/* (RFC 5280, 4.2.1) */
+/* Puts an address (0x87) or a host name (0x82) before those of its kind that
+ * begin what lies up to `end`, unless it is one of them. */
 static void
-cert_put_extensions(struct der_out *o, const struct cert_plan *plan)
+cert_put_name(struct der_out *o, const u8 *end, u8 tag, const void *p,
+    size_t n)
 {
-	static const u8 fixed[] = {
-		/* basicConstraints, critical: not a CA */
-		0x30, 12, 6, 3, 0x55, 0x1d, 0x13, 1, 1, 0xff, 4, 2, 0x30, 0,
-		/* keyUsage, critical: digitalSignature */
-		0x30, 14, 6, 3, 0x55, 0x1d, 0x0f, 1, 1, 0xff, 4, 4, 3, 2, 7,
-		0x80,
-		/* extKeyUsage: serverAuth */
-		0x30, 19, 6, 3, 0x55, 0x1d, 0x25, 4, 12, 0x30, 10, 6, 8, 0x2b,
-		6, 1, 5, 5, 7, 3, 1
-	}, san[] = { 6, 3, 0x55, 0x1d, 0x11 };
-	const u8 *end = o->p;
-	u8 address[16];
+	struct der rest = { o->p, (size_t)(end - o->p) }, name;
 
-	for (size_t i = plan->count; i-- > 0;) {
-		const char *name = plan->names[i];
-		size_t n = cert_parse_address(name, address);
-
-		if (n > 0)
-			der_put_a(o, 0x87, address, n);
-		else
-			der_put_a(o, 0x82, name, strlen(name));
-	}
-	der_wrap(o, 0x30, end);
-	der_wrap(o, 0x04, end);
-	der_put(o, san, sizeof san);
-	der_wrap(o, 0x30, end);
-	der_put(o, fixed, sizeof fixed);
-	der_wrap(o, 0x30, end);
-	der_wrap(o, 0xa3, end);
-}
-
-static const u8 cert_ecdsa_sha256[] = { 0x30, 10, 6, 8, 0x2a, 0x86, 0x48,
-	0xce, 0x3d, 4, 3, 2 };
-
-/* What will be signed (RFC 5280, 4.1.2). */
-static void
-cert_put_body(struct der_out *o, const struct cert_plan *plan)
-{
-	static const u8 p256[] = { 0x30, 89, 0x30, 19, 6, 7, 0x2a, 0x86, 0x48,
-		0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7,
-		3, 66, 0 }, version3[] = { 0xa0, 3, 2, 1, 2 };
-	static const u8 name[] = { 0x30, 17, 0x31, 15, 0x30, 13, 6, 3, 0x55,
-		4, 3, 0x0c, 6, 'w', 's', 'p', 'u', 's', 'h' };
-	const u8 *end = o->p, *validity;
-	u8 serial[16];
-
-	cert_put_extensions(o, plan);
-	der_put(o, plan->public.q, plan->public.qlen);
-	der_put(o, p256, sizeof p256);
-	der_put(o, name, sizeof name);
-	validity = o->p;
-	der_put_date(o, plan->not_after);
-	der_put_date(o, plan->not_before);
-	der_wrap(o, 0x30, validity);
-	der_put(o, name, sizeof name); /* the issuer is the same */
-	der_put(o, cert_ecdsa_sha256, sizeof cert_ecdsa_sha256);
-	sys_random(serial, sizeof serial);
-	serial[0] = (serial[0] & 0x7f) | 0x40; /* positive, no leading zero */
-	der_put_a(o, 0x02, serial, sizeof serial);
-	der_put(o, version3, sizeof version3);
-	der_wrap(o, 0x30, end);
-}
-
-/* Makes the certificate somewhere in `room`; empty when it does not fit.  The
- * signature comes last, so room is left for it. */
-static struct der
-cert_write(u8 room[CERT_DER_MAX], const struct cert_plan *plan)
-{
-	u8 hash[32], sig[12 + 3 + 72], *after;
-	struct der_out o = { room, room + CERT_DER_MAX - sizeof sig, false };
-	u8 *end = o.p;
-	br_sha256_context sha;
-	size_t n;
-
-	cert_put_body(&o, plan);
-	br_sha256_init(&sha);
-	br_sha256_update(&sha, o.p, (size_t)(end - o.p));
-	br_sha256_out(&sha, hash);
-	memcpy(sig, cert_ecdsa_sha256, 12);
-	n = br_ecdsa_i31_sign_asn1(&br_ec_p256_m31, &br_sha256_vtable, hash,
-	    &plan->private, sig + 15);
-	assert(n > 0 && n <= 72);
-	sig[12] = 3;
-	sig[13] = (u8)(n + 1);
-	sig[14] = 0; /* no unused bits */
-	memcpy(end, sig, n + 15);
-	after = end + n + 15;
-	der_wrap(&o, 0x30, after);
-	return (struct der){ o.p, o.full ? 0 : (size_t)(after - o.p) };
-}
-
-/* What this machine is called and reached by. */
-struct cert_names {
-	char room[CERT_NAMES][256];
-	const char *list[CERT_NAMES];
-	size_t count;
-};
-
-static void
-cert_add_name(struct cert_names *names, const char *name)
-{
-	if (names->count == CERT_NAMES || !cert_name_ok(name))
-		return;
-	for (size_t i = 0; i < names->count; i++)
-		if (strcmp(names->list[i], name) == 0)
+	while (der_take(&rest, tag, &name))
+		if (der_is(name, p, n))
 			return;
-	names->list[names->count] = strcpy(names->room[names->count], name);
-	names->count++;
+	der_put_a(o, tag, p, n);
+}
+
+static void
+cert_put_text(struct der_out *o, const u8 *end, const char *name)
+{
+	u8 address[16];
+	size_t n = cert_parse_address(name, address);
+
+	if (n > 0)
+		cert_put_name(o, end, 0x87, address, n);
+	else
+		cert_put_name(o, end, 0x82, name, strlen(name));
 }
 
 /* An answer to RTM_GETADDR (rtnetlink(7)): one of our addresses, or the end.
  * A link-local one means nothing to others. */
 static bool
-cert_add_address(struct cert_names *names, struct nlmsghdr *h)
+cert_put_address(struct der_out *o, const u8 *end, struct nlmsghdr *h)
 {
 	struct ifaddrmsg *m = NLMSG_DATA(h);
 	size_t n = m->ifa_family == AF_INET ? 4 : 16;
-	bool local = false;
 	size_t left = IFA_PAYLOAD(h);
-	char text[64];
-	struct out o = out_to(text, sizeof text - 1);
-	u8 ip[16] = { 0 };
+	const void *ip = NULL;
 
 	if (h->nlmsg_type != RTM_NEWADDR)
 		return false;
-	memcpy(ip, http_mapped, n == 4 ? sizeof http_mapped : 0);
 	/* At a link to one peer IFA_ADDRESS is the peer's. */
 	for (struct rtattr *a = IFA_RTA(m); RTA_OK(a, left);
 	    a = RTA_NEXT(a, left))
 		if (RTA_PAYLOAD(a) == n && (a->rta_type == IFA_LOCAL ||
-		    (a->rta_type == IFA_ADDRESS && !local))) {
-			memcpy(ip + 16 - n, RTA_DATA(a), n);
-			local = a->rta_type == IFA_LOCAL;
-		}
-	http_ip_print(&o, ip);
-	text[o.n - (n == 16)] = '\0';
-	if (n == 4 || m->ifa_scope != RT_SCOPE_LINK)
-		cert_add_name(names, text + (n == 16));
+		    (a->rta_type == IFA_ADDRESS && !ip)))
+			ip = RTA_DATA(a);
+	if (ip && (n == 4 || m->ifa_scope != RT_SCOPE_LINK))
+		cert_put_name(o, end, 0x87, ip, n);
 	return true;
 }
 
+/* Addresses take half of the room, and there are seldom more. */
 static void
-cert_add_addresses(struct cert_names *names)
+cert_put_addresses(struct der_out *o, const u8 *end)
 {
 	struct {
 		struct nlmsghdr h;
@@ -7052,22 +6956,128 @@ cert_add_addresses(struct cert_names *names)
 	while (more && (n = recv(fd, answer, sizeof answer, 0)) > 0)
 		for (struct nlmsghdr *h = (struct nlmsghdr *)(void *)answer;
 		    more && NLMSG_OK(h, (size_t)n); h = NLMSG_NEXT(h, n))
-			more = cert_add_address(names, h);
+			more = end - o->p < CERT_DER_MAX / 2 &&
+			    cert_put_address(o, end, h);
 	close(fd);
 }
 
+/* What this machine is called and reached by. */
 static void
-cert_own_names(struct cert_names *names)
+cert_put_own_names(struct der_out *o, const u8 *end)
 {
-	char text[256] = "";
+	char host[256] = "";
 
-	names->count = 0;
-	if (gethostname(text, sizeof text - 1) == 0)
-		cert_add_name(names, text);
-	cert_add_name(names, "localhost");
-	cert_add_name(names, "127.0.0.1");
-	cert_add_name(names, "::1");
-	cert_add_addresses(names);
+	cert_put_addresses(o, end);
+	cert_put_text(o, end, "::1");
+	cert_put_text(o, end, "127.0.0.1");
+	cert_put_text(o, end, "localhost");
+	if (gethostname(host, sizeof host - 1) == 0 && cert_name_ok(host))
+		cert_put_text(o, end, host);
+}
+
+/* What a certificate of our own will say, and its key. */
+struct cert_plan {
+	const char *const *names; /* NULL: those of this machine */
+	int64_t not_before, not_after;
+	br_ec_private_key private;
+	u8 key[CERT_KEY]; /* PKCS #8 (RFC 5958) around SEC 1 (RFC 5915) */
+};
+
+/* (RFC 5280, 4.2.1) */
+static void
+cert_put_extensions(struct der_out *o, const char *const *names)
+{
+	static const u8 fixed[] = {
+		/* basicConstraints, critical: not a CA */
+		0x30, 12, 6, 3, 0x55, 0x1d, 0x13, 1, 1, 0xff, 4, 2, 0x30, 0,
+		/* keyUsage, critical: digitalSignature */
+		0x30, 14, 6, 3, 0x55, 0x1d, 0x0f, 1, 1, 0xff, 4, 4, 3, 2, 7,
+		0x80,
+		/* extKeyUsage: serverAuth */
+		0x30, 19, 6, 3, 0x55, 0x1d, 0x25, 4, 12, 0x30, 10, 6, 8, 0x2b,
+		6, 1, 5, 5, 7, 3, 1
+	}, san[] = { 6, 3, 0x55, 0x1d, 0x11 };
+	const u8 *end = o->p;
+	size_t count = 0;
+
+	if (names) {
+		while (names[count])
+			count++;
+		while (count-- > 0)
+			cert_put_text(o, end, names[count]);
+	} else {
+		cert_put_own_names(o, end);
+	}
+	der_wrap(o, 0x30, end);
+	der_wrap(o, 0x04, end);
+	der_put(o, san, sizeof san);
+	der_wrap(o, 0x30, end);
+	der_put(o, fixed, sizeof fixed);
+	der_wrap(o, 0x30, end);
+	der_wrap(o, 0xa3, end);
+}
+
+/* How it is signed, by whom and for whom, and the key's kind: what stands side
+ * by side in a certificate, more than once. */
+static const u8 cert_fixed[] = {
+	/* ecdsa-with-SHA256 */
+	0x30, 10, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2,
+	/* CN=wspush */
+	0x30, 17, 0x31, 15, 0x30, 13, 6, 3, 0x55, 4, 3, 0x0c, 6, 'w', 's', 'p',
+	'u', 's', 'h',
+	/* a public key on P-256, up to its point */
+	0x30, 89, 0x30, 19, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 8,
+	0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7, 3, 66, 0
+};
+enum { CERT_NAME = 12, CERT_PUBLIC = 31 }; /* where these begin in it */
+
+/* What will be signed (RFC 5280, 4.1.2). */
+static void
+cert_put_body(struct der_out *o, const struct cert_plan *plan)
+{
+	static const u8 version3[] = { 0xa0, 3, 2, 1, 2 };
+	const u8 *end = o->p, *validity;
+	u8 serial[16];
+
+	cert_put_extensions(o, plan->names);
+	der_put(o, plan->key + CERT_POINT, CERT_KEY - CERT_POINT);
+	der_put(o, cert_fixed + CERT_NAME, sizeof cert_fixed - CERT_NAME);
+	validity = o->p;
+	der_put_date(o, plan->not_after);
+	der_put_date(o, plan->not_before);
+	der_wrap(o, 0x30, validity);
+	der_put(o, cert_fixed, CERT_PUBLIC); /* the issuer is the same */
+	sys_random(serial, sizeof serial);
+	serial[0] = (serial[0] & 0x7f) | 0x40; /* positive, no leading zero */
+	der_put_a(o, 0x02, serial, sizeof serial);
+	der_put(o, version3, sizeof version3);
+	der_wrap(o, 0x30, end);
+}
+
+/* Makes the certificate somewhere in `room`; empty when it does not fit.  The
+ * signature comes last, so room is left for it. */
+static struct der
+cert_write(u8 room[CERT_DER_MAX], const struct cert_plan *plan)
+{
+	struct der_out o = { room, room + CERT_DER_MAX - CERT_SIG_MAX, false };
+	u8 hash[32], *sig = o.p, *end;
+	br_sha256_context sha;
+	size_t n;
+
+	cert_put_body(&o, plan);
+	br_sha256_init(&sha);
+	br_sha256_update(&sha, o.p, (size_t)(sig - o.p));
+	br_sha256_out(&sha, hash);
+	memcpy(sig, cert_fixed, CERT_NAME);
+	n = br_ecdsa_i31_sign_asn1(&br_ec_p256_m31, &br_sha256_vtable, hash,
+	    &plan->private, sig + 15);
+	assert(n > 0 && n <= CERT_SIG_MAX - 15);
+	sig[12] = 3;
+	sig[13] = (u8)(n + 1);
+	sig[14] = 0; /* no unused bits */
+	end = sig + 15 + n;
+	der_wrap(&o, 0x30, end);
+	return (struct der){ o.p, o.full ? 0 : (size_t)(end - o.p) };
 }
 
 /* The paths of the pair in the state directory, for a start or a verb: not
@@ -7096,63 +7106,54 @@ cert_save(const char *path, const char *label, struct der der, mode_t mode)
 	    strerror(-r));
 }
 
-/* Makes a key pair and a certificate for it, and saves both.  The key goes
- * first: a power cut between the two leaves a pair that does not match, which
- * the next start replaces. */
-static int
-cert_generate(struct cert_plan *plan)
+/* A key on P-256.  Its number must be below the order of the curve, which
+ * begins with 0xff. */
+static void
+cert_new_key(struct cert_plan *plan)
 {
-	u8 point[BR_EC_KBUF_PUB_MAX_SIZE], room[CERT_DER_MAX];
-	struct {
-		br_hmac_drbg_context rng;
-		u8 seed[32], number[BR_EC_KBUF_PRIV_MAX_SIZE], der[256];
-	} secret;
-	struct der cert, key = { secret.der, 0 };
-	int r = -1;
+	static const u8 head[CERT_NUMBER] = { 0x30, 0x81, 135, 2, 1, 0, 0x30,
+		19, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86,
+		0x48, 0xce, 0x3d, 3, 1, 7, 4, 109, 0x30, 107, 2, 1, 1, 4, 32 };
+	static const u8 middle[] = { 0xa1, 68, 3, 66, 0 };
+	u8 *number = plan->key + CERT_NUMBER;
 
-	sys_random(secret.seed, sizeof secret.seed);
-	br_hmac_drbg_init(&secret.rng, &br_sha256_vtable, secret.seed,
-	    sizeof secret.seed);
-	br_ec_keygen(&secret.rng.vtable, &br_ec_p256_m31, &plan->private,
-	    secret.number, BR_EC_secp256r1);
-	br_ec_compute_pub(&br_ec_p256_m31, &plan->public, point,
+	memcpy(plan->key, head, sizeof head);
+	do
+		sys_random(number, 32);
+	while (number[0] == 0xff);
+	memcpy(number + 32, middle, sizeof middle);
+	plan->private = (br_ec_private_key){ BR_EC_secp256r1, number, 32 };
+	br_ec_compute_pub(&br_ec_p256_m31, NULL, plan->key + CERT_POINT,
 	    &plan->private);
-	cert = cert_write(room, plan);
-	key.n = br_encode_ec_pkcs8_der(secret.der, &plan->private,
-	    &plan->public);
-	assert(key.n > 0 && key.n <= sizeof secret.der);
-	if (cert.n == 0)
-		cert_fail(certs.room, "cannot hold so many names");
-	else if (cert_save(cert_key_path(), "PRIVATE KEY", key, 0600) == 0)
-		r = cert_save(certs.room, "CERTIFICATE", cert, 0644);
-	wipe(&secret, sizeof secret);
-	return r;
 }
 
-/* Makes cert.pem and key.pem in the state directory, for the names given or,
- * when count is 0, for those of this machine. */
+/* Makes cert.pem and key.pem where cert_set_paths() said.  The key goes first:
+ * a power cut between the two leaves a pair that does not match, which the
+ * next start replaces. */
 static int
-cert_make(const char *dir, const char *const *names, size_t count, int days)
+cert_make(const char *dir, const char *const *names, int days)
 {
-	struct cert_names own;
-	struct cert_plan plan = { .names = names, .count = count };
+	struct cert_plan plan;
 	/* an hour early, for clients whose clock is slow */
-	int64_t now = sys_clock_ms(CLOCK_REALTIME) / 1000 - 3600;
-	int err;
+	int64_t from = date_now() - 3600;
+	int r = sys_make_directories(dir);
+	u8 room[CERT_DER_MAX];
+	struct der cert;
 
-	if (cert_set_paths(dir) < 0)
-		return -1;
-	err = sys_make_directories(dir);
-	if (err < 0)
-		return cert_fail(dir, "cannot be made: %s", strerror(-err));
-	if (count == 0) {
-		cert_own_names(&own);
-		plan.names = own.list;
-		plan.count = own.count;
-	}
-	plan.not_before = date_sane(now) ? now : WSP_BUILD_DATE;
+	if (r < 0)
+		return cert_fail(dir, "cannot be made: %s", strerror(-r));
+	plan.names = names;
+	plan.not_before = date_sane(from) ? from : WSP_BUILD_DATE;
 	plan.not_after = plan.not_before + (int64_t)days * DAY;
-	return cert_generate(&plan);
+	cert_new_key(&plan);
+	cert = cert_write(room, &plan);
+	r = cert.n == 0 ? cert_fail(certs.room, "cannot hold so many names") :
+	    cert_save(cert_key_path(), "PRIVATE KEY",
+	    (struct der){ plan.key, CERT_KEY }, 0600);
+	if (r == 0)
+		r = cert_save(certs.room, "CERTIFICATE", cert, 0644);
+	wipe(&plan, sizeof plan);
+	return r;
 }
 
 static bool
@@ -7183,7 +7184,7 @@ cert_needs_making(struct cert *c)
 		return -1;
 	if (cert_check_match(c, cert_path, key_path) < 0)
 		return ours ? 1 : -1;
-	return ours && date_sane(sys_clock_ms(CLOCK_REALTIME) / 1000) &&
+	return ours && date_sane(date_now()) &&
 	    date_days_until(c->not_after) < WSP_CERT_RENEW;
 }
 
@@ -7202,7 +7203,7 @@ tls_state_certificate(const char *dir)
 	if (cert_set_paths(dir) == 0)
 		make = cert_needs_making(c);
 	wipe(&c->key, sizeof c->key);
-	if (make == 1 && cert_make(dir, NULL, 0, WSP_CERT_DAYS) < 0)
+	if (make == 1 && cert_make(dir, NULL, WSP_CERT_DAYS) < 0)
 		make = -1;
 	if (make == 1)
 		log_event(LOG_LEVEL_INFO, "certificate", "state=made path=%s "
@@ -7211,27 +7212,12 @@ tls_state_certificate(const char *dir)
 	return make;
 }
 
-/* Tries what was made or was there, and prints it. */
-static int
-cert_print(void)
-{
-	struct cert *c = cert_spare();
-
-	if (cert_load(c, certs.room, cert_key_path()) < 0)
-		return -1;
-	wipe(&c->key, sizeof c->key);
-	print("certificate: %s\nkey:         %s\nexpires in   %d days\n",
-	    certs.room, cert_key_path(), date_days_until(c->not_after));
-	return 0;
-}
-
 /* The options of `wspush cert`. */
 struct cert_order {
 	const char *dir;
 	int64_t days; /* 0: not asked for */
 	bool force;
-	const char *const *names;
-	size_t count;
+	const char *const *names; /* NULL when there are none */
 };
 
 static int
@@ -7254,31 +7240,38 @@ cert_parse_order(struct cert_order *o, char **argv)
 				return say(2, "-d takes days from 1 to 3650");
 		}
 	}
-	o->names = (const char *const *)w.at;
-	for (; *w.at; w.at++, o->count++)
+	if (*w.at)
+		o->names = (const char *const *)w.at;
+	for (; *w.at; w.at++)
 		if (!cert_name_ok(*w.at))
 			return say(2, "wrong name or address: %s", *w.at);
 	return letter;
 }
 
+/* Tries what was made or was there, and prints it. */
 static int
 cert_do_order(const struct cert_order *o)
 {
-	int days = o->days > 0 ? (int)o->days : WSP_CERT_DAYS;
+	struct cert *c = cert_spare();
 
 	if (cert_set_paths(o->dir) < 0)
 		return -1;
-	if (o->force || (cert_is_missing(certs.room) &&
+	if (!o->force && !(cert_is_missing(certs.room) &&
 	    cert_is_missing(cert_key_path()))) {
-		if (cert_make(o->dir, o->names, o->count, days) < 0)
-			return -1;
-	} else {
 		cert_fail(certs.room, "or its key is there; -f replaces both");
-		if (o->count > 0 || o->days > 0)
+		if (o->names || o->days > 0)
 			return -1;
 		say(0, "%s", refusal);
+	} else if (cert_make(o->dir, o->names, o->days > 0 ? (int)o->days :
+	    WSP_CERT_DAYS) < 0) {
+		return -1;
 	}
-	return cert_print();
+	if (cert_load(c, certs.room, cert_key_path()) < 0)
+		return -1;
+	wipe(&c->key, sizeof c->key);
+	print("certificate: %s\nkey:         %s\nexpires in   %d days\n",
+	    certs.room, cert_key_path(), date_days_until(c->not_after));
+	return 0;
 }
 
 /*
