@@ -5833,9 +5833,9 @@ sys_recv(int fd, void *p, size_t n, int flags)
 	ssize_t r;
 
 	do
-		r = recv(fd, p, n, flags | MSG_DONTWAIT);
-	while (r < 0 && errno == EINTR);
-	return sys_result(r);
+		r = sys_result(recv(fd, p, n, flags | MSG_DONTWAIT));
+	while (r == -EINTR);
+	return r;
 }
 
 static ssize_t
@@ -5844,9 +5844,9 @@ sys_send(int fd, const void *p, size_t n, int flags)
 	ssize_t r;
 
 	do
-		r = send(fd, p, n, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
-	while (r < 0 && errno == EINTR);
-	return sys_result(r);
+		r = sys_result(send(fd, p, n, flags | MSG_DONTWAIT | MSG_NOSIGNAL));
+	while (r == -EINTR);
+	return r;
 }
 
 /* writev() for sockets: the flags spare us SIGPIPE. */
@@ -5857,14 +5857,14 @@ sys_sendv(int fd, struct iovec *iov, u32 count)
 	ssize_t r;
 
 	do
-		r = sendmsg(fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
-	while (r < 0 && errno == EINTR);
-	return sys_result(r);
+		r = sys_result(sendmsg(fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL));
+	while (r == -EINTR);
+	return r;
 }
 
-/* A datagram, its sender's address (length 0: none) and, when `who` is not
- * null and the socket has SO_PASSCRED, its sender's credentials.  Returns the
- * datagram's real length, which may be more than n. */
+/* A datagram, its sender's address (length 0: none) and, when the socket has
+ * SO_PASSCRED, its sender's credentials.  Returns the datagram's real length,
+ * which may be more than n. */
 static ssize_t
 sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
     socklen_t *from_n, struct ucred *who)
@@ -5874,34 +5874,23 @@ sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
 		struct cmsghdr align;
 		char room[CMSG_SPACE(sizeof(struct ucred))];
 	} control;
-	/* Behind a path of 108 bytes the kernel counts an end for which the
-	 * structure has no room (unix(7)), and takes no such length back. */
-	union {
-		struct sockaddr_un to;
-		char room[sizeof(struct sockaddr_un) + 1];
-	} name = { .to = { 0 } };
-	struct msghdr m = { .msg_name = &name, .msg_namelen = sizeof name.room,
-		.msg_iov = &iov, .msg_iovlen = 1 };
+	struct msghdr m = { .msg_name = from, .msg_namelen = sizeof *from,
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+		.msg_controllen = sizeof control };
+	struct cmsghdr *c;
 	ssize_t r;
 
-	if (who) {
-		m.msg_control = &control;
-		m.msg_controllen = sizeof control;
-		*who = (struct ucred){ .pid = 0, .uid = (uid_t)-1,
-			.gid = (gid_t)-1 };
-	}
+	*who = (struct ucred){ .uid = (uid_t)-1, .gid = (gid_t)-1 };
 	do
-		r = recvmsg(fd, &m, MSG_DONTWAIT | MSG_TRUNC);
-	while (r < 0 && errno == EINTR);
-	*from = name.to;
+		r = sys_result(recvmsg(fd, &m, MSG_DONTWAIT | MSG_TRUNC));
+	while (r == -EINTR);
+	/* Behind a path of 108 bytes the kernel counts an end for which the
+	 * structure has no room (unix(7)), and takes no such length back. */
 	*from_n = (socklen_t)min_size(m.msg_namelen, sizeof *from);
-	if (who && r >= 0) {
-		struct cmsghdr *c = CMSG_FIRSTHDR(&m);
-
-		if (c && c->cmsg_type == SCM_CREDENTIALS)
-			memcpy(who, CMSG_DATA(c), sizeof *who);
-	}
-	return sys_result(r);
+	c = r < 0 ? NULL : CMSG_FIRSTHDR(&m);
+	if (c && c->cmsg_type == SCM_CREDENTIALS)
+		memcpy(who, CMSG_DATA(c), sizeof *who);
+	return r;
 }
 
 static ssize_t
@@ -5911,10 +5900,10 @@ sys_sendto(int fd, const void *p, size_t n, const struct sockaddr_un *to,
 	ssize_t r;
 
 	do
-		r = sendto(fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL,
-		    (const struct sockaddr *)to, to_n);
-	while (r < 0 && errno == EINTR);
-	return sys_result(r);
+		r = sys_result(sendto(fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL,
+		    (const struct sockaddr *)to, to_n));
+	while (r == -EINTR);
+	return r;
 }
 
 static int
@@ -5923,49 +5912,40 @@ sys_accept(int fd, struct sockaddr_storage *from, socklen_t *from_n)
 	int r;
 
 	do
-		r = accept4(fd, (struct sockaddr *)from, from_n,
-		    SOCK_NONBLOCK | SOCK_CLOEXEC);
-	while (r < 0 && errno == EINTR);
-	return r < 0 ? -errno : r;
+		r = (int)sys_result(accept4(fd, (struct sockaddr *)from,
+		    from_n, SOCK_NONBLOCK | SOCK_CLOEXEC));
+	while (r == -EINTR);
+	return r;
 }
 
-static int
+static void
 sys_close(int fd)
 {
 	/* Linux frees the descriptor even when it reports EINTR. */
-	return close(fd) < 0 ? -errno : 0;
+	close(fd);
 }
 
-static int
+static void
 sys_shutdown(int fd, int how)
 {
-	return shutdown(fd, how) < 0 ? -errno : 0;
+	shutdown(fd, how);
 }
 
 static int
 sys_setsockopt(int fd, int level, int name, int value)
 {
-	int r = setsockopt(fd, level, name, &value, sizeof value);
-
-	return r < 0 ? -errno : 0;
+	return (int)sys_result(setsockopt(fd, level, name, &value,
+	    sizeof value));
 }
 
-/* Bytes that were written to a socket and that its peer has not yet taken. */
+/* Bytes that a socket holds: FIONREAD for us, TIOCOUTQ those that its peer
+ * has not yet taken. */
 static int
-sys_unsent(int fd)
+sys_held(int fd, int which)
 {
 	int n = 0;
 
-	return ioctl(fd, TIOCOUTQ, &n) < 0 ? -errno : n;
-}
-
-/* Bytes that a socket holds for us. */
-static int
-sys_available(int fd)
-{
-	int n = 0;
-
-	return ioctl(fd, FIONREAD, &n) < 0 ? -errno : n;
+	return ioctl(fd, which, &n) < 0 ? -errno : n;
 }
 
 static int
@@ -5973,7 +5953,7 @@ sys_epoll_ctl(int ep, int op, int fd, u32 events, u64 data)
 {
 	struct epoll_event ev = { .events = events, .data.u64 = data };
 
-	return epoll_ctl(ep, op, fd, &ev) < 0 ? -errno : 0;
+	return (int)sys_result(epoll_ctl(ep, op, fd, &ev));
 }
 
 /* Unlike the others an interrupted wait returns 0: a signal may have come
@@ -6024,9 +6004,9 @@ sys_write(int fd, const void *p, size_t n)
 	if (poll(&ready, 1, 0) != 1)
 		return -EAGAIN;
 	do
-		r = write(fd, p, n);
-	while (r < 0 && errno == EINTR);
-	return sys_result(r);
+		r = sys_result(write(fd, p, n));
+	while (r == -EINTR);
+	return r;
 }
 
 /* A whole file, at start and on reload.  Returns its length, -EFBIG when it
@@ -9137,7 +9117,7 @@ conn_pong_missed(struct conn *c)
 	    conn_keeps(c) != KEEP_NONE;
 
 	srv.queues.total.pongs_missed++;
-	if (conn_keeps(c) != KEEP_NONE && (heard || sys_unsent(c->fd) == 0))
+	if (conn_keeps(c) != KEEP_NONE && (heard || sys_held(c->fd, TIOCOUTQ) == 0))
 		conn_log_deaf(c, is_dead);
 	if (is_dead) {
 		conn_kill(c, "no Pong in time");
@@ -9155,7 +9135,7 @@ static void
 conn_pong_step(struct conn *c)
 {
 	if (c->ping_due || c->out != 0 ||
-	    sys_unsent(c->fd) > (int)c->since_ping)
+	    sys_held(c->fd, TIOCOUTQ) > (int)c->since_ping)
 		c->pong_steps = 0;
 	else
 		c->pong_steps++;
@@ -9686,7 +9666,7 @@ conn_free_context(void)
 			slowest = c;
 	}
 	if (!slowest || (u32)srv.now - slowest->rx_ms < CONTEXT_MS ||
-	    sys_available(slowest->fd) > 0)
+	    sys_held(slowest->fd, FIONREAD) > 0)
 		return false;
 	conn_kill(slowest, "others wait for a handshake");
 	srv.hogged_until = srv.now + 2 * conn_deadline_ms(DEADLINE_HANDSHAKE);
@@ -9787,7 +9767,7 @@ conn_hello(struct conn *c)
 	}
 	if (n == sizeof head)
 		need += load16(head + 3);
-	if (need == 5 || sys_available(c->fd) < need) {
+	if (need == 5 || sys_held(c->fd, FIONREAD) < need) {
 		sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, need);
 		return;
 	}

@@ -32,11 +32,10 @@ static ssize_t sys_sendto(int fd, const void *p, size_t n,
     const struct sockaddr_un *to, socklen_t to_n);
 static int sys_accept(int fd, struct sockaddr_storage *from,
     socklen_t *from_n);
-static int sys_close(int fd);
-static int sys_shutdown(int fd, int how);
+static void sys_close(int fd);
+static void sys_shutdown(int fd, int how);
 static int sys_setsockopt(int fd, int level, int name, int value);
-static int sys_unsent(int fd);
-static int sys_available(int fd);
+static int sys_held(int fd, int which);
 static int sys_epoll_ctl(int ep, int op, int fd, uint32_t events,
     unsigned long long data);
 static int sys_epoll_wait(int ep, struct epoll_event *ev, int count,
@@ -235,8 +234,7 @@ sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
 	CHECK(fd == PUSH);
 	if (kernel.datagrams == 0 || trouble(20))
 		return -EAGAIN;
-	if (who)
-		*who = (struct ucred){ .pid = 1 };
+	*who = (struct ucred){ .pid = 1 };
 	*from = (struct sockaddr_un){ .sun_family = AF_UNIX, .sun_path = "s" };
 	*from_n = sizeof from->sun_family + 2;
 	full = kernel.datagram[0].n;
@@ -289,23 +287,21 @@ sys_accept(int fd, struct sockaddr_storage *from, socklen_t *from_n)
 	return FD_BASE + (int)(f - fakes);
 }
 
-static int
+static void
 sys_close(int fd)
 {
 	struct fake *f = fake_of(fd);
 
 	f->used = false;
 	player_cut(f->client, f);
-	return 0;
 }
 
-static int
+static void
 sys_shutdown(int fd, int how)
 {
 	CHECK(how == SHUT_WR);
 	CHECK(!fake_of(fd)->shut);
 	fake_of(fd)->shut = true;
-	return 0;
 }
 
 static int
@@ -317,15 +313,11 @@ sys_setsockopt(int fd, int level, int name, int value)
 }
 
 static int
-sys_unsent(int fd)
+sys_held(int fd, int which)
 {
-	return (int)fake_of(fd)->out.n;
-}
+	const struct fake *f = fake_of(fd);
 
-static int
-sys_available(int fd)
-{
-	return (int)fake_of(fd)->in.n;
+	return (int)(which == TIOCOUTQ ? f->out.n : f->in.n);
 }
 
 static int
