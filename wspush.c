@@ -5844,7 +5844,8 @@ sys_send(int fd, const void *p, size_t n, int flags)
 	ssize_t r;
 
 	do
-		r = sys_result(send(fd, p, n, flags | MSG_DONTWAIT | MSG_NOSIGNAL));
+		r = sys_result(send(fd, p, n,
+		    flags | MSG_DONTWAIT | MSG_NOSIGNAL));
 	while (r == -EINTR);
 	return r;
 }
@@ -6115,9 +6116,8 @@ static struct {
 static struct log_word {
 	const char *event;
 	enum log_level level;
-	int64_t until;       /* when the second is over */
-	u32 n, said;         /* events in it, lines in it */
-	bool flood;
+	int64_t until; /* when the second is over */
+	u32 n, most;   /* events in it, lines in it at most */
 } log_words[LOG_WORDS];
 
 /* Writes one event.  `format` makes the key=value part. */
@@ -6135,9 +6135,8 @@ static void
 log_write(enum log_level level, const char *event, const char *format,
     va_list ap)
 {
-	static const struct sockaddr_un to = { AF_UNIX, "/dev/log" };
-	static const char *const word[] = { "error", "warn", "info", "debug" };
-	static const int daemon[] = { 27, 28, 30, 31 }; /* (RFC 3164, 4.1.1) */
+	static const char word[][6] = { "error", "warn", "info", "debug" };
+	static const u8 daemon[] = { 27, 28, 30, 31 }; /* (RFC 3164, 4.1.1) */
 	enum { LOST = 24 };
 	char line[1024];
 	struct out o = out_to(line, sizeof line - LOST);
@@ -6152,9 +6151,13 @@ log_write(enum log_level level, const char *event, const char *format,
 	out_print(&o, "%s %s ", word[level], event);
 	out_format(&o, format, ap);
 	if (log_to.syslog >= 0) {
+		struct sockaddr_un to = { .sun_family = AF_UNIX };
+
+		strcpy(to.sun_path, "/dev/log");
 		r = sys_sendto(log_to.syslog, line, o.n, &to, sizeof to);
 	} else {
-		o = (struct out){ line, o.n, sizeof line, false };
+		o.cap = sizeof line;
+		o.full = false;
 		if (log_to.lost > 0)
 			out_print(&o, " lost=%u", log_to.lost);
 		out_char(&o, '\n');
@@ -6177,12 +6180,12 @@ log_line(enum log_level level, const char *event, const char *format, ...)
 static void
 log_next_second(struct log_word *w, int64_t now)
 {
-	if (w->n > w->said) {
-		log_line(w->level, w->event, "more=%u", w->n - w->said);
+	if (w->n > w->most) {
+		log_line(w->level, w->event, "more=%u", w->n - w->most);
 		log_to.floods--;
 	}
-	w->flood = w->n > LOG_LINES && now < w->until + 1000;
-	w->n = w->said = 0;
+	w->most = w->n > LOG_LINES && now < w->until + 1000 ? 1 : LOG_LINES;
+	w->n = 0;
 	w->until = now + 1000;
 }
 
@@ -6202,12 +6205,8 @@ log_is_said(enum log_level level, const char *event)
 	w->level = level;
 	if (now >= w->until)
 		log_next_second(w, now);
-	if (w->n++ < (w->flood ? 1 : LOG_LINES)) {
-		w->said++;
-		return true;
-	}
-	log_to.floods += w->n == w->said + 1;
-	return false;
+	log_to.floods += w->n == w->most;
+	return w->n++ < w->most;
 }
 
 /* Says how many were not, once the second is over. */
@@ -6217,7 +6216,7 @@ log_tick(int64_t now)
 	if (log_to.floods == 0)
 		return;
 	for (u32 i = 0; i < LOG_WORDS; i++)
-		if (log_words[i].n > log_words[i].said &&
+		if (log_words[i].n > log_words[i].most &&
 		    now >= log_words[i].until)
 			log_next_second(&log_words[i], now);
 }
@@ -6245,24 +6244,18 @@ struct log_room {
 static const char *
 log_quote(struct log_room *room, struct str s)
 {
-	static const char hex[] = "0123456789abcdef";
-	char *o = room->text, *end = o + sizeof room->text - 8;
+	struct out o = out_to(room->text, sizeof room->text);
 
-	*o++ = '"';
-	for (size_t i = 0; i < s.n && o < end; i++) {
-		u8 c = (u8)s.p[i];
+	out_char(&o, '"');
+	for (size_t i = 0; i < s.n && o.n < sizeof room->text - 8; i++) {
+		char c = s.p[i];
 
-		if (c >= 0x20 && c < 0x7f && c != '"' && c != '\\') {
-			*o++ = (char)c;
-			continue;
-		}
-		*o++ = '\\';
-		*o++ = 'x';
-		*o++ = hex[c >> 4];
-		*o++ = hex[c & 15];
+		if (c >= ' ' && c <= '~' && c != '"' && c != '\\')
+			out_char(&o, c);
+		else
+			out_print(&o, "\\x%02x", (u8)c);
 	}
-	*o++ = '"';
-	*o = '\0';
+	out_bytes(&o, "\"", 2); /* and an end */
 	return room->text;
 }
 
@@ -6307,14 +6300,14 @@ static void print(const char *format, ...)
 static void
 print(const char *format, ...)
 {
-	char text[2048];
-	struct out o = out_to(text, sizeof text);
 	va_list ap;
 
+	if (print_out.n > sizeof print_room / 2)
+		print_flush();
 	va_start(ap, format);
-	out_format(&o, format, ap);
+	out_format(&print_out, format, ap);
 	va_end(ap);
-	print_str((struct str){ text, o.n });
+	print_out.full = false; /* what is longer than half of it is cut */
 }
 
 /* Why something failed: the last refusal, one sentence. */
