@@ -6519,7 +6519,7 @@ struct cert {
 };
 
 static struct {
-	int used; /* 1 + the place in use, 0: none is loaded */
+	struct cert *used; /* the place in use, NULL: none is loaded */
 	/* The paths of both files, for a reload, and behind them a file while
 	 * it is read: most of it is never touched. */
 	char room[2 * PATH_MAX + WSP_TLS_FILE + 1];
@@ -6561,7 +6561,7 @@ cert_file_room(void)
 static struct cert *
 cert_spare(void)
 {
-	return &certs.place[certs.used == 1];
+	return &certs.place[certs.used == certs.place];
 }
 
 /* Seconds since 1970. */
@@ -6799,8 +6799,7 @@ cert_load(struct cert *c, const char *cert_path, const char *key_path)
 static int
 tls_cert_days(void)
 {
-	return certs.used == 0 ? 0
-	    : date_days_until(certs.place[certs.used - 1].not_after);
+	return certs.used ? date_days_until(certs.used->not_after) : 0;
 }
 
 /* Warns of an end that is near; a wrong clock is no reason not to serve. */
@@ -6810,7 +6809,7 @@ cert_warn(void)
 	int days = tls_cert_days();
 	struct log_room room;
 
-	if (certs.used > 0 && days < WSP_CERT_RENEW)
+	if (days < WSP_CERT_RENEW)
 		log_event(LOG_LEVEL_WARN, "certificate", "state=%s path=%s "
 		    "days=%d", days < 0 ? "expired" : "ending", log_quote(
 		    &room, text_of(certs.room)), days);
@@ -7302,9 +7301,9 @@ struct tls_slot {
 	bool resumed;   /* the client spoke last: from an earlier session */
 	bool corked;    /* the kernel holds back what we sent */
 	bool half_sent; /* a record is partly out */
-	u8 cert;        /* which place of certs it works with */
+	const struct cert *cert; /* the place it works with */
 	int error;      /* of BearSSL, or TLS_ERROR_... */
-	u64 used;       /* handshakes so far; 0: not configured */
+	u32 used;       /* handshakes so far; 0: not configured */
 	u8 in[TLS_IN], out[TLS_OUT];
 };
 
@@ -7452,21 +7451,20 @@ static int
 tls_load(const char *cert_path, const char *key_path)
 {
 	struct cert *c = cert_spare();
-	const struct cert *old = &certs.place[c == certs.place];
-	int place = (int)(c - certs.place);
+	const struct cert *old = certs.used;
 
 	for (u32 i = 0; i < tls.count; i++)
-		if (tls.busy[i] && tls.slots[i].cert == place)
+		if (tls.busy[i] && tls.slots[i].cert == c)
 			tls.slots[i].error = TLS_ERROR_STALE;
 	if (cert_load(c, cert_path, key_path) < 0)
 		return -1;
-	if (tls.rows && (old->der_n != c->der_n ||
+	if (old && tls.rows && (old->der_n != c->der_n ||
 	    memcmp(old->der, c->der, c->der_n) != 0))
 		tls_forget();
 	/* They may be the same ones, and were short enough to be opened. */
 	memmove(certs.room, cert_path, strlen(cert_path) + 1);
 	memmove(cert_key_path(), key_path, strlen(key_path) + 1);
-	certs.used = place + 1;
+	certs.used = c;
 	cert_warn();
 	return 0;
 }
@@ -7521,11 +7519,9 @@ tls_add_entropy(struct tls_slot *s)
 }
 
 static void
-tls_set_cert(struct tls_slot *s, int place)
+tls_set_cert(struct tls_slot *s, const struct cert *c)
 {
-	const struct cert *c = &certs.place[place];
-
-	s->cert = (u8)place;
+	s->cert = c;
 	if (c->key.type == BR_KEYTYPE_RSA)
 		br_ssl_server_set_single_rsa(&s->server, c->chain, c->count,
 		    &c->key.rsa, BR_KEYTYPE_SIGN, 0,
@@ -7545,14 +7541,14 @@ tls_take(void)
 
 	while (i < tls.count && tls.busy[i])
 		i++;
-	if (i == tls.count || certs.used == 0)
+	if (i == tls.count || !certs.used)
 		return -1;
 	s = &tls.slots[i];
 	if (s->used == 0)
 		tls_configure(s);
 	if (s->used++ % TLS_FRESH == 0)
 		tls_add_entropy(s);
-	tls_set_cert(s, certs.used - 1);
+	tls_set_cert(s, certs.used);
 	s->error = 0;
 	s->corked = s->half_sent = false;
 	br_ssl_engine_set_buffers_bidi(&s->server.eng, s->in, sizeof s->in,
@@ -7764,8 +7760,7 @@ tls_step(int slot, int fd, struct record_keys *keys)
 			return tls_fail(s, fd, r == 0 ? TLS_ERROR_EOF
 			                              : TLS_ERROR_SOCKET);
 	}
-	return br_ssl_engine_current_state(e) & BR_SSL_SENDREC ? TLS_WANT_WRITE
-	                                                       : TLS_WANT_READ;
+	return TLS_WANT_WRITE; /* which comes at once, whatever is next */
 }
 
 /* ----- 25. Token keys ----------------------------------------------------

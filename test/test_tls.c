@@ -85,12 +85,12 @@ assert_loads(const char *cert, const char *key)
 static void
 assert_refused(const char *cert, const char *key, const char *words)
 {
-	int before = certs.used;
+	const struct cert *before = certs.used;
 
 	assert_int_equal(load(cert, key), -1);
 	if (!strstr(why, words))
 		fail_msg("\"%s\" does not say \"%s\"", why, words);
-	assert_int_equal(certs.used, before);
+	assert_ptr_equal(certs.used, before);
 }
 
 static void
@@ -211,9 +211,9 @@ a_chain_loads_in_pem_and_in_der(void **state)
 
 	(void)state;
 	assert_loads(join_files("chain.crt", parts, 2), "chain-leaf.key");
-	assert_int_equal(certs.place[certs.used - 1].count, 2);
+	assert_int_equal(certs.used->count, 2);
 	assert_loads(join_files("chain.crt", parts, 3), "chain-leaf.key");
-	assert_int_equal(certs.place[certs.used - 1].count, 3);
+	assert_int_equal(certs.used->count, 3);
 	for (int i = 0; i < 3; i++) {
 		u8 one[4096];
 		size_t one_n = get_der(parts[i], one);
@@ -222,7 +222,7 @@ a_chain_loads_in_pem_and_in_der(void **state)
 		n += one_n;
 	}
 	assert_loads(put_file("chain.der", der, n), "chain-leaf.key");
-	assert_int_equal(certs.place[certs.used - 1].count, 3);
+	assert_int_equal(certs.used->count, 3);
 }
 
 static void
@@ -356,7 +356,7 @@ a_reload_that_fails_keeps_what_is_in_use(void **state)
 	size_t n;
 	char *text = get_file("ec.crt", &n);
 	const char *cert = put_file("now.crt", text, n);
-	int place;
+	const struct cert *place;
 
 	(void)state;
 	assert_loads(cert, "ec.key");
@@ -364,11 +364,11 @@ a_reload_that_fails_keeps_what_is_in_use(void **state)
 	put_file("now.crt", text, n / 2);
 	assert_int_equal(tls_reload(), -1);
 	assert_non_null(strstr(why, "now.crt"));
-	assert_int_equal(certs.used, place);
+	assert_ptr_equal(certs.used, place);
 	assert_true(tls_cert_days() > 36000);
 	put_file("now.crt", text, n);
 	assert_int_equal(tls_reload(), 0);
-	assert_int_equal(certs.used, 3 - place);
+	assert_ptr_not_equal(certs.used, place);
 }
 
 /* ----- certificates of our own */
@@ -492,7 +492,7 @@ make(const char *state, const char *const *names, int days)
 static bool
 has_name(u8 tag, const void *p, size_t n)
 {
-	const struct cert *c = &certs.place[certs.used - 1];
+	const struct cert *c = certs.used;
 	u8 der[64] = { tag, (u8)n };
 
 	memcpy(der + 2, p, n);
@@ -512,7 +512,7 @@ a_certificate_of_our_own_has_the_names_that_were_asked_for(void **state)
 	(void)state;
 	assert_int_equal(make(d, names, 825), 0);
 	assert_loads(state_file(d, "cert.pem"), state_file(d, "key.pem"));
-	parts = certs.place[certs.used - 1].parts[0];
+	parts = certs.used->parts[0];
 	assert_true(der_is(parts.issuer, parts.subject.p, parts.subject.n));
 	assert_int_equal(tls_cert_days(), 824); /* and 23 hours */
 	assert_true(has_name(0x82, "box.lan", 7));
@@ -733,7 +733,7 @@ peer_open(struct peer *c, const br_ssl_session_parameters *session)
 		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 		BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
 	};
-	const struct cert *cert = &certs.place[certs.used - 1];
+	const struct cert *cert = certs.used;
 	const br_x509_pkey *key;
 	br_ssl_engine_context *e = &c->ssl.eng;
 	int fds[2];
@@ -1095,7 +1095,7 @@ the_pool_has_an_end_and_slots_come_back(void **state)
 		for (int i = 0; i < SLOTS; i++)
 			tls_give(slots[i]);
 	}
-	certs.used = 0;
+	certs.used = NULL;
 	assert_int_equal(tls_take(), -1);
 }
 
