@@ -6021,20 +6021,13 @@ sys_read_file(const char *path, void *p, size_t cap)
 
 	if (fd < 0)
 		return -errno;
-	while ((r = read(fd, (u8 *)p + n, cap - n)) != 0) {
-		if (r < 0 && errno == EINTR)
-			continue;
-		if (r < 0)
-			break;
-		n += (size_t)r;
-		if (n == cap) {
-			close(fd);
-			return -EFBIG;
-		}
-	}
-	r = r < 0 ? -errno : (ssize_t)n;
+	do {
+		r = sys_result(read(fd, (u8 *)p + n, cap - n));
+		if (r > 0)
+			n += (size_t)r;
+	} while (r == -EINTR || (r > 0 && n < cap));
 	close(fd);
-	return r;
+	return r < 0 ? r : n == cap ? -EFBIG : (ssize_t)n;
 }
 
 /* Replaces a file at once or not at all: a power cut leaves the old one or
@@ -6052,11 +6045,9 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 	if (fd < 0)
 		return -errno;
 	errno = ENOSPC; /* what a short write means, which does not say so */
-	err = write(fd, p, n) == (ssize_t)n && fsync(fd) == 0 ? 0 : -errno;
-	if (close(fd) < 0 && err == 0)
-		err = -errno;
-	if (err == 0 && rename(temp, path) < 0)
-		err = -errno;
+	err = write(fd, p, n) == (ssize_t)n && fsync(fd) == 0 &&
+	    rename(temp, path) == 0 ? 0 : -errno;
+	close(fd); /* cannot say more than fsync() did */
 	if (err < 0)
 		unlink(temp);
 	return err;
@@ -7297,13 +7288,13 @@ enum tls_progress { TLS_WANT_READ, TLS_WANT_WRITE, TLS_DONE, TLS_FAILED };
 /* A place in the pool.  Its context is configured at its first use and keeps
  * its generator's state from then on. */
 struct tls_slot {
-	br_ssl_server_context server;
 	bool resumed;   /* the client spoke last: from an earlier session */
 	bool corked;    /* the kernel holds back what we sent */
 	bool half_sent; /* a record is partly out */
 	const struct cert *cert; /* the place it works with */
 	int error;      /* of BearSSL, or TLS_ERROR_... */
 	u32 used;       /* handshakes so far; 0: not configured */
+	br_ssl_server_context server;
 	u8 in[TLS_IN], out[TLS_OUT];
 };
 
@@ -7598,7 +7589,7 @@ static const struct tls_error *
 tls_find_error(int error)
 {
 	static const struct tls_error list[] = {
-		{ BR_ERR_OK, 0, "the client closed during the handshake" },
+		{ BR_ERR_OK, 0, "the client left during the handshake" },
 		{ TLS_ERROR_EOF, 0, "the client left during the handshake" },
 		{ TLS_ERROR_SOCKET, 0, "the connection broke" },
 		{ TLS_ERROR_STALE, 80, "the certificate has been replaced" },
@@ -7643,14 +7634,15 @@ tls_why(int slot)
 static enum tls_progress
 tls_fail(struct tls_slot *s, int fd, int error)
 {
-	u8 record[RECORD_ALERT_MAX] = { RECORD_ALERT, 3, 3, 0, 2, ALERT_FATAL };
-	u8 alert = tls_find_error(error)->alert;
-	size_t n = RECORD_HEADER + 2;
+	static const u8 plain[] = { RECORD_ALERT, 3, 3, 0, 2, ALERT_FATAL };
+	u8 record[RECORD_ALERT_MAX], alert = tls_find_error(error)->alert;
+	size_t n = sizeof plain + 1;
 	struct record_keys keys;
 
 	s->error = error;
 	if (alert == 0 || error >= BR_ERR_RECV_FATAL_ALERT || s->half_sent)
 		return TLS_FAILED;
+	memcpy(record, plain, sizeof plain);
 	record[6] = alert;
 	if (tls_suite_out(&s->server.eng) != 0) {
 		tls_get_keys(&keys, &s->server.eng);
@@ -16230,7 +16222,8 @@ client_read_input(struct client *c)
 	do {
 		r = read(STDIN_FILENO, client_input + n,
 		    CLIENT_MAX_INPUT + 1 - n);
-		n += r > 0 ? (size_t)r : 0;
+		if (r > 0)
+			n += (size_t)r;
 	} while (r > 0 || (r < 0 && errno == EINTR));
 	if (r < 0)
 		return say(CLIENT_REFUSED, "standard input cannot be "
