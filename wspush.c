@@ -7770,13 +7770,6 @@ static struct {
 	u32 used;
 } token_keys RESIDENT;
 
-/* Seconds since 1970. */
-static int64_t
-token_now(void)
-{
-	return sys_clock_ms(CLOCK_REALTIME) / 1000;
-}
-
 static bool
 token_load_public(struct token_key *k, struct der spki)
 {
@@ -8021,7 +8014,7 @@ token_mint(struct token_order *o, const struct token_key *k)
 	if (!k->mints)
 		return say(TOKEN_FAILED, "this key is public: only a "
 		    "private one mints tokens");
-	o->plan.expires = token_now() + (int64_t)(o->seconds > 0 ? o->seconds :
+	o->plan.expires = date_now() + (int64_t)(o->seconds > 0 ? o->seconds :
 	    3600);
 	token_write_claims(&c, &o->plan);
 	token_write(&t, k, (struct str){ c.p, c.n });
@@ -8037,7 +8030,7 @@ static int
 token_check_input(const struct token_order *o, const struct token_key *k)
 {
 	struct token_use use = { .audience = o->plan.audience,
-		.now = token_now() };
+		.now = date_now() };
 	struct token *t = &token_read_here;
 	const char *why;
 	size_t n = 0;
@@ -8074,7 +8067,7 @@ token_command(int argc, char **argv)
 		return say(TOKEN_USAGE, "%s", wrong);
 	if (token_load(k, o.key) < 0)
 		return say(TOKEN_FAILED, "%s", refusal);
-	if (!date_sane(token_now()))
+	if (!date_sane(date_now()))
 		return say(TOKEN_FAILED, "the clock is before the day "
 		    "wspush was built");
 	status = o.check ? token_check_input(&o, k) : token_mint(&o, k);
@@ -11083,7 +11076,7 @@ arrival_token(struct arrival *a)
 {
 	static struct token token;
 	struct token_use use = { .service = a->service->name, .id = a->id,
-		.now = token_now(), .unread = forger_waits(a->c->addr) };
+		.now = date_now(), .unread = forger_waits(a->c->addr) };
 	enum token_place place;
 	struct str text;
 	const char *why = "there is none";
@@ -11152,7 +11145,7 @@ arrival_expires(const struct arrival *a)
 
 	if (!a->token)
 		return UINT32_MAX;
-	left = a->token->expires + TOKEN_SKEW - token_now();
+	left = a->token->expires + TOKEN_SKEW - date_now();
 	if (left > INT32_MAX)
 		left = INT32_MAX; /* 68 years */
 	return service_seconds() + (u32)left;
