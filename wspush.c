@@ -2058,7 +2058,7 @@ frame_head(u8 to[FRAME_HEAD_MAX], u8 opcode, u64 n)
  * 1015, which are never on a wire, nor what nobody has defined (RFC 6455,
  * 7.4). */
 static bool
-close_code_to_send(u64 code)
+close_code_to_send(u32 code)
 {
 	return (code >= 1000 && code <= 1003) ||
 	    (code >= 1007 && code <= 1014) || (code >= 3000 && code <= 4999);
@@ -2135,9 +2135,7 @@ struct request {
 	enum verb verb;
 	enum refusal refusal; /* the first reason; REFUSED_NOT while good */
 	unsigned given;       /* OPTION_BIT()s that the sender wrote */
-	enum kind kind;
-	bool json;            /* format=json */
-	bool replace, retain;
+	enum kind kind;       /* of the message, or format= of the reply */
 	u16 code;             /* of close, or the status of deny */
 	u32 ttl_s, ack_s;     /* seconds; 0: none */
 	u64 from;             /* cursor of list; 0: from the beginning */
@@ -2146,8 +2144,15 @@ struct request {
 	struct str target;    /* its text; "*" where it may be left out */
 	struct str body;      /* what was received of it */
 	size_t body_full;     /* its length before the buffer cut it */
+	struct str word;      /* of the sender, at hand */
 	char why[192];        /* one sentence for people, when refused */
 };
+
+static bool
+request_has(const struct request *r, enum option option)
+{
+	return (r->given & OPTION_BIT(option)) != 0;
+}
 
 static const char *
 refusal_code(enum refusal e)
@@ -2186,20 +2191,20 @@ why_word(struct out *o, struct str word)
 }
 
 /* Refuses, unless that has happened: an earlier reason stays.  The sentence is
- * two texts and the sender's word, if there is one. */
+ * two texts and, behind a space, the sender's word. */
 static enum refusal
-request_refuse(struct request *r, enum refusal e, const char *text,
-    const char *more, const struct str *word)
+request_refuse(struct request *r, enum refusal e, const char *what,
+    const char *text)
 {
 	struct out o = out_to(r->why, sizeof r->why - 1);
 
 	if (r->refusal != REFUSED_NOT)
 		return r->refusal;
-	memset(r->why, 0, sizeof r->why);
+	out_text(&o, what);
 	out_text(&o, text);
-	out_text(&o, more);
-	if (word)
-		why_word(&o, *word);
+	if (o.p[o.n - 1] == ' ')
+		why_word(&o, r->word);
+	o.p[o.n] = '\0';
 	return r->refusal = e;
 }
 
@@ -2225,8 +2230,8 @@ static const struct option_rule {
 static bool
 option_take(struct request *r, enum option option, struct str value)
 {
-	int64_t v;
-	bool good;
+	u64 v = 0;
+	bool good = text_u64(&v, value);
 
 	switch (option) {
 	case OPTION_REF:
@@ -2237,32 +2242,28 @@ option_take(struct request *r, enum option option, struct str value)
 			r->ref = value;
 		return good;
 	case OPTION_KIND:
-		r->kind = str_is(value, "json") ? KIND_JSON :
-		    str_is(value, "binary") ? KIND_BINARY : KIND_TEXT;
+	case OPTION_FORMAT:
+		r->kind = str_is(value, "json") ? KIND_JSON : option ==
+		    OPTION_KIND && str_is(value, "binary") ? KIND_BINARY :
+		    KIND_TEXT;
 		return r->kind != KIND_TEXT || str_is(value, "text");
 	case OPTION_TTL:
-		v = text_number(value, 999999999);
 		r->ttl_s = (u32)v;
-		return v >= 0;
+		return good && v <= 999999999;
 	case OPTION_ACK:
-		v = text_number(value, 3600);
 		r->ack_s = (u32)v;
-		return v > 0;
+		return v >= 1 && v <= 3600;
 	case OPTION_KEY:
 		r->key = value;
 		return value.n >= 1 && value.n <= WSP_MAX_KEY;
-	case OPTION_RETAIN:
-		return r->retain = str_is(value, "1");
-	case OPTION_FORMAT:
-		r->json = str_is(value, "json");
-		return r->json || str_is(value, "text");
 	case OPTION_FROM:
-		return text_u64(&r->from, value);
+		r->from = v;
+		return good;
+	case OPTION_RETAIN:
 	case OPTION_REPLACE:
-		return r->replace = str_is(value, "1");
+		return str_is(value, "1");
 	case OPTION_CODE:
-		v = text_number(value, 4999);
-		good = close_code_to_send((u64)v);
+		good = v <= 4999 && close_code_to_send((u32)v);
 		if (good)
 			r->code = (u16)v;
 		return good;
@@ -2280,9 +2281,9 @@ enum operand {
 
 static const struct verb_rule {
 	const char *name;
-	enum operand operand;
+	u8 operand;  /* enum operand */
 	bool has_body;
-	unsigned options; /* beside ref=, which all take */
+	u16 options; /* beside ref=, which all take */
 } verb_rules[] = {
 	[VERB_SEND] = { "send", OPERAND_TARGET, true,
 	    OPTION_BIT(OPTION_KIND) | OPTION_BIT(OPTION_TTL) |
@@ -2303,9 +2304,6 @@ static const struct verb_rule {
 	[VERB_DENY] = { "deny", OPERAND_TICKET, false, 0 },
 };
 
-/* Of a verb that nobody knows, only ref= is of interest. */
-static const struct verb_rule verb_unknown = { "it", OPERAND_NONE, false, 0 };
-
 static bool
 target_begins(struct str token)
 {
@@ -2323,61 +2321,59 @@ request_split(struct request *r, struct str *line, const u8 *p, size_t n,
 	r->body = rest.p ? rest : STR("");
 	r->body_full = r->body.n + (full_n - n);
 	if ((!rest.p && full_n > n) || line->n > WSP_MAX_REQUEST_LINE)
-		return request_refuse(r, REFUSED_BAD_REQUEST, "the header line "
-		    "is over 1024 bytes; the body begins after the first line "
-		    "feed", "", NULL);
+		return request_refuse(r, REFUSED_BAD_REQUEST, "the header line",
+		    " is over 1024 bytes; the body begins after the first "
+		    "line feed");
 	if (line->n > 0 && memchr(line->p, '\0', line->n))
 		return request_refuse(r, REFUSED_BAD_REQUEST,
-		    "the header line has a NUL byte in it", "", NULL);
+		    "the header line", " has a NUL byte in it");
 	return REFUSED_NOT;
 }
 
-/* Cuts the verb from the line.  Returns its rule, that of no verb, or NULL
- * when there is none. */
-static const struct verb_rule *
+/* Cuts the verb from the line.  Of one that nobody knows only ref= is of
+ * interest, as of `ping`. */
+static enum refusal
 request_verb(struct request *r, struct str *line)
 {
-	struct str word;
+	unsigned i = 0;
 
-	if (!token_next(line, &word) || target_begins(word)) {
-		request_refuse(r, REFUSED_BAD_REQUEST,
-		    "the request does not begin with a verb", "", NULL);
-		return NULL;
-	}
-	for (size_t i = 0; i < COUNT(verb_rules); i++) {
-		r->verb = (enum verb)i;
-		if (str_is(word, verb_rules[i].name))
-			return &verb_rules[i];
-	}
-	request_refuse(r, REFUSED_UNKNOWN_VERB, "the verbs are send, list, "
-	    "tag, close, abort, stats, watch and ping, not ", "", &word);
-	return &verb_unknown;
+	if (!token_next(line, &r->word) || target_begins(r->word))
+		return request_refuse(r, REFUSED_BAD_REQUEST,
+		    "the request does not begin with a verb", "");
+	while (i < COUNT(verb_rules) && !str_is(r->word, verb_rules[i].name))
+		i++;
+	r->verb = (enum verb)i;
+	if (i < COUNT(verb_rules))
+		return REFUSED_NOT;
+	r->verb = VERB_PING;
+	return request_refuse(r, REFUSED_UNKNOWN_VERB, "the verbs are send, "
+	    "list, tag, close, abort, stats, watch and ping, not ", "");
 }
 
 /* Takes one `name=value`. */
 static enum refusal
-request_option(struct request *r, const struct verb_rule *verb,
-    struct str token)
+request_option(struct request *r, struct str value)
 {
-	struct str name, value = token;
+	const struct verb_rule *verb = &verb_rules[r->verb];
 	unsigned i = 0, takes = verb->options | OPTION_BIT(OPTION_REF);
 
-	(void)split_next(&value, '=', &name);
+	(void)split_next(&value, '=', &r->word);
 	if (!value.p)
 		return request_refuse(r, REFUSED_BAD_OPTION, "neither an "
-		    "option, name=value, nor the beginning of a target: ", "",
-		    &token);
-	while (i < COUNT(option_rules) && !str_is(name, option_rules[i].name))
+		    "option, name=value, nor the beginning of a target: ", "");
+	while (i < COUNT(option_rules) &&
+	    !str_is(r->word, option_rules[i].name))
 		i++;
-	if (i == COUNT(option_rules) || !(takes & OPTION_BIT(i)))
+	if (!(takes >> i & 1))
 		return request_refuse(r, REFUSED_BAD_OPTION, verb->name,
-		    " has no option ", &name);
+		    " has no option ");
+	r->word = value;
 	if (!option_take(r, (enum option)i, value))
 		request_refuse(r, REFUSED_BAD_OPTION, option_rules[i].name,
-		    option_rules[i].takes, &value);
-	if (r->given & OPTION_BIT(i))
+		    option_rules[i].takes);
+	if (request_has(r, (enum option)i))
 		request_refuse(r, REFUSED_BAD_OPTION, option_rules[i].name,
-		    " is given twice", NULL);
+		    " is given twice");
 	r->given |= OPTION_BIT(i);
 	return r->refusal;
 }
@@ -2388,13 +2384,13 @@ static void
 request_ticket(struct request *r)
 {
 	struct str token;
-	int64_t v = 403;
+	int v = 403;
 	bool good = token_next(&r->target, &token) &&
 	    text_u64(&r->ticket, token);
 
 	if (good && r->verb == VERB_DENY) {
 		if (token_next(&r->target, &token))
-			v = text_number(token, 999);
+			v = (int)text_number(token, 999);
 		good = r->target.n == 0 && (v == 401 || v == 403 ||
 		    v == 404 || v == 429 || v == 503);
 		r->code = (u16)v;
@@ -2402,33 +2398,25 @@ request_ticket(struct request *r)
 	if (!good)
 		request_refuse(r, REFUSED_BAD_OPTION, "behind allow stand the "
 		    "number of the auth event and tags, behind deny the number "
-		    "and perhaps 401, 403, 404, 429 or 503", "", NULL);
+		    "and perhaps 401, 403, 404, 429 or 503", "");
 }
 
 /* Checks that there is a target, or none, as the verb has it. */
 static void
 request_operand(struct request *r, const struct verb_rule *verb)
 {
-	switch (verb->operand) {
-	case OPERAND_TARGET:
-		if (r->target.n == 0)
-			request_refuse(r, REFUSED_BAD_TARGET, verb->name,
-			    " needs a target, such as * or $name:value",
-			    NULL);
-		return;
-	case OPERAND_MAY_TARGET:
-		if (r->target.n == 0)
-			r->target = STR("*");
-		return;
-	case OPERAND_NONE:
-		if (r->target.n > 0)
-			request_refuse(r, REFUSED_BAD_TARGET, verb->name,
-			    " takes no target", NULL);
-		return;
-	case OPERAND_TICKET:
+	bool is_there = r->target.n > 0;
+
+	if (verb->operand == OPERAND_TICKET)
 		request_ticket(r);
-		return;
-	}
+	else if (verb->operand == OPERAND_NONE && is_there)
+		request_refuse(r, REFUSED_BAD_TARGET, verb->name,
+		    " takes no target");
+	else if (verb->operand == OPERAND_TARGET && !is_there)
+		request_refuse(r, REFUSED_BAD_TARGET, verb->name,
+		    " needs a target, such as * or $name:value");
+	else if (verb->operand == OPERAND_MAY_TARGET && !is_there)
+		r->target = STR("*");
 }
 
 /*
@@ -2448,19 +2436,19 @@ request_parse(struct request *r, const u8 *p, size_t n, size_t full_n,
 		return r->refusal;
 	while (line.n > 0 && line.p[line.n - 1] == ' ')
 		line.n--;
-	verb = request_verb(r, &line);
-	if (!verb)
+	if (request_verb(r, &line) == REFUSED_BAD_REQUEST)
 		return r->refusal;
+	verb = &verb_rules[r->verb];
 	if (!allowed)
 		request_refuse(r, REFUSED_DENIED,
-		    "this user may not push; see --push-allow", "", NULL);
+		    "this user may not push; see --push-allow", "");
 	while (token_next(&line, &token)) {
 		if (target_begins(token) || (verb->operand == OPERAND_TICKET &&
 		    text_is_digit(token.p[0]))) {
 			r->target = (struct str){ token.p, token.n + line.n };
 			break;
 		}
-		request_option(r, verb, token);
+		request_option(r, token);
 	}
 	request_operand(r, verb);
 	if (!verb->has_body) {
@@ -2480,12 +2468,11 @@ request_body(struct request *r, size_t max_message)
 	if (r->body_full > (reason ? FRAME_MAX_REASON : max_message))
 		return request_refuse(r, REFUSED_TOO_BIG, reason ?
 		    "the reason is over 123 bytes" :
-		    "the body is over --max-message", "", NULL);
+		    "the body is over --max-message", "");
 	if (r->verb != VERB_TAG && r->kind != KIND_BINARY &&
 	    !text_is_utf8(r->body.p, r->body.n))
 		return request_refuse(r, REFUSED_BAD_UTF8, "the body is not "
-		    "valid UTF-8; only send kind=binary takes any bytes", "",
-		    NULL);
+		    "valid UTF-8; only send kind=binary takes any bytes", "");
 	return r->refusal;
 }
 
@@ -2499,25 +2486,22 @@ request_body(struct request *r, size_t max_message)
 
 /* Begins a reply; the caller adds to the line and ends it. */
 static void
-reply_ok(struct out *o, u64 count)
+reply_ok(struct out *o, u32 count)
 {
-	out_text(o, "ok ");
-	out_u64(o, count);
+	out_print(o, "ok %u", count);
 }
 
 static void
-reply_number(struct out *o, const char *name, u64 v)
+reply_number(struct out *o, const char *name, u32 v)
 {
-	out_print(o, " %s=%llu", name, v);
+	out_print(o, " %s=%u", name, v);
 }
 
 static void
 reply_ref(struct out *o, struct str ref)
 {
-	if (ref.n == 0)
-		return;
-	out_text(o, " ref=");
-	out_str(o, ref);
+	if (ref.n > 0)
+		out_print(o, " ref=%.*s", STR_ARGS(ref));
 }
 
 /* Writes a whole reply. */
@@ -2525,17 +2509,16 @@ static void
 reply_error(struct out *o, enum refusal e, struct str ref,
     const char *sentence)
 {
-	out_text(o, "error ");
-	out_text(o, refusal_code(e));
+	out_print(o, "error %s", refusal_code(e));
 	reply_ref(o, ref);
 	out_print(o, " %s\n", sentence);
 }
 
 /* Writes a whole reply. */
 static void
-reply_acked(struct out *o, u64 n, u64 of, struct str ref)
+reply_acked(struct out *o, u32 n, u32 of, struct str ref)
 {
-	out_print(o, "acked %llu of %llu", n, of);
+	out_print(o, "acked %u of %u", n, of);
 	reply_ref(o, ref);
 	out_char(o, '\n');
 }
@@ -11947,7 +11930,7 @@ struct asking {
 };
 
 static void
-asking_ok(struct asking *q, u64 count)
+asking_ok(struct asking *q, u32 count)
 {
 	reply_ok(&q->reply, count);
 }
@@ -12119,7 +12102,7 @@ asking_send(struct asking *q)
 		    "--max-message once it is a JSON string");
 		return;
 	}
-	if (q->r.retain && q->r.body.n == 0) {
+	if (request_has(&q->r, OPTION_RETAIN) && q->r.body.n == 0) {
 		(void)asking_retain(q, &s, &target);
 		asking_take_value(q, &s, (struct str){ text, target.n });
 		asking_counts(q, &s);
@@ -12134,7 +12117,7 @@ asking_send(struct asking *q)
 		    "the queues of all selected sockets are full");
 		return;
 	}
-	if (q->r.retain && !asking_retain(q, &s, &target))
+	if (request_has(&q->r, OPTION_RETAIN) && !asking_retain(q, &s, &target))
 		return;
 	if (count > 0 && q->r.ack_s > 0 && q->from_n > 0) {
 		waiter = service_free_waiter();
@@ -12144,7 +12127,7 @@ asking_send(struct asking *q)
 			return;
 		}
 	}
-	if ((fit > 0 || q->r.retain) && !sending_store(&s, fit)) {
+	if ((fit > 0 || request_has(&q->r, OPTION_RETAIN)) && !sending_store(&s, fit)) {
 		asking_refuse(q, REFUSED_NO_ROOM,
 		    "the store is full of messages that may not be dropped");
 		return;
@@ -12165,7 +12148,7 @@ asking_send(struct asking *q)
 		    "the queues of all selected sockets are full");
 		return;
 	}
-	if (q->r.retain)
+	if (request_has(&q->r, OPTION_RETAIN))
 		asking_take_value(q, &s, (struct str){ text, target.n });
 	srv.queues.total.messages_taken++;
 	asking_counts(q, &s);
@@ -12234,7 +12217,7 @@ asking_list(struct asking *q)
 	u32 count = 0;
 	u64 i = q->r.from;
 
-	if (q->r.json)
+	if (q->r.kind == KIND_JSON)
 		out_char(&o, '[');
 	for (; i < srv.sockets.fresh; i++) {
 		size_t before = o.n;
@@ -12242,9 +12225,9 @@ asking_list(struct asking *q)
 		if (!sock_is_used(&srv.sockets, (u32)i) ||
 		    !tags_match(&srv.tags, (u32)i, &q->target))
 			continue;
-		if (q->r.json && count > 0)
+		if (q->r.kind == KIND_JSON && count > 0)
 			out_char(&o, ',');
-		list_row(&o, (u32)i, q->r.json);
+		list_row(&o, (u32)i, q->r.kind == KIND_JSON);
 		if (o.full || o.n + 1 > o.cap) {
 			o.full = false;
 			o.n = before;
@@ -12252,11 +12235,11 @@ asking_list(struct asking *q)
 		}
 		count++;
 	}
-	if (q->r.json)
+	if (q->r.kind == KIND_JSON)
 		out_char(&o, ']');
 	asking_ok(q, count);
 	if (i < srv.sockets.fresh)
-		reply_number(&q->reply, "next", i);
+		reply_number(&q->reply, "next", (u32)i);
 	asking_end(q);
 	out_bytes(&q->reply, o.p, o.n);
 }
@@ -12400,7 +12383,7 @@ asking_tag(struct asking *q)
 	if (!asking_select(q, &count))
 		return;
 	for (u32 k = 0; k < count; k++) {
-		why = tagging_check(srv.selected[k], lines, n, q->r.replace);
+		why = tagging_check(srv.selected[k], lines, n, request_has(&q->r, OPTION_REPLACE));
 		if (why) {
 			asking_refuse(q, REFUSED_BAD_TAG, why);
 			return;
@@ -12412,7 +12395,8 @@ asking_tag(struct asking *q)
 		if (!sock_is_used(&srv.sockets, srv.selected[k]))
 			continue;
 		retained_mark(srv.selected[k], had, false);
-		tagging_apply(srv.selected[k], lines, n, q->r.replace);
+		tagging_apply(srv.selected[k], lines, n,
+		    request_has(&q->r, OPTION_REPLACE));
 		retained_offer(srv.selected[k], had);
 	}
 	asking_ok(q, count);
@@ -12458,10 +12442,10 @@ static void
 asking_stats(struct asking *q)
 {
 	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
-	u32 lines = figures_write(&o, q->r.json ? FIGURES_JSON :
+	u32 lines = figures_write(&o, q->r.kind == KIND_JSON ? FIGURES_JSON :
 	    FIGURES_TEXT);
 
-	if (q->r.json)
+	if (q->r.kind == KIND_JSON)
 		out_text(&o, "}\n");
 	asking_ok(q, lines);
 	asking_end(q);
@@ -12615,7 +12599,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 	    q->r.verb != VERB_ALLOW) {
 		if (target_parse(&q->target, q->r.target, &why) < 0)
 			bad = REFUSED_BAD_TARGET;
-		else if (q->r.retain && q->target.socket.n > 0) {
+		else if (request_has(&q->r, OPTION_RETAIN) && q->target.socket.n > 0) {
 			bad = REFUSED_BAD_OPTION;
 			why = "retain= is for groups, not for one socketId";
 		} else if (!asking_knows_services(q)) {

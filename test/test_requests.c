@@ -87,7 +87,7 @@ a_send_has_its_options_target_and_body(void **state)
 	assert_int_equal(r.ttl_s, 30);
 	assert_int_equal(r.ack_s, 5);
 	text_is(r.key, "temp");
-	assert_true(r.retain);
+	assert_true(request_has(&r, OPTION_RETAIN));
 	text_is(r.ref, "42");
 	text_is(r.target, "$group_id:10002 =open");
 	text_is(r.body, "{\"temp\":21}\nline 2\n");
@@ -105,7 +105,7 @@ what_is_not_given_has_its_default(void **state)
 	assert_int_equal(r.ttl_s, 0);
 	assert_int_equal(r.ack_s, 0);
 	assert_int_equal(r.given, 0);
-	assert_false(r.retain);
+	assert_false(request_has(&r, OPTION_RETAIN));
 	assert_int_equal(r.ref.n, 0);
 	assert_int_equal(r.key.n, 0);
 	text_is(r.target, "*");
@@ -114,11 +114,11 @@ what_is_not_given_has_its_default(void **state)
 	assert_int_equal(r.code, 1000);
 	accepted(&r, "list");
 	text_is(r.target, "*");
-	assert_false(r.json);
+	assert_int_equal(r.kind, KIND_TEXT);
 	accepted(&r, "watch\n");
 	text_is(r.target, "*");
 	accepted(&r, "tag $a");
-	assert_false(r.replace);
+	assert_false(request_has(&r, OPTION_REPLACE));
 }
 
 static void
@@ -166,13 +166,13 @@ option_values_reach_the_request(void **state)
 	(void)state;
 
 	accepted(&r, "list format=json from=18446744073709551615 $a");
-	assert_true(r.json);
+	assert_int_equal(r.kind, KIND_JSON);
 	assert_true(r.from == UINT64_MAX);
 	assert_true(r.given & OPTION_BIT(OPTION_FROM));
 	accepted(&r, "stats format=text");
-	assert_false(r.json);
+	assert_int_equal(r.kind, KIND_TEXT);
 	accepted(&r, "tag replace=1 *\na:1");
-	assert_true(r.replace);
+	assert_true(request_has(&r, OPTION_REPLACE));
 	text_is(r.body, "a:1");
 	accepted(&r, "close code=4999 *\nbye");
 	assert_int_equal(r.code, 4999);
