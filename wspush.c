@@ -2378,6 +2378,15 @@ request_option(struct request *r, struct str value)
 	return r->refusal;
 }
 
+/* Takes the next word, a number. */
+static bool
+number_next(u64 *v, struct str *rest)
+{
+	struct str token;
+
+	return token_next(rest, &token) && text_u64(v, token);
+}
+
 /* Takes `N` of allow, `N [STATUS]` of deny.  What follows `allow N` stays
  * in r->target: words that tag_parse() reads. */
 static void
@@ -2385,8 +2394,7 @@ request_ticket(struct request *r)
 {
 	struct str token;
 	int v = 403;
-	bool good = token_next(&r->target, &token) &&
-	    text_u64(&r->ticket, token);
+	bool good = number_next(&r->ticket, &r->target);
 
 	if (good && r->verb == VERB_DENY) {
 		if (token_next(&r->target, &token))
@@ -2530,7 +2538,6 @@ struct reply {
 	u64 count;                  /* of ok; the N of acked */
 	u64 of;                     /* of acked */
 	u64 open, away, full, next; /* of ok; 0 when unset */
-	bool has_next;
 	struct str ref;             /* empty: none */
 	struct str code, sentence;  /* of error */
 	struct str body;            /* of ok */
@@ -2539,25 +2546,22 @@ struct reply {
 /* Takes one `name=value` of a reply; names we do not know are a newer
  * server's business. */
 static bool
-reply_field(struct reply *r, struct str token)
+reply_field(struct reply *r, struct str value)
 {
 	const struct {
 		const char *name;
 		u64 *to;
 	} number[] = { { "open", &r->open }, { "away", &r->away },
 		{ "full", &r->full }, { "next", &r->next } };
-	struct str name, value = token;
+	struct str name;
 
 	(void)split_next(&value, '=', &name);
-	if (!value.p)
-		return false;
 	if (str_is(name, "ref"))
 		r->ref = value;
-	r->has_next |= str_is(name, "next");
 	for (size_t i = 0; i < COUNT(number); i++)
 		if (str_is(name, number[i].name))
 			return text_u64(number[i].to, value);
-	return true;
+	return value.p != NULL;
 }
 
 /* The rest of `error ...`. */
@@ -2582,7 +2586,7 @@ static enum reply_kind
 reply_parse(struct reply *r, const char *p, size_t n)
 {
 	struct str rest = { p, n }, line, token;
-	enum reply_kind kind;
+	bool acked;
 
 	*r = (struct reply){ .kind = REPLY_BAD };
 	if (!split_next(&rest, '\n', &line) || !token_next(&line, &token))
@@ -2590,19 +2594,16 @@ reply_parse(struct reply *r, const char *p, size_t n)
 	r->body = rest.p ? rest : STR("");
 	if (str_is(token, "error"))
 		return r->kind = reply_parse_error(r, line);
-	kind = str_is(token, "ok") ? REPLY_OK :
-	    str_is(token, "acked") ? REPLY_ACKED : REPLY_BAD;
-	if (kind == REPLY_BAD || !token_next(&line, &token) ||
-	    !text_u64(&r->count, token))
+	acked = str_is(token, "acked");
+	if ((!acked && !str_is(token, "ok")) || !number_next(&r->count, &line))
 		return REPLY_BAD;
-	if (kind == REPLY_ACKED && (!token_next(&line, &token) ||
-	    !str_is(token, "of") || !token_next(&line, &token) ||
-	    !text_u64(&r->of, token)))
+	if (acked && (!token_next(&line, &token) || !str_is(token, "of") ||
+	    !number_next(&r->of, &line)))
 		return REPLY_BAD;
 	while (token_next(&line, &token))
 		if (!reply_field(r, token))
 			return REPLY_BAD;
-	return r->kind = kind;
+	return r->kind = acked ? REPLY_ACKED : REPLY_OK;
 }
 
 /* ----- 8. Targets --------------------------------------------------------
@@ -16326,7 +16327,7 @@ client_list_verb(struct client *c)
 
 	while (status == 0 && (status = client_ask(c)) == 0) {
 		client_print_rows(c, &before);
-		if (!c->reply.has_next)
+		if (c->reply.next == 0)
 			break;
 		(void)client_head(c);
 		out_text(&c->head, " from=");

@@ -577,13 +577,13 @@ an_ok_reply_is_written_and_read(void **state)
 	reply_number(&o, "open", 3);
 	reply_number(&o, "away", 1);
 	reply_number(&o, "full", 2);
-	reply_number(&o, "next", 0);
+	reply_number(&o, "next", 7);
 	reply_ref(&o, STR("r7"));
 	reply_ref(&o, STR(""));
 	out_text(&o, "\nrow 1\nrow 2\n");
-	assert_int_equal(o.n, strlen("ok 4 open=3 away=1 full=2 next=0 ref=r7"
+	assert_int_equal(o.n, strlen("ok 4 open=3 away=1 full=2 next=7 ref=r7"
 	    "\nrow 1\nrow 2\n"));
-	assert_memory_equal(text, "ok 4 open=3 away=1 full=2 next=0 ref=r7\n",
+	assert_memory_equal(text, "ok 4 open=3 away=1 full=2 next=7 ref=r7\n",
 	    40);
 	assert_int_equal(read_reply(&r, text, o.n), REPLY_OK);
 	assert_int_equal(r.kind, REPLY_OK);
@@ -591,8 +591,7 @@ an_ok_reply_is_written_and_read(void **state)
 	assert_int_equal(r.open, 3);
 	assert_int_equal(r.away, 1);
 	assert_int_equal(r.full, 2);
-	assert_true(r.has_next);
-	assert_int_equal(r.next, 0);
+	assert_int_equal(r.next, 7);
 	text_is(r.ref, "r7");
 	text_is(r.body, "row 1\nrow 2\n");
 }
@@ -607,7 +606,7 @@ names_of_a_reply_stand_in_any_order_and_may_be_new(void **state)
 	    REPLY_OK);
 	assert_int_equal(r.away, 1);
 	assert_int_equal(r.full, 0);
-	assert_false(r.has_next);
+	assert_int_equal(r.next, 0);
 	text_is(r.ref, "q");
 	text_is(r.body, "");
 	assert_int_equal(read_reply(&r, "ok 0\n", 5), REPLY_OK);
