@@ -2616,7 +2616,7 @@ reply_parse(struct reply *r, const char *p, size_t n)
  * body of a `tag` request spells them.
  */
 enum term_kind {
-	TERM_SOCKET,    /* one socketId: value is all of it */
+	TERM_SOCKET,    /* one socket of a service: value is its id */
 	TERM_SERVICE,   /* every socket of a service */
 	TERM_TAG,       /* has the tag */
 	TERM_TAG_VALUE, /* has it with this value */
@@ -2627,6 +2627,7 @@ enum term_kind {
 
 struct target_term {
 	u8 kind;
+	bool stateful;    /* of a socket */
 	struct str name;  /* of the service or the tag */
 	struct str value; /* a list: the text between its brackets */
 };
@@ -2637,7 +2638,7 @@ struct target_term {
 struct target {
 	size_t n; /* terms; `*` needs none */
 	struct target_term terms[TARGET_TERMS];
-	struct str socket; /* the one socketId; empty: none */
+	const struct target_term *socket; /* the one socketId, or NULL */
 	struct str text;
 };
 
@@ -2654,44 +2655,12 @@ service_name_valid(struct str s)
 	return true;
 }
 
-/* Cuts up `/services/NAME`: 0, or `/services/NAME-s-ID` and `-v-`: 1.  The
- * first `-` ends NAME, which cannot hold one.  Anything else is -1. */
-static int
-socket_id_split(struct str *service, struct str *id, bool *stateful,
-    struct str text)
-{
-	struct str rest;
-
-	if (!str_begins(text, "/services/"))
-		return -1;
-	rest = text_from(text, strlen("/services/"));
-	(void)split_next(&rest, '-', service);
-	*id = STR("");
-	*stateful = false;
-	if (!service_name_valid(*service))
-		return -1;
-	if (!rest.p)
-		return 0;
-	if (!str_begins(rest, "s-") && !str_begins(rest, "v-"))
-		return -1;
-	*stateful = rest.p[0] == 's';
-	*id = text_from(rest, 2);
-	return id->n > 0 ? 1 : -1;
-}
-
-/* Takes the next value of a list; rest begins as the text in its brackets. */
-static bool
-target_list_next(struct str *rest, struct str *value)
-{
-	return split_next(rest, ',', value);
-}
-
 static bool
 target_list_has(struct str list, struct str value)
 {
 	struct str one;
 
-	while (target_list_next(&list, &one))
+	while (split_next(&list, ',', &one))
 		if (str_eq(one, value))
 			return true;
 	return false;
@@ -2699,24 +2668,30 @@ target_list_has(struct str list, struct str value)
 
 /* The term parsers below return NULL, or the sentence that says why not. */
 
+/* `/services/NAME`, or `/services/NAME-s-ID` and `-v-`.  The first `-` ends
+ * NAME, which cannot hold one. */
 static const char *
 target_path(struct target *t, struct target_term *term, struct str token)
 {
-	struct str id;
-	bool stateful;
-	int n = socket_id_split(&term->name, &id, &stateful, token);
+	struct str rest = token;
 
-	if (n < 0)
+	term->kind = TERM_SERVICE;
+	if (str_begins(token, "/services/")) {
+		rest = text_from(token, strlen("/services/"));
+		(void)split_next(&rest, '-', &term->name);
+		if (!rest.p && service_name_valid(term->name))
+			return NULL;
+	}
+	if (rest.n < 3 || (rest.p[0] != 's' && rest.p[0] != 'v') ||
+	    rest.p[1] != '-' || !service_name_valid(term->name))
 		return "a path in a target is /services/NAME, "
 		    "/services/NAME-s-ID or /services/NAME-v-GUID";
-	term->kind = TERM_SERVICE;
-	if (n == 0)
-		return NULL;
-	if (t->socket.n > 0)
+	if (t->socket)
 		return "a target has at most one socketId";
 	term->kind = TERM_SOCKET;
-	term->value = token;
-	t->socket = token;
+	term->stateful = rest.p[0] == 's';
+	term->value = text_from(rest, 2);
+	t->socket = term;
 	return NULL;
 }
 
@@ -2766,22 +2741,22 @@ target_term(struct target *t, struct str token)
 	    "=open and =away, and options stand before them";
 }
 
-/* Parses a whole target: 0, or -1 (bad-target) with a sentence in *why. */
-static int
-target_parse(struct target *t, struct str text, const char **why)
+/* Parses a whole target: NULL, or the sentence of bad-target. */
+static const char *
+target_parse(struct target *t, struct str text)
 {
+	const char *why = "the target is empty; * selects every socket";
 	struct str token, rest = text;
 
 	t->n = 0;
-	t->socket = STR("");
+	t->socket = NULL;
 	t->text = text;
-	*why = "the target is empty; * selects every socket";
 	while (token_next(&rest, &token)) {
-		*why = target_term(t, token);
-		if (*why != NULL)
-			return -1;
+		why = target_term(t, token);
+		if (why)
+			break;
 	}
-	return *why == NULL ? 0 : -1;
+	return why;
 }
 
 /* Writes the target so that equal ones have equal texts: its terms, one
@@ -2873,14 +2848,10 @@ tag_line_next(struct tag_line *t, struct str *rest)
 static bool
 id_piece_next(struct str *rest, struct str *piece)
 {
-	const char *end = text_find(*rest, "::");
-
+	if (text_upto(rest, "::", piece))
+		return true;
 	*piece = *rest;
 	*rest = (struct str){ NULL, 0 };
-	if (end) {
-		*rest = text_from(*piece, (size_t)(end - piece->p) + 2);
-		piece->n -= rest->n + 2;
-	}
 	return piece->p;
 }
 
@@ -2913,25 +2884,22 @@ id_tag_follows(struct str rest, struct str name)
 	return false;
 }
 
-/* May a socket have this id's tags?  If not, *why has the sentence. */
-static bool
-id_tags_valid(struct str id, const char **why)
+/* May a socket have this id's tags?  NULL, or the sentence. */
+static const char *
+id_tags_check(struct str id)
 {
 	struct str name, value;
 	size_t names = 0;
 
-	*why = NULL;
 	while (id_tag_next(&id, &name, &value)) {
 		if (name.n > WSP_MAX_TAG_NAME)
-			*why = "a tag name in the id is over 32 bytes";
-		else if (value.n > WSP_MAX_TAG_VALUE)
-			*why = "a tag value in the id is over 96 bytes";
-		else if (!id_tag_follows(id, name) && ++names > WSP_MAX_TAGS)
-			*why = "the id has more than 16 tags";
-		if (*why != NULL)
-			return false;
+			return "a tag name in the id is over 32 bytes";
+		if (value.n > WSP_MAX_TAG_VALUE)
+			return "a tag value in the id is over 96 bytes";
+		if (!id_tag_follows(id, name) && ++names > WSP_MAX_TAGS)
+			return "the id has more than 16 tags";
 	}
-	return true;
+	return NULL;
 }
 
 /* ----- 9. Store ----------------------------------------------------------
@@ -3004,13 +2972,14 @@ store_ring_size(u32 limit, u32 largest)
 	return (size_t)limit + limit / STORE_SLACK + largest;
 }
 
+/* Opens a store whose memory stands in it, and zeroes else. */
 static void
-store_init(struct store *s, u8 *bytes, u32 cap, u32 limit,
-    struct message *row, u32 rows)
+store_init(struct store *s, u32 cap, u32 limit, u32 rows)
 {
-	*s = (struct store){ .bytes = bytes, .cap = cap, .limit = limit,
-		.row = row, .rows = rows, .free = NONE, .oldest = NONE, .newest = NONE,
-		.eldest = NONE, .youngest = NONE };
+	s->cap = cap;
+	s->limit = limit;
+	s->rows = rows;
+	s->free = s->oldest = s->newest = s->eldest = s->youngest = NONE;
 }
 
 /* Bytes of the ring that a message takes. */
@@ -3937,16 +3906,19 @@ struct sockets {
 	u32 count;
 	u32 away;
 	u32 seed;          /* of the hash: clients choose ids */
+	const struct str *service; /* names, by the number sockets carry */
+	u32 services;
 };
 
-/* The buckets come as zeroes, so that those never used are never touched. */
+/* Opens a table whose memory and services stand in it, and zeroes else: the
+ * buckets are zeroes too, so that those never used are never touched. */
 static void
-sock_init(struct sockets *t, struct sock *row, char (*long_id)[WSP_MAX_ID],
-    u32 *bucket, u32 rows, u32 buckets, u32 seed)
+sock_init(struct sockets *t, u32 rows, u32 buckets, u32 seed)
 {
-	*t = (struct sockets){ .row = row, .long_id = long_id,
-		.bucket = bucket, .rows = rows, .buckets = buckets,
-		.free = NONE, .seed = seed };
+	t->rows = rows;
+	t->buckets = buckets;
+	t->free = NONE;
+	t->seed = seed;
 }
 
 /* Buckets for so many rows: a power of two, the next one up. */
@@ -4089,11 +4061,27 @@ sock_unbind(struct sockets *t, u32 i)
 	t->row[i].conn = NONE;
 }
 
+static struct str
+sock_service(const struct sockets *t, u32 i)
+{
+	return t->service[t->row[i].service];
+}
+
+/* The number of the service of this name, or NONE. */
+static u32
+sock_find_service(const struct sockets *t, struct str name)
+{
+	for (u32 i = 0; i < t->services; i++)
+		if (str_eq(t->service[i], name))
+			return i;
+	return NONE;
+}
+
 /* "/services/NAME-s-ID" */
 static void
-sock_name(struct out *o, const struct sockets *t, u32 i, struct str service)
+sock_name(struct out *o, const struct sockets *t, u32 i)
 {
-	struct str id = sock_id(t, i);
+	struct str service = sock_service(t, i), id = sock_id(t, i);
 
 	out_print(o, "/services/%.*s-%c-%.*s", STR_ARGS(service),
 	    t->row[i].stateful ? 's' : 'v', STR_ARGS(id));
@@ -4155,20 +4143,16 @@ struct tags {
 	u32 *bucket;            /* 1 + first row of its chain; 0: empty */
 	u32 rows, buckets;
 	u32 fresh, free;
-	const struct str *service; /* names, by the number sockets carry */
-	u32 services;
-	const struct sockets *sockets;
+	struct sockets *sockets;
 };
 
+/* As sock_init(). */
 static void
-tags_init(struct tags *t, struct tag *row, char (*text)[TAG_TEXT],
-    u32 *bucket, u32 rows, u32 buckets, const struct str *service,
-    u32 services, const struct sockets *sockets)
+tags_init(struct tags *t, u32 rows, u32 buckets)
 {
-	*t = (struct tags){ .row = row, .text = text, .bucket = bucket,
-		.rows = rows, .buckets = buckets, .free = NONE,
-		.service = service, .services = services,
-		.sockets = sockets };
+	t->rows = rows;
+	t->buckets = buckets;
+	t->free = NONE;
 }
 
 static struct str
@@ -4241,8 +4225,9 @@ tag_unindex(struct tags *t, u32 i)
 
 /* Takes one tag from its socket and frees its row. */
 static void
-tag_remove(struct tags *t, struct sock *s, u32 i)
+tag_remove(struct tags *t, u32 i)
 {
+	struct sock *s = &t->sockets->row[t->row[i].sock];
 	u32 *link = &s->tags;
 
 	tag_unindex(t, i);
@@ -4255,83 +4240,76 @@ tag_remove(struct tags *t, struct sock *s, u32 i)
 }
 
 /* Gives a socket a tag, in the place of one of that name.  The caller has
- * checked name, value, origin and count.  `at` is where an id spells it. */
+ * checked name, value, origin and count; TAG_ID says that they lie in the
+ * socket's id. */
 static void
-tag_set(struct tags *t, struct sock *s, u32 sock, enum tag_origin origin,
-    struct str name, struct str value, size_t at)
+tag_set(struct tags *t, u32 sock, enum tag_origin origin,
+    const struct str *name, const struct str *value)
 {
-	u32 i = tag_find(t, sock, name);
+	struct sock *s = &t->sockets->row[sock];
+	u32 i = tag_find(t, sock, *name);
+	struct tag *g;
 
 	if (i != NONE)
-		tag_remove(t, s, i);
+		tag_remove(t, i);
 	i = t->free;
 	if (i != NONE)
 		t->free = t->row[i].next;
 	else
 		i = t->fresh++;
 	assert(i < t->rows);
-	t->row[i] = (struct tag){ .sock = sock, .next = s->tags,
-		.origin = (u8)origin, .name_n = (u8)name.n,
-		.value_n = (u8)value.n, .at = (u8)at };
-	if (origin != TAG_ID) {
-		memcpy(t->text[i], name.p, name.n);
-		if (value.n > 0)
-			memcpy(t->text[i] + name.n, value.p, value.n);
+	g = &t->row[i];
+	*g = (struct tag){ .sock = sock, .next = s->tags,
+		.origin = (u8)origin, .name_n = (u8)name->n,
+		.value_n = (u8)value->n };
+	if (origin == TAG_ID) {
+		g->at = (u8)(name->p - sock_id(t->sockets, sock).p);
+	} else {
+		memcpy(t->text[i], name->p, name->n);
+		if (value->n > 0)
+			memcpy(t->text[i] + name->n, value->p, value->n);
 	}
 	s->tags = i;
 	s->tag_count++;
 	tag_index(t, i);
 }
 
-/* The tags that a new socket's id spells; id_tags_valid() said yes. */
+/* The tags that a new socket's id spells; id_tags_check() was content. */
 static void
-tags_from_id(struct tags *t, struct sock *s, u32 sock)
+tags_from_id(struct tags *t, u32 sock)
 {
-	struct str id = sock_id(t->sockets, sock);
-	struct str rest = id, name, value;
+	struct str rest = sock_id(t->sockets, sock), name, value;
 
 	while (id_tag_next(&rest, &name, &value))
-		tag_set(t, s, sock, TAG_ID, name, value,
-		    (size_t)(name.p - id.p));
+		tag_set(t, sock, TAG_ID, &name, &value);
 }
 
 /* The tag of a socket, which has some, that gives way first. */
 static u32
-tag_weakest(const struct tags *t, const struct sock *s)
+tag_weakest(const struct tags *t, u32 sock)
 {
-	u32 weakest = s->tags;
+	u32 first = t->sockets->row[sock].tags, weakest = first;
 
-	for (u32 i = s->tags; i != NONE; i = t->row[i].next)
+	for (u32 i = first; i != NONE; i = t->row[i].next)
 		if (t->row[i].origin > t->row[weakest].origin)
 			weakest = i;
 	return weakest;
 }
 
+/* Takes from a socket the tags of origins `from` to `to`. */
 static void
-tags_clear(struct tags *t, struct sock *s)
+tags_drop(struct tags *t, u32 sock, enum tag_origin from, enum tag_origin to)
 {
-	while (s->tags != NONE)
-		tag_remove(t, s, s->tags);
+	for (u32 i = t->sockets->row[sock].tags, next; i != NONE; i = next) {
+		next = t->row[i].next;
+		if (t->row[i].origin >= from && t->row[i].origin <= to)
+			tag_remove(t, i);
+	}
 }
 
 /*
  * ---- Selection
  */
-
-static struct str
-tags_service(const struct tags *t, u32 sock)
-{
-	return t->service[t->sockets->row[sock].service];
-}
-
-static bool
-tags_has_service(const struct tags *t, struct str name)
-{
-	for (u32 i = 0; i < t->services; i++)
-		if (str_eq(t->service[i], name))
-			return true;
-	return false;
-}
 
 static bool
 tags_has_value(const struct tags *t, u32 sock,
@@ -4341,7 +4319,7 @@ tags_has_value(const struct tags *t, u32 sock,
 	u32 i;
 
 	if (str_is(term->name, "service")) {
-		value = tags_service(t, sock);
+		value = sock_service(t->sockets, sock);
 	} else {
 		i = tag_find(t, sock, term->name);
 		if (i == NONE)
@@ -4355,18 +4333,12 @@ tags_has_value(const struct tags *t, u32 sock,
 
 /* The row of the socket that a socketId names, or NONE. */
 static u32
-tags_find_socket(const struct tags *t, struct str text)
+tags_find_socket(const struct tags *t, const struct target_term *term)
 {
-	struct str service, id;
-	bool stateful;
+	u32 service = sock_find_service(t->sockets, term->name);
 
-	if (socket_id_split(&service, &id, &stateful, text) <= 0)
-		return NONE;
-	for (u32 i = 0; i < t->services; i++)
-		if (str_eq(t->service[i], service))
-			return id.n > WSP_MAX_ID ? NONE :
-			    sock_find(t->sockets, (u8)i, stateful, id);
-	return NONE;
+	return service == NONE || term->value.n > WSP_MAX_ID ? NONE :
+	    sock_find(t->sockets, (u8)service, term->stateful, term->value);
 }
 
 static bool
@@ -4375,9 +4347,9 @@ tags_term_matches(const struct tags *t, u32 sock,
 {
 	switch ((enum term_kind)term->kind) {
 	case TERM_SOCKET:
-		return tags_find_socket(t, term->value) == sock;
+		return tags_find_socket(t, term) == sock;
 	case TERM_SERVICE:
-		return str_eq(tags_service(t, sock), term->name);
+		return str_eq(sock_service(t->sockets, sock), term->name);
 	case TERM_TAG:
 	case TERM_TAG_VALUE:
 	case TERM_TAG_LIST:
@@ -4399,51 +4371,33 @@ tags_match(const struct tags *t, u32 sock, const struct target *target)
 	return true;
 }
 
-/* Adds to `rows` the sockets that have the tag name:value and match. */
+/* Adds to `rows` the sockets that have the term's tag with this value, and
+ * match; returns how many. */
 static u32
 tags_select_alike(const struct tags *t, const struct target *target,
-    struct str name, struct str value, u32 *rows, u32 count)
+    const struct target_term *term, struct str value, u32 *rows)
 {
-	u32 hash = tag_hash(t, name, value);
+	u32 hash = tag_hash(t, term->name, value), count = 0;
 	u32 i = t->bucket[hash & (t->buckets - 1)] - 1;
 
 	for (; i != NONE; i = t->row[i].next_alike)
 		if (t->row[i].hash == hash && str_eq(tag_value(t, i), value) &&
-		    str_eq(tag_name(t, i), name) &&
+		    str_eq(tag_name(t, i), term->name) &&
 		    tags_match(t, t->row[i].sock, target))
 			rows[count++] = t->row[i].sock;
 	return count;
 }
 
-/* Is this value the first of its kind in the list before `rest`? */
+/* Is this value, which lies in the list, the first of its kind there? */
 static bool
-tags_is_first(struct str list, struct str value, struct str rest)
+tags_is_first(struct str list, struct str value)
 {
-	struct str before = list, other;
-	size_t tail = rest.p == NULL ? 0 : rest.n + 1;
+	struct str other;
 
-	before.n -= tail + value.n;
-	if (before.n == 0)
-		return true;
-	before.n--;
-	while (target_list_next(&before, &other))
+	while (split_next(&list, ',', &other) && other.p != value.p)
 		if (str_eq(other, value))
 			return false;
 	return true;
-}
-
-static u32
-tags_select_list(const struct tags *t, const struct target *target,
-    const struct target_term *term, u32 *rows)
-{
-	struct str rest = term->value, value;
-	u32 count = 0;
-
-	while (target_list_next(&rest, &value))
-		if (tags_is_first(term->value, value, rest))
-			count = tags_select_alike(t, target, term->name, value,
-			    rows, count);
-	return count;
 }
 
 /* The term that finds its sockets by the index, if there is one. */
@@ -4467,9 +4421,10 @@ static u32
 tags_select(const struct tags *t, const struct target *target, u32 *rows)
 {
 	const struct target_term *term = tags_indexed_term(target);
+	struct str rest, value;
 	u32 count = 0;
 
-	if (target->socket.n > 0) {
+	if (target->socket) {
 		u32 i = tags_find_socket(t, target->socket);
 
 		if (i != NONE && tags_match(t, i, target))
@@ -4477,10 +4432,15 @@ tags_select(const struct tags *t, const struct target *target, u32 *rows)
 		return count;
 	}
 	if (term && term->kind == TERM_TAG_VALUE)
-		return tags_select_alike(t, target, term->name, term->value,
-		    rows, 0);
-	if (term)
-		return tags_select_list(t, target, term, rows);
+		return tags_select_alike(t, target, term, term->value, rows);
+	if (term) {
+		rest = term->value;
+		while (split_next(&rest, ',', &value))
+			if (tags_is_first(term->value, value))
+				count += tags_select_alike(t, target, term,
+				    value, rows + count);
+		return count;
+	}
 	for (u32 i = 0; i < t->sockets->fresh; i++)
 		if (sock_is_used(t->sockets, i) &&
 		    (target->n == 0 || tags_match(t, i, target)))
@@ -9045,8 +9005,6 @@ conn_ponged(struct conn *c, const u8 *p, size_t n)
 static void
 conn_log_deaf(const struct conn *c, bool cut)
 {
-	struct str service = settings.service[
-	    srv.sockets.row[c->sock].service].name;
 	char name[WSP_MAX_SOCKET_ID], peer[64];
 	struct out o = out_to(name, sizeof name);
 	struct log_room room;
@@ -9054,7 +9012,7 @@ conn_log_deaf(const struct conn *c, bool cut)
 	srv.deaf++;
 	if (srv.now < srv.deaf_log_at)
 		return;
-	sock_name(&o, &srv.sockets, c->sock, service);
+	sock_name(&o, &srv.sockets, c->sock);
 	conn_peer(peer, c);
 	log_event(LOG_LEVEL_WARN, "no-pong", "socket=%s peer=%s cut=%d "
 	    "clients=%u why=\"TCP took the Ping and no Pong came; if a proxy "
@@ -10127,25 +10085,12 @@ static void handler_message(u32 sock, u8 opcode, const u8 *p, size_t n);
 static bool handler_auth(u32 service, u64 ticket, struct str id,
     bool stateful, struct str body);
 
-static struct str
-service_name(u32 sock)
-{
-	return settings.service[srv.sockets.row[sock].service].name;
-}
-
 static struct conn *
 service_conn(u32 sock)
 {
 	const struct sock *s = &srv.sockets.row[sock];
 
 	return s->conn == NONE ? NULL : &srv.conn[s->conn];
-}
-
-/* The socketId. */
-static void
-service_print(struct out *o, u32 sock)
-{
-	sock_name(o, &srv.sockets, sock, service_name(sock));
 }
 
 /* Seconds of the monotonic clock. */
@@ -10167,9 +10112,8 @@ static struct target *
 service_target(const char *p, size_t n)
 {
 	static struct target target;
-	const char *why;
 
-	(void)target_parse(&target, (struct str){ p, n }, &why);
+	(void)target_parse(&target, (struct str){ p, n });
 	return &target;
 }
 
@@ -10191,7 +10135,7 @@ service_event(const char *word, u32 sock, u32 n)
 			continue;
 		if (o.n == 0) {
 			out_print(&o, "%s ", word);
-			service_print(&o, sock);
+			sock_name(&o, &srv.sockets, sock);
 			if (n != NONE)
 				out_print(&o, " %u", n);
 		}
@@ -10215,7 +10159,7 @@ service_forget(u32 sock, enum leave why)
 		service_event("drop", sock, held);
 	service_event("forget", sock, NONE);
 	queue_clear(&srv.queues, sock, why);
-	tags_clear(&srv.tags, &srv.sockets.row[sock]);
+	tags_drop(&srv.tags, sock, TAG_TOKEN, TAG_CLIENT);
 	deadline_cancel(&srv.away, sock);
 	sock_remove(&srv.sockets, sock);
 }
@@ -10440,7 +10384,7 @@ service_log_slow(u32 sock)
 	if (s->slow)
 		return;
 	s->slow = true;
-	service_print(&o, sock);
+	sock_name(&o, &srv.sockets, sock);
 	if (c)
 		conn_peer(peer, c);
 	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
@@ -10969,7 +10913,7 @@ static bool
 arrival_id(struct arrival *a)
 {
 	struct str value;
-	const char *why = NULL;
+	const char *why;
 	int n = http_parameter(&value, a->r->query, "X-StatefulSocketId");
 
 	if (n == 0 || (n > 0 && value.n == 0))
@@ -10983,12 +10927,9 @@ arrival_id(struct arrival *a)
 		    "the id is over 128 bytes");
 	a->id = (struct str){ a->room, (size_t)n };
 	a->stateful = true;
-	if (!text_is_clean(a->id))
-		why = "the id must be UTF-8 without white space and control "
-		    "characters";
-	else if (id_tags_valid(a->id, &why))
-		return true;
-	return arrival_refuse(a, 400, why);
+	why = text_is_clean(a->id) ? id_tags_check(a->id) :
+	    "the id must be UTF-8 without white space and control characters";
+	return !why || arrival_refuse(a, 400, why);
 }
 
 static bool
@@ -11093,12 +11034,10 @@ arrival_token(struct arrival *a)
 static void
 arrival_tag(u32 sock, struct str name, struct str value)
 {
-	struct sock *s = &srv.sockets.row[sock];
-
-	if (s->tag_count == WSP_MAX_TAGS &&
+	if (srv.sockets.row[sock].tag_count == WSP_MAX_TAGS &&
 	    tag_find(&srv.tags, sock, name) == NONE)
-		tag_remove(&srv.tags, s, tag_weakest(&srv.tags, s));
-	tag_set(&srv.tags, s, sock, TAG_TOKEN, name, value, 0);
+		tag_remove(&srv.tags, tag_weakest(&srv.tags, sock));
+	tag_set(&srv.tags, sock, TAG_TOKEN, &name, &value);
 }
 
 /* Gives the socket the tags of its token, then those of `allow`, in place of
@@ -11106,15 +11045,10 @@ arrival_tag(u32 sock, struct str name, struct str value)
 static void
 arrival_tags(const struct arrival *a)
 {
-	struct sock *s = &srv.sockets.row[a->sock];
 	const struct token *t = a->token;
 	const struct verdict *v = a->verdict;
 
-	for (u32 i = s->tags, next; i != NONE; i = next) {
-		next = srv.tags.row[i].next;
-		if (srv.tags.row[i].origin == TAG_TOKEN)
-			tag_remove(&srv.tags, s, i);
-	}
+	tags_drop(&srv.tags, a->sock, TAG_TOKEN, TAG_TOKEN);
 	for (u32 k = 0; t && k < t->tags; k++)
 		arrival_tag(a->sock, t->tag[k].name, t->tag[k].value);
 	for (u32 k = 0; v && k < v->tags; k++)
@@ -11216,7 +11150,7 @@ arrival_row(struct arrival *a)
 	    srv.now);
 	queue_reset(&srv.queues, a->sock);
 	if (a->stateful)
-		tags_from_id(&srv.tags, &srv.sockets.row[a->sock], a->sock);
+		tags_from_id(&srv.tags, a->sock);
 	return true;
 }
 
@@ -11783,18 +11717,13 @@ command_check_tags(const struct command_text *t, u32 sock)
 static void
 command_apply_tags(const struct command_text *t, u32 sock)
 {
-	struct sock *s = &srv.sockets.row[sock];
 	bool had[SETTINGS_RETAINED];
 
 	retained_mark(sock, had, false);
-	for (u32 i = s->tags, next; i != NONE; i = next) {
-		next = srv.tags.row[i].next;
-		if (srv.tags.row[i].origin == TAG_CLIENT)
-			tag_remove(&srv.tags, s, i);
-	}
+	tags_drop(&srv.tags, sock, TAG_CLIENT, TAG_CLIENT);
 	for (int k = 0; k < t->tags; k++)
-		tag_set(&srv.tags, s, sock, TAG_CLIENT, t->tag[k].name,
-		    t->tag[k].value, 0);
+		tag_set(&srv.tags, sock, TAG_CLIENT, &t->tag[k].name,
+		    &t->tag[k].value);
 	retained_offer(sock, had);
 }
 
@@ -11958,7 +11887,7 @@ static bool
 asking_select(struct asking *q, u32 *count)
 {
 	*count = tags_select(&srv.tags, &q->target, srv.selected);
-	if (*count > 0 || q->target.socket.n == 0 ||
+	if (*count > 0 || !q->target.socket ||
 	    tags_find_socket(&srv.tags, q->target.socket) != NONE)
 		return true;
 	asking_refuse(q, REFUSED_UNKNOWN_SOCKET, "no socket has this id");
@@ -12185,7 +12114,7 @@ list_row(struct out *o, u32 sock, bool json)
 	char name[WSP_MAX_SOCKET_ID], peer[64];
 	struct out id = out_to(name, sizeof name);
 
-	service_print(&id, sock);
+	sock_name(&id, &srv.sockets, sock);
 	text_print(peer, sizeof peer, json ? "null" : "-");
 	if (!away)
 		conn_peer(peer, &srv.conn[s->conn]);
@@ -12200,7 +12129,8 @@ list_row(struct out *o, u32 sock, bool json)
 	    "\t%s\t%u\t%u\t%u\t%s%s%s\t%u\t", away ? "away" : "open",
 	    queue->count, queue->bytes, service_age(sock), quote, peer, quote,
 	    srv.queues.drops[sock]);
-	list_tag(o, STR("service"), service_name(sock), json);
+	list_tag(o, STR("service"), sock_service(&srv.sockets, sock),
+	    json);
 	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
 		out_char(o, ',');
 		list_tag(o, tag_name(&srv.tags, i), tag_value(&srv.tags, i),
@@ -12349,24 +12279,19 @@ tagging_check(u32 sock, const struct tag_line *lines, int n, bool replace)
 static void
 tagging_apply(u32 sock, const struct tag_line *lines, int n, bool replace)
 {
-	struct sock *s = &srv.sockets.row[sock];
-
-	for (u32 i = s->tags, next; i != NONE; i = next) {
-		next = srv.tags.row[i].next;
-		if (tagging_drops(i, replace))
-			tag_remove(&srv.tags, s, i);
-	}
+	if (replace)
+		tags_drop(&srv.tags, sock, TAG_PUSH, TAG_PUSH);
 	/* What goes makes room for what comes. */
 	for (int k = 0; k < n; k++) {
 		u32 i = tag_find(&srv.tags, sock, lines[k].name);
 
 		if (i != NONE && lines[k].remove)
-			tag_remove(&srv.tags, s, i);
+			tag_remove(&srv.tags, i);
 	}
 	for (int k = 0; k < n; k++)
 		if (!lines[k].remove)
-			tag_set(&srv.tags, s, sock, TAG_PUSH, lines[k].name,
-			    lines[k].value, 0);
+			tag_set(&srv.tags, sock, TAG_PUSH, &lines[k].name,
+			    &lines[k].value);
 }
 
 static void
@@ -12544,7 +12469,7 @@ asking_knows_services(struct asking *q)
 		const struct target_term *term = &q->target.terms[k];
 
 		if ((term->kind == TERM_SERVICE || term->kind == TERM_SOCKET)
-		    && !tags_has_service(&srv.tags, term->name))
+		    && sock_find_service(&srv.sockets, term->name) == NONE)
 			return false;
 	}
 	return true;
@@ -12598,9 +12523,11 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 
 	if (bad == REFUSED_NOT && q->r.target.n > 0 &&
 	    q->r.verb != VERB_ALLOW) {
-		if (target_parse(&q->target, q->r.target, &why) < 0)
+		why = target_parse(&q->target, q->r.target);
+		if (why) {
 			bad = REFUSED_BAD_TARGET;
-		else if (request_has(&q->r, OPTION_RETAIN) && q->target.socket.n > 0) {
+		} else if (request_has(&q->r, OPTION_RETAIN) &&
+		    q->target.socket) {
 			bad = REFUSED_BAD_OPTION;
 			why = "retain= is for groups, not for one socketId";
 		} else if (!asking_knows_services(q)) {
@@ -12825,7 +12752,7 @@ handler_head(char text[HANDLER_HEAD], const char *word, u32 sock)
 
 	out_text(&o, word);
 	out_char(&o, ' ');
-	service_print(&o, sock);
+	sock_name(&o, &srv.sockets, sock);
 	return o;
 }
 
@@ -14951,19 +14878,19 @@ serve_place(void)
 	srv.scratch_list = srv.scratch_reply + srv.reply_size;
 	deadline_init(&srv.deadlines, srv.deadline_rows);
 	deadline_init(&srv.away, srv.away.row);
-	sock_init(&srv.sockets, srv.sockets.row, srv.sockets.long_id,
-	    srv.sockets.bucket, sockets, buckets, seed);
-	store_init(&srv.queues.store, srv.queues.store.bytes,
+	sock_init(&srv.sockets, sockets, buckets, seed);
+	store_init(&srv.queues.store,
 	    (u32)store_ring_size(settings.store_bytes, largest),
-	    settings.store_bytes, srv.queues.store.row,
+	    settings.store_bytes,
 	    settings.store_bytes / STORE_BYTES_PER_ROW + 16);
 	srv.queues.cap = (u16)settings.queue_messages;
 	srv.queues.byte_cap = settings.queue_bytes;
 	for (u32 i = 0; i < settings.services; i++)
 		names[i] = settings.service[i].name;
-	tags_init(&srv.tags, srv.tags.row, srv.tags.text, srv.tags.bucket,
-	    sockets * WSP_MAX_TAGS, buckets * 2, names, settings.services,
-	    &srv.sockets);
+	srv.sockets.service = names;
+	srv.sockets.services = settings.services;
+	srv.tags.sockets = &srv.sockets;
+	tags_init(&srv.tags, sockets * WSP_MAX_TAGS, buckets * 2);
 }
 
 /* ----- 48. Start ---------------------------------------------------------

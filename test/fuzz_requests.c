@@ -47,7 +47,7 @@ check_lists(const struct target *t)
 		inside(rest, t->text.p, t->text.n);
 		if (t->terms[i].kind != TERM_TAG_LIST)
 			continue;
-		while (target_list_next(&rest, &value)) {
+		while (split_next(&rest, ',', &value)) {
 			CHECK(target_list_has(t->terms[i].value, value));
 			sum += value.n + 1;
 		}
@@ -63,9 +63,9 @@ check_target(struct str text)
 	static char canonical[2048], twice[2048];
 	struct out o = out_to(canonical, sizeof canonical);
 	struct out o2 = out_to(twice, sizeof twice);
-	const char *why;
+	const char *why = target_parse(&t, text);
 
-	if (target_parse(&t, text, &why) != 0) {
+	if (why) {
 		sentence(why, 200);
 		return;
 	}
@@ -73,9 +73,11 @@ check_target(struct str text)
 	target_text(&o, &t);
 	if (o.full)
 		return;
-	CHECK(target_parse(&again, (struct str){ canonical, o.n }, &why)
-	    == 0);
-	CHECK(again.n == t.n && str_eq(again.socket, t.socket));
+	CHECK(!target_parse(&again, (struct str){ canonical, o.n }));
+	CHECK(again.n == t.n && !again.socket == !t.socket);
+	CHECK(!t.socket || (str_eq(again.socket->value, t.socket->value) &&
+	    str_eq(again.socket->name, t.socket->name) &&
+	    again.socket->stateful == t.socket->stateful));
 	for (size_t i = 0; i < t.n; i++)
 		CHECK(again.terms[i].kind == t.terms[i].kind);
 	target_text(&o2, &again);
@@ -107,7 +109,8 @@ check_tags(struct str text)
 	}
 	if (text.n > WSP_MAX_ID)
 		return;
-	if (!id_tags_valid(text, &why))
+	why = id_tags_check(text);
+	if (why)
 		sentence(why, 200);
 	else
 		CHECK(n <= 1 + WSP_MAX_ID / 4);

@@ -830,8 +830,9 @@ begin_epoch(void)
 	t.ring = malloc(SOCKS * t.cap * sizeof *t.ring);
 	t.drops = malloc(SOCKS * sizeof *t.drops);
 	AGREE(t.queue != NULL && t.ring != NULL && t.drops != NULL);
-	store_init(&t.store, malloc(cap), cap, limit,
-	    malloc(rows * sizeof *t.store.row), rows);
+	t.store.bytes = malloc(cap);
+	t.store.row = malloc(rows * sizeof *t.store.row);
+	store_init(&t.store, cap, limit, rows);
 	AGREE(t.store.bytes != NULL && t.store.row != NULL);
 	for (u32 i = 0; i < SOCKS; i++) {
 		queue_reset(&t, i);

@@ -38,8 +38,9 @@ open_queues(u16 cap, u32 byte_cap)
 	assert_non_null(t.queue);
 	assert_non_null(t.ring);
 	assert_non_null(t.drops);
-	store_init(&t.store, malloc(RING), RING, RING - 64,
-	    malloc(ROWS * sizeof *t.store.row), ROWS);
+	t.store.bytes = malloc(RING);
+	t.store.row = malloc(ROWS * sizeof *t.store.row);
+	store_init(&t.store, RING, RING - 64, ROWS);
 	assert_non_null(t.store.bytes);
 	assert_non_null(t.store.row);
 	t.cap = cap;

@@ -30,7 +30,9 @@ open_table(u32 rows, u32 buckets)
 	assert_non_null(bucket);
 	memset(row, 0xee, rows * sizeof *row);
 	memset(long_id, 0xee, rows * sizeof *long_id);
-	sock_init(&table, row, long_id, bucket, rows, buckets, 12345);
+	table = (struct sockets){ .row = row, .long_id = long_id,
+		.bucket = bucket };
+	sock_init(&table, rows, buckets, 12345);
 }
 
 static int
@@ -258,17 +260,17 @@ the_seed_changes_the_hash(void **state)
 static void
 a_name_spells_service_kind_and_id(void **state)
 {
+	static const struct str service[] = { { "main", 4 }, { "e.2", 3 } };
 	char text[WSP_MAX_SOCKET_ID];
 	struct out o = out_to(text, sizeof text);
 
 	(void)state;
 	open_table(2, 2);
-	sock_name(&o, &table, sock_add(&table, 0, true, STR("id:1"), 0),
-	    STR("main"));
+	table.service = service;
+	sock_name(&o, &table, sock_add(&table, 0, true, STR("id:1"), 0));
 	assert_true(str_is((struct str){ text, o.n }, "/services/main-s-id:1"));
 	o = out_to(text, sizeof text);
-	sock_name(&o, &table, sock_add(&table, 0, false, STR("x"), 0),
-	    STR("e.2"));
+	sock_name(&o, &table, sock_add(&table, 1, false, STR("x"), 0));
 	assert_true(str_is((struct str){ text, o.n }, "/services/e.2-v-x"));
 }
 
@@ -282,9 +284,9 @@ the_longest_name_fits_its_limit_exactly(void **state)
 	assert_non_null(text);
 	memset(service, 's', sizeof service);
 	open_table(1, 1);
+	table.service = &(struct str){ service, sizeof service };
 	sock_name(&o, &table,
-	    sock_add(&table, 0, true, id_of(WSP_MAX_ID, 'q'), 0),
-	    (struct str){ service, sizeof service });
+	    sock_add(&table, 0, true, id_of(WSP_MAX_ID, 'q'), 0));
 	assert_false(o.full);
 	assert_int_equal(o.n, WSP_MAX_SOCKET_ID);
 	free(text);

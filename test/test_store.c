@@ -46,7 +46,8 @@ open_store(u32 cap, u32 limit, u32 rows)
 	assert_non_null(row);
 	memset(ring, 0xee, cap);
 	memset(row, 0xee, rows * sizeof *row);
-	store_init(&store, ring, cap, limit, row, rows);
+	store = (struct store){ .bytes = ring, .row = row };
+	store_init(&store, cap, limit, rows);
 }
 
 static int

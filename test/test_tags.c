@@ -39,9 +39,13 @@ open_tables(void **state)
 	memset(tag_row, 0xee, TAG_ROWS * sizeof *tag_row);
 	memset(bucket, 0, sizeof bucket);
 	memset(tag_bucket, 0, sizeof tag_bucket);
-	sock_init(&sockets, row, long_id, bucket, ROWS, BUCKETS, 99);
-	tags_init(&tags, tag_row, text, tag_bucket, TAG_ROWS, BUCKETS,
-	    services, COUNT(services), &sockets);
+	sockets = (struct sockets){ .row = row, .long_id = long_id,
+		.bucket = bucket, .service = services,
+		.services = COUNT(services) };
+	sock_init(&sockets, ROWS, BUCKETS, 99);
+	tags = (struct tags){ .row = tag_row, .text = text,
+		.bucket = tag_bucket, .sockets = &sockets };
+	tags_init(&tags, TAG_ROWS, BUCKETS);
 	return 0;
 }
 
@@ -68,20 +72,22 @@ add(const char *id)
 {
 	u32 i = sock_add(&sockets, 0, true, of(id), 0);
 
-	tags_from_id(&tags, &row[i], i);
+	tags_from_id(&tags, i);
 	return i;
 }
 
 static void
 set(u32 sock, enum tag_origin origin, const char *name, const char *value)
 {
-	tag_set(&tags, &row[sock], sock, origin, of(name), of(value), 0);
+	struct str n = of(name), v = of(value);
+
+	tag_set(&tags, sock, origin, &n, &v);
 }
 
 static void
 forget(u32 sock)
 {
-	tags_clear(&tags, &row[sock]);
+	tags_drop(&tags, sock, TAG_TOKEN, TAG_CLIENT);
 	sock_unbind(&sockets, sock);
 	sock_remove(&sockets, sock);
 }
@@ -141,10 +147,10 @@ selected(const char *target_text_)
 {
 	static struct target target;
 	u32 *rows = malloc(ROWS * sizeof *rows), set_of = 0, n;
-	const char *why;
+	const char *why = target_parse(&target, of(target_text_));
 
 	assert_non_null(rows);
-	if (target_parse(&target, of(target_text_), &why) != 0)
+	if (why)
 		fail_msg("%s: %s", target_text_, why);
 	n = tags_select(&tags, &target, rows);
 	assert_true(n <= ROWS);
@@ -223,7 +229,7 @@ the_longest_name_and_value_fit_exactly(void **state)
 	memset(name, 'n', n.n);
 	memset(value, 'v', v.n);
 	i = add("x");
-	tag_set(&tags, &row[i], i, TAG_PUSH, n, v, 0);
+	tag_set(&tags, i, TAG_PUSH, &n, &v);
 	k = tag_find(&tags, i, n);
 	assert_int_not_equal(k, NONE);
 	assert_true(str_eq(tag_value(&tags, k), v));
@@ -266,7 +272,7 @@ removed_tags_leave_the_index_whatever_the_order(void **state)
 			for (u32 k = 0; k < COUNT(name); k++)
 				set(i, TAG_PUSH, name[k], "1");
 			for (u32 k = 0; k < COUNT(name); k++) {
-				tag_remove(&tags, &row[i],
+				tag_remove(&tags,
 				    tag_find(&tags, i, of(name[at])));
 				has_not(i, name[at]);
 				check();
@@ -275,8 +281,8 @@ removed_tags_leave_the_index_whatever_the_order(void **state)
 			assert_int_equal(selected("$a:1"), 1u << other);
 			assert_int_equal(selected("$b:1"), 0);
 		}
-	tags_clear(&tags, &row[other]);
-	tags_clear(&tags, &row[other]);
+	tags_drop(&tags, other, TAG_TOKEN, TAG_CLIENT);
+	tags_drop(&tags, other, TAG_TOKEN, TAG_CLIENT);
 	assert_int_equal(selected("$a"), 0);
 	check();
 }
@@ -418,7 +424,7 @@ service_is_selectable_though_it_is_no_row(void **state)
 	u32 a = add("v:1"), b = sock_add(&sockets, 1, true, STR("v:1"), 0);
 
 	(void)state;
-	tags_from_id(&tags, &row[b], b);
+	tags_from_id(&tags, b);
 	assert_int_equal(selected("$service"), 1u << a | 1u << b);
 	assert_int_equal(selected("$service:echo"), 1u << b);
 	assert_int_equal(selected("$service:[main,none,main]"), 1u << a);
@@ -427,9 +433,19 @@ service_is_selectable_though_it_is_no_row(void **state)
 	assert_int_equal(selected("/services/echo $v:1"), 1u << b);
 	assert_int_equal(selected("/services/main /services/echo"), 0);
 	assert_int_equal(selected("/services/none"), 0);
-	assert_true(tags_has_service(&tags, STR("echo")));
-	assert_false(tags_has_service(&tags, STR("ech")));
-	assert_false(tags_has_service(&tags, STR("echos")));
+	assert_int_equal(sock_find_service(&sockets, STR("echo")), 1);
+	assert_int_equal(sock_find_service(&sockets, STR("ech")), NONE);
+	assert_int_equal(sock_find_service(&sockets, STR("echos")), NONE);
+}
+
+static u32
+find(const char *socket_id)
+{
+	static struct target target;
+
+	assert_null(target_parse(&target, of(socket_id)));
+	assert_non_null(target.socket);
+	return tags_find_socket(&tags, target.socket);
 }
 
 static void
@@ -449,11 +465,10 @@ a_socket_id_selects_one_and_only_if_the_other_terms_match(void **state)
 	assert_int_equal(selected("/services/main-s-v:2 $v:2"), 1u << b);
 	assert_int_equal(selected("$v:1 /services/main-s-v:2"), 0);
 	assert_int_equal(selected("/services/main-s-v:2 =open"), 0);
-	assert_int_equal(tags_find_socket(&tags, STR("/services/main-s-v:2")),
-	    b);
-	assert_int_equal(tags_find_socket(&tags, STR("/services/main")), NONE);
+	assert_int_equal(find("/services/main-s-v:2"), b);
+	assert_int_equal(find("/services/main-s-v:3"), NONE);
 	memset(long_name + 17, 'x', WSP_MAX_ID + 1);
-	assert_int_equal(tags_find_socket(&tags, of(long_name)), NONE);
+	assert_int_equal(find(long_name), NONE);
 }
 
 static void
