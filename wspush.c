@@ -2936,8 +2936,8 @@ struct message {
 	u32 n;              /* bytes for the wire */
 	u32 body;           /* bytes that count in a queue */
 	u32 holds;          /* queue entries, plus one when retained */
-	u32 older, newer;   /* neighbours by place, NONE at the ends */
-	u32 elder, younger; /* neighbours by age */
+	u32 older, newer;   /* neighbours by place; row 0 is at both ends */
+	u32 elder, younger; /* neighbours by age, likewise */
 	u32 holder;         /* row of the first socket that held it */
 	u8 form;            /* enum form */
 	u8 waiter;          /* 1 + the waiter that counts it, or 0 */
@@ -2952,12 +2952,11 @@ struct store {
 	u8 *bytes;
 	u32 cap;              /* of bytes */
 	u32 limit;            /* bytes that may be held */
-	struct message *row;
+	struct message *row;  /* row 0 is no message: both orders begin and end
+	                       * there, its newer is the oldest */
 	u32 rows;
 	u32 fresh;            /* rows from here on were never used */
-	u32 free;             /* first row given back, linked by newer */
-	u32 oldest, newest;   /* by place */
-	u32 eldest, youngest; /* by age */
+	u32 free;             /* first row given back, linked by newer; 0: none */
 	u32 end;              /* where the next message goes */
 	u32 held;             /* bytes in messages */
 	u32 count;            /* messages */
@@ -2972,14 +2971,14 @@ store_ring_size(u32 limit, u32 largest)
 	return (size_t)limit + limit / STORE_SLACK + largest;
 }
 
-/* Opens a store whose memory stands in it, and zeroes else. */
+/* Opens a store whose memory stands in it, and zeroes else; row 0 too. */
 static void
 store_init(struct store *s, u32 cap, u32 limit, u32 rows)
 {
 	s->cap = cap;
 	s->limit = limit;
 	s->rows = rows;
-	s->free = s->oldest = s->newest = s->eldest = s->youngest = NONE;
+	s->fresh = 1;
 }
 
 /* Bytes of the ring that a message takes. */
@@ -2999,55 +2998,41 @@ store_key(const struct store *s, const struct message *m)
 static void
 store_link_newest(struct store *s, u32 i)
 {
-	s->row[i].older = s->newest;
-	s->row[i].newer = NONE;
-	if (s->newest == NONE)
-		s->oldest = i;
-	else
-		s->row[s->newest].newer = i;
-	s->newest = i;
+	struct message *ends = s->row, *m = &s->row[i];
+
+	m->older = ends->older;
+	m->newer = 0;
+	s->row[m->older].newer = i;
+	ends->older = i;
 }
 
 static void
 store_unlink(struct store *s, u32 i)
 {
-	struct message *m = &s->row[i];
+	const struct message *m = &s->row[i];
 
-	if (m->older == NONE)
-		s->oldest = m->newer;
-	else
-		s->row[m->older].newer = m->newer;
-	if (m->newer == NONE)
-		s->newest = m->older;
-	else
-		s->row[m->newer].older = m->older;
+	s->row[m->older].newer = m->newer;
+	s->row[m->newer].older = m->older;
 }
 
 static void
 store_link_age(struct store *s, u32 i)
 {
-	s->row[i].elder = s->youngest;
-	s->row[i].younger = NONE;
-	if (s->youngest == NONE)
-		s->eldest = i;
-	else
-		s->row[s->youngest].younger = i;
-	s->youngest = i;
+	struct message *ends = s->row, *m = &s->row[i];
+
+	m->elder = ends->elder;
+	m->younger = 0;
+	s->row[m->elder].younger = i;
+	ends->elder = i;
 }
 
 static void
 store_unlink_age(struct store *s, u32 i)
 {
-	struct message *m = &s->row[i];
+	const struct message *m = &s->row[i];
 
-	if (m->elder == NONE)
-		s->eldest = m->younger;
-	else
-		s->row[m->elder].younger = m->younger;
-	if (m->younger == NONE)
-		s->youngest = m->elder;
-	else
-		s->row[m->younger].elder = m->elder;
+	s->row[m->elder].younger = m->younger;
+	s->row[m->younger].elder = m->elder;
 }
 
 /* A place for n bytes at the end as the ring lies now, or NONE.  The bytes
@@ -3057,9 +3042,9 @@ store_place(const struct store *s, u32 n)
 {
 	u32 first;
 
-	if (s->oldest == NONE)
+	if (s->count == 0)
 		return n <= s->cap ? 0 : NONE;
-	first = s->row[s->oldest].place;
+	first = s->row[s->row->newer].place;
 	if (s->end <= first)
 		return n <= first - s->end ? s->end : NONE;
 	if (n <= s->cap - s->end)
@@ -3072,7 +3057,7 @@ store_place(const struct store *s, u32 n)
 static void
 store_move_oldest(struct store *s)
 {
-	u32 i = s->oldest;
+	u32 i = s->row->newer;
 	struct message *m = &s->row[i];
 	u32 n = store_size(m), to = s->end;
 
@@ -3102,12 +3087,13 @@ store_make_place(struct store *s, u32 n)
 	return place;
 }
 
+/* A row, or 0 when all are taken. */
 static u32
 store_new_row(struct store *s)
 {
 	u32 i = s->free;
 
-	if (i != NONE)
+	if (i != 0)
 		s->free = s->row[i].newer;
 	else if (s->fresh < s->rows)
 		i = s->fresh++;
@@ -3130,7 +3116,7 @@ store_add(struct store *s, u32 n, u32 body, enum form form, struct str key)
 	if (place == NONE)
 		return NONE;
 	i = store_new_row(s);
-	if (i == NONE)
+	if (i == 0)
 		return NONE;
 	s->row[i] = (struct message){ .place = place, .n = n, .body = body,
 		.holder = NONE, .form = (u8)form, .key_n = (u8)key.n };
@@ -10692,12 +10678,12 @@ sending_make_store_room(struct sending *s, u32 fit)
 {
 	struct store *t = &srv.queues.store;
 	u32 freed = sending_count_leaving(s, fit, 1);
-	u32 n = s->n + (u32)s->a.key.n, end = t->eldest;
+	u32 n = s->n + (u32)s->a.key.n, end = t->row->younger;
 	struct drops drops = { .n = 0 };
 	bool enough;
 
 	while (!(enough = freed > 0 && t->held - freed + n <= t->limit) &&
-	    end != NONE) {
+	    end != 0) {
 		struct message *m = &t->row[end];
 
 		m->victim = m->leaving < m->holds && service_may_drop(end);
@@ -10708,7 +10694,7 @@ sending_make_store_room(struct sending *s, u32 fit)
 	(void)sending_count_leaving(s, fit, -1);
 	if (!enough)
 		return false;
-	for (u32 next, k = t->eldest; k != end; k = next) {
+	for (u32 next, k = t->row->younger; k != end; k = next) {
 		next = t->row[k].younger;
 		if (t->row[k].victim)
 			service_drop(k, &drops);
@@ -10725,7 +10711,7 @@ service_cut_holder(void)
 {
 	struct store *t = &srv.queues.store;
 
-	for (u32 m = t->eldest; m != NONE; m = t->row[m].younger) {
+	for (u32 m = t->row->younger; m != 0; m = t->row[m].younger) {
 		u32 i = 0, at = 0;
 
 		for (; queue_find_hold(&srv.queues, srv.sockets.fresh, m, &i,

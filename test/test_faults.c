@@ -1150,7 +1150,7 @@ check_store(void)
 		}
 		CHECK(bytes == q->bytes);
 	}
-	for (u32 i = s->eldest; i != NONE; i = s->row[i].younger) {
+	for (u32 i = s->row->younger; i != 0; i = s->row[i].younger) {
 		CHECK(s->row[i].holds == holds[i] && holds[i] > 0);
 		CHECK(s->row[i].place + store_size(&s->row[i]) <= s->cap);
 		held += store_size(&s->row[i]);
@@ -1159,9 +1159,9 @@ check_store(void)
 	}
 	CHECK(count == s->count && held == s->held && mortal == s->mortal);
 	CHECK(held <= s->limit);
-	for (u32 i = s->free; i != NONE; i = s->row[i].newer)
+	for (u32 i = s->free; i != 0; i = s->row[i].newer)
 		frees++;
-	CHECK(frees + count == s->fresh);
+	CHECK(1 + frees + count == s->fresh);
 }
 
 static void

@@ -24,7 +24,7 @@
 
 #define SOCKS  5
 #define DEPTH  8   /* largest --queue-messages of an epoch */
-#define ROWS   24
+#define ROWS   25 /* the first is no message */
 #define BODY   130 /* largest body: past the short header */
 #define WIRE   (BODY + 4)
 #define EPOCH  4000
@@ -400,35 +400,35 @@ agree_message(u32 row)
 static void
 agree_ring(u32 count)
 {
-	u32 end = 0, wraps = 0, last = NONE;
+	u32 end = 0, wraps = 0, last = 0;
 
-	for (u32 k = t.store.oldest; k != NONE; k = t.store.row[k].newer) {
+	for (u32 k = t.store.row->newer; k != 0; k = t.store.row[k].newer) {
 		const struct message *r = &t.store.row[k];
 
 		AGREE(model[k].live && r->older == last && count-- > 0);
-		wraps += last != NONE && r->place < end;
+		wraps += last != 0 && r->place < end;
 		end = r->place + store_size(r);
 		AGREE(end <= t.store.cap && wraps <= 1);
-		AGREE(wraps == 0 || end <= t.store.row[t.store.oldest].place);
+		AGREE(wraps == 0 || end <= t.store.row[t.store.row->newer].place);
 		last = k;
 	}
-	AGREE(count == 0 && t.store.newest == last);
+	AGREE(count == 0 && t.store.row->older == last);
 	seen.wraps += wraps;
 }
 
 static void
 agree_ages(u32 count)
 {
-	u32 last = NONE;
+	u32 last = 0;
 	u64 age = 0;
 
-	for (u32 k = t.store.eldest; k != NONE; k = t.store.row[k].younger) {
+	for (u32 k = t.store.row->younger; k != 0; k = t.store.row[k].younger) {
 		AGREE(model[k].live && model[k].age > age && count-- > 0);
 		AGREE(t.store.row[k].elder == last);
 		age = model[k].age;
 		last = k;
 	}
-	AGREE(count == 0 && t.store.youngest == last);
+	AGREE(count == 0 && t.store.row->elder == last);
 }
 
 static void
@@ -470,7 +470,7 @@ take(u32 i, u32 at, enum leave why)
 static void
 yield_eldest(void)
 {
-	for (u32 k = t.store.eldest; k != NONE; k = t.store.row[k].younger) {
+	for (u32 k = t.store.row->younger; k != 0; k = t.store.row[k].younger) {
 		bool may = !model[k].retained;
 
 		for (u32 i = 0; i < SOCKS; i++)
@@ -532,15 +532,15 @@ shape(struct m_message *m)
 static u32
 stored(const struct m_message *m)
 {
-	u32 count, held = m_held(&count), row, was = t.store.oldest;
+	u32 count, held = m_held(&count), row, was = t.store.row->newer;
 	u32 size = m->n + (u32)m->key.n;
-	bool room = held + size <= t.store.limit, rows = count < t.store.rows;
+	bool room = held + size <= t.store.limit, rows = count + 1 < t.store.rows;
 
 	row = store_add(&t.store, m->n, m->body,
 	    m->element ? FORM_ELEMENT : FORM_FRAME, m->key);
 	seen.no_room += !room;
 	seen.no_row += !rows;
-	seen.moved += was != NONE && t.store.oldest != was;
+	seen.moved += was != 0 && t.store.row->newer != was;
 	AGREE((row != NONE) == (room && rows));
 	if (row == NONE)
 		return NONE;
@@ -817,7 +817,7 @@ begin_epoch(void)
 	static const u64 starts[] = { 1, UINT32_MAX - 20,
 		(UINT64_C(5) << 32) - 3, UINT64_C(1) << 40 };
 	u32 largest = WIRE + 2, limit = largest + roll(400);
-	u32 cap = (u32)store_ring_size(limit, largest), rows = 1 + roll(ROWS);
+	u32 cap = (u32)store_ring_size(limit, largest), rows = 2 + roll(ROWS - 1);
 
 	memset(&t, 0, sizeof t);
 	memset(model, 0, sizeof model);
@@ -831,7 +831,7 @@ begin_epoch(void)
 	t.drops = malloc(SOCKS * sizeof *t.drops);
 	AGREE(t.queue != NULL && t.ring != NULL && t.drops != NULL);
 	t.store.bytes = malloc(cap);
-	t.store.row = malloc(rows * sizeof *t.store.row);
+	t.store.row = calloc(rows, sizeof *t.store.row);
 	store_init(&t.store, cap, limit, rows);
 	AGREE(t.store.bytes != NULL && t.store.row != NULL);
 	for (u32 i = 0; i < SOCKS; i++) {

@@ -39,7 +39,7 @@ open_queues(u16 cap, u32 byte_cap)
 	assert_non_null(t.ring);
 	assert_non_null(t.drops);
 	t.store.bytes = malloc(RING);
-	t.store.row = malloc(ROWS * sizeof *t.store.row);
+	t.store.row = calloc(ROWS, sizeof *t.store.row);
 	store_init(&t.store, RING, RING - 64, ROWS);
 	assert_non_null(t.store.bytes);
 	assert_non_null(t.store.row);

@@ -33,7 +33,7 @@ counted_memmove(void *to, const void *from, size_t n)
 static struct store store;
 static u8 *ring;
 static struct message *row;
-static u8 seed_of[ROWS];
+static u8 seed_of[1 + ROWS];
 
 static void
 open_store(u32 cap, u32 limit, u32 rows)
@@ -41,13 +41,14 @@ open_store(u32 cap, u32 limit, u32 rows)
 	free(ring);
 	free(row);
 	ring = malloc(cap);
-	row = malloc(rows * sizeof *row);
+	row = malloc((1 + rows) * sizeof *row);
 	assert_non_null(ring);
 	assert_non_null(row);
 	memset(ring, 0xee, cap);
-	memset(row, 0xee, rows * sizeof *row);
+	memset(row, 0, sizeof *row);
+	memset(row + 1, 0xee, rows * sizeof *row);
 	store = (struct store){ .bytes = ring, .row = row };
-	store_init(&store, cap, limit, rows);
+	store_init(&store, cap, limit, 1 + rows);
 }
 
 static int
@@ -75,7 +76,7 @@ add_keyed(u32 n, u8 seed, struct str key)
 
 	if (i == NONE)
 		return NONE;
-	assert_true(i < store.rows && i < ROWS);
+	assert_true(i > 0 && i < store.rows && i <= ROWS);
 	for (u32 k = 0; k < n - key.n; k++)
 		store_bytes(&store, i)[k] = content(seed, k);
 	seed_of[i] = seed;
@@ -101,9 +102,9 @@ says(u32 i, u8 seed)
 static void
 check(void)
 {
-	u32 held = 0, count = 0, wraps = 0, end = 0, last = NONE;
+	u32 held = 0, count = 0, wraps = 0, end = 0, last = 0;
 
-	for (u32 i = store.oldest; i != NONE; i = store.row[i].newer) {
+	for (u32 i = row->newer; i != 0; i = store.row[i].newer) {
 		const struct message *m = &store.row[i];
 
 		assert_int_equal(m->older, last);
@@ -114,24 +115,24 @@ check(void)
 		end = m->place + store_size(m);
 		assert_true(end <= store.cap);
 		if (wraps > 0)
-			assert_true(end <= store.row[store.oldest].place);
+			assert_true(end <= row[row->newer].place);
 		says(i, seed_of[i]);
 		held += store_size(m);
 		count++;
 		last = i;
 	}
 	assert_true(wraps <= 1);
-	assert_int_equal(store.newest, last);
+	assert_int_equal(row->older, last);
 	assert_int_equal(store.held, held);
 	assert_int_equal(store.count, count);
 	assert_true(store.held <= store.limit);
-	last = NONE;
-	for (u32 i = store.eldest; i != NONE; i = store.row[i].younger) {
+	last = 0;
+	for (u32 i = row->younger; i != 0; i = store.row[i].younger) {
 		assert_int_equal(store.row[i].elder, last);
 		last = i;
 		count--;
 	}
-	assert_int_equal(store.youngest, last);
+	assert_int_equal(row->elder, last);
 	assert_int_equal(count, 0);
 }
 
@@ -194,7 +195,7 @@ a_row_that_was_never_used_is_not_touched(void **state)
 	open_store(200, 100, 4);
 	for (int k = 0; k < 10; k++)
 		store_let_go(&store, add(3, (u8)k));
-	assert_memory_equal(&row[1], fresh, sizeof fresh);
+	assert_memory_equal(&row[2], fresh, sizeof fresh);
 }
 
 static void
@@ -329,7 +330,7 @@ age_is_the_order_of_coming_whatever_moved(void **state)
 	for (int k = 0; k < 30; k++)
 		store_let_go(&store, add(13, 9));
 	assert_int_not_equal(store.row[order[0]].place, 5);
-	for (u32 k = store.eldest; k != NONE; k = store.row[k].younger)
+	for (u32 k = row->younger; k != 0; k = store.row[k].younger)
 		assert_int_equal(k, order[i++]);
 	assert_int_equal(i, 4);
 	check();
