@@ -3346,15 +3346,17 @@ static void
 queue_close_gap(struct queues *t, u32 i, u32 at)
 {
 	struct queue *q = &t->queue[i];
+	bool in_front = at < q->count / 2u;
+	u32 end = in_front ? 0 : q->count - 1u;
 
-	if (at < q->count / 2u) {
-		for (; at > 0; at--)
-			*queue_entry(t, i, at) = *queue_entry(t, i, at - 1);
-		q->first = (u16)(q->first + 1u == t->cap ? 0 : q->first + 1u);
-	} else {
-		for (; at + 1 < q->count; at++)
-			*queue_entry(t, i, at) = *queue_entry(t, i, at + 1);
+	while (at != end) {
+		u32 next = in_front ? at - 1 : at + 1;
+
+		*queue_entry(t, i, at) = *queue_entry(t, i, next);
+		at = next;
 	}
+	if (in_front)
+		q->first = (u16)(q->first + 1u == t->cap ? 0 : q->first + 1u);
 	q->count--;
 }
 
@@ -3460,8 +3462,9 @@ queue_yields(const struct queues *t, u32 i, u32 at, enum overflow policy)
 	    policy == OVERFLOW_DROP_OLDEST;
 }
 
+/* The sums are far below 4 GiB. */
 static bool
-queue_fits(const struct queues *t, u32 count, u64 bytes, u32 body)
+queue_fits(const struct queues *t, u32 count, u32 bytes, u32 body)
 {
 	return count < t->cap && bytes + body <= t->byte_cap;
 }
@@ -3471,8 +3474,7 @@ static bool
 queue_admits(const struct queues *t, u32 i, const struct admission *a)
 {
 	const struct queue *q = &t->queue[i];
-	u32 count = q->count;
-	u64 bytes = q->bytes;
+	u32 count = q->count, bytes = q->bytes;
 
 	for (u32 at = 0; at < q->count; at++) {
 		if (queue_fits(t, count, bytes, a->body))
@@ -3525,13 +3527,10 @@ queue_put(struct queues *t, u32 i, u32 row, bool counted)
 {
 	struct queue *q = &t->queue[i];
 	struct message *m = &t->store.row[row];
-	u32 place = (u32)q->first + q->count;
 
 	assert(q->count < t->cap);
-	if (place >= t->cap)
-		place -= t->cap;
 	q->count++;
-	t->ring[(size_t)i * t->cap + place] = (struct entry){
+	*queue_entry(t, i, q->count - 1u) = (struct entry){
 		.message = row | (counted ? ENTRY_COUNTED : 0),
 		.number = (u32)q->next_number++ };
 	q->bytes += m->body;
@@ -3569,39 +3568,32 @@ queue_limit(const struct queues *t, u32 i)
 	return q->frozen > 0 ? q->frozen : (u32)q->count - q->sent;
 }
 
-/* The unit that begins at entry sent + at: how many of the `limit` entries
- * it holds, and its payload when it is a batch (0: one finished frame). */
-static u32
-queue_unit(const struct queues *t, u32 i, u32 at, u32 limit, size_t *payload)
+/* A finished frame, or a json batch. */
+struct unit {
+	u32 entries;
+	size_t payload; /* of a batch */
+	size_t size;    /* bytes on the wire */
+};
+
+/* The unit that begins at entry sent + at, and holds at most `limit` - at. */
+static struct unit
+queue_unit(const struct queues *t, u32 i, u32 at, u32 limit)
 {
-	u32 from = t->queue[i].sent, n = 0;
-	size_t total = 1;
-
-	*payload = 0;
-	if (queue_row(t, i, from + at)->form == FORM_FRAME)
-		return 1;
-	while (at + n < limit) {
-		const struct message *m = queue_row(t, i, from + at + n);
-
-		if (m->form != FORM_ELEMENT ||
-		    (n > 0 && total + m->n > WSP_MAX_BATCH))
-			break;
-		total += m->n;
-		n++;
-	}
-	*payload = total;
-	return n;
-}
-
-/* Bytes on the wire of a unit. */
-static size_t
-queue_unit_size(const struct queues *t, u32 i, u32 at, size_t payload)
-{
+	u32 from = t->queue[i].sent;
+	const struct message *m = queue_row(t, i, from + at);
+	struct unit u = { 1, 1 + m->n, m->n };
 	u8 head[FRAME_HEAD_MAX];
 
-	if (payload == 0)
-		return queue_row(t, i, t->queue[i].sent + at)->n;
-	return frame_head(head, FRAME_TEXT, payload) + payload;
+	if (m->form == FORM_FRAME)
+		return u;
+	for (; at + u.entries < limit; u.entries++) {
+		m = queue_row(t, i, from + at + u.entries);
+		if (m->form == FORM_FRAME || u.payload + m->n > WSP_MAX_BATCH)
+			break;
+		u.payload += m->n;
+	}
+	u.size = frame_head(head, FRAME_TEXT, u.payload) + u.payload;
+	return u;
 }
 
 /* Adds bytes to the gathering; neighbours in memory become one span. */
@@ -3642,8 +3634,8 @@ gather_message(struct gather *g, const struct queues *t, u32 i, u32 at,
 /* A batch: a header and `[` made here, the elements from the store with the
  * commas that stand before them there, `]`. */
 static void
-gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at, u32 n,
-    size_t payload)
+gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at,
+    const struct unit *u)
 {
 	static const u8 end[] = "]";
 	u8 *head;
@@ -3657,10 +3649,10 @@ gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at, u32 n,
 		return;
 	}
 	head = g->head[g->heads++];
-	head_n = frame_head(head, FRAME_TEXT, payload);
+	head_n = frame_head(head, FRAME_TEXT, u->payload);
 	head[head_n] = '[';
 	gather_add(g, head, head_n + 1);
-	for (u32 k = 0; k < n && g->room > 0; k++)
+	for (u32 k = 0; k < u->entries && g->room > 0; k++)
 		gather_message(g, t, i, at + k, k == 0);
 	gather_add(g, end, 1);
 }
@@ -3693,12 +3685,13 @@ queue_run(const struct queues *t, u32 i, u32 at, u32 limit, size_t room,
 	return count;
 }
 
-/* Gathers the stream of queue i from byte `done` on: at most `limit` entries
- * and `room` bytes. */
+/* Gathers the stream of queue i from byte `done` on: at most `room` bytes. */
 static void
-queue_gather(struct gather *g, const struct queues *t, u32 i, u32 limit,
-    size_t done, size_t room)
+queue_gather(struct gather *g, const struct queues *t, u32 i, size_t done,
+    size_t room)
 {
+	u32 limit = queue_limit(t, i);
+
 	g->spans = g->bytes = g->heads = 0;
 	g->is_full = false;
 	g->skip = done;
@@ -3712,8 +3705,10 @@ queue_gather(struct gather *g, const struct queues *t, u32 i, u32 limit,
 		if (n > 0) {
 			gather_add(g, p, bytes);
 		} else {
-			n = queue_unit(t, i, at, limit, &bytes);
-			gather_batch(g, t, i, at, n, bytes);
+			struct unit u = queue_unit(t, i, at, limit);
+
+			gather_batch(g, t, i, at, &u);
+			n = u.entries;
 		}
 		at += n;
 	}
@@ -3726,32 +3721,38 @@ enum keep {
 	KEEP_NONE     /* --ack sent: written is acknowledged */
 };
 
+/* Does a sender wait for the fate of entry `at`? */
+static bool
+queue_awaits(const struct queues *t, u32 i, u32 at)
+{
+	return queue_entry(t, i, at)->message & ENTRY_COUNTED &&
+	    queue_row(t, i, at)->waiter != 0;
+}
+
 /* Marks the first unsent entry as written. */
 static void
 queue_mark_written(struct queues *t, u32 i, enum keep keep)
 {
 	struct queue *q = &t->queue[i];
-	u32 message = queue_entry(t, i, q->sent)->message;
-	bool awaited = message & ENTRY_COUNTED &&
-	    queue_row(t, i, q->sent)->waiter != 0;
+	u32 at = q->sent++;
 
 	t->total.delivered++;
 	if (q->frozen > 0)
 		q->frozen--;
-	q->sent++;
 	if (keep == KEEP_NONE)
-		queue_take(t, i, q->sent - 1u, LEAVE_ACKED);
-	else if (keep == KEEP_AWAITED && !awaited)
-		queue_take(t, i, q->sent - 1u, LEAVE_WRITTEN);
+		queue_take(t, i, at, LEAVE_ACKED);
+	else if (keep == KEEP_AWAITED && !queue_awaits(t, i, at))
+		queue_take(t, i, at, LEAVE_WRITTEN);
 }
 
 /* Takes the finished frames that `done` bytes cover from the front of a queue
  * in which nothing is kept, and returns what is left of `done`.  Most messages
  * of a broadcast end here, so they have a way of their own. */
 static size_t
-queue_pop_written(struct queues *t, u32 i, u32 limit, size_t done, u64 *last)
+queue_pop_written(struct queues *t, u32 i, size_t done, u64 *last)
 {
 	struct queue *q = &t->queue[i];
+	u32 limit = queue_limit(t, i);
 	const struct entry *ring = &t->ring[(size_t)i * t->cap];
 	u32 place = q->first, popped = 0, number = 0, bytes = 0;
 
@@ -3786,29 +3787,24 @@ queue_pop_written(struct queues *t, u32 i, u32 limit, size_t done, u64 *last)
  * what is out of the next one.  *last becomes the number of the last entry
  * that is out, if any is. */
 static size_t
-queue_advance(struct queues *t, u32 i, u32 limit, size_t done,
-    enum keep keep, u64 *last)
+queue_advance(struct queues *t, u32 i, size_t done, enum keep keep, u64 *last)
 {
-	if (keep == KEEP_AWAITED && t->queue[i].sent == 0) {
-		u32 before = t->queue[i].count;
+	u32 limit;
 
-		done = queue_pop_written(t, i, limit, done, last);
-		limit -= before - t->queue[i].count;
-	}
+	if (keep == KEEP_AWAITED && t->queue[i].sent == 0)
+		done = queue_pop_written(t, i, done, last);
+	limit = queue_limit(t, i);
 	while (limit > 0 && done > 0) {
 		const struct message *m = queue_row(t, i, t->queue[i].sent);
-		size_t payload, size = m->n;
-		u32 n = 1;
+		struct unit u = { .entries = 1, .size = m->n };
 
-		if (m->form != FORM_FRAME) {
-			n = queue_unit(t, i, 0, limit, &payload);
-			size = queue_unit_size(t, i, 0, payload);
-		}
-		if (done < size)
+		if (m->form != FORM_FRAME)
+			u = queue_unit(t, i, 0, limit);
+		if (done < u.size)
 			break;
-		done -= size;
-		limit -= n;
-		for (; n > 0; n--) {
+		done -= u.size;
+		limit -= u.entries;
+		for (; u.entries > 0; u.entries--) {
 			*last = queue_number(t, i, t->queue[i].sent);
 			queue_mark_written(t, i, keep);
 		}
@@ -3825,11 +3821,10 @@ queue_freeze(struct queues *t, u32 i, size_t bytes)
 	size_t covered = 0;
 
 	while (at < limit && covered < bytes) {
-		size_t payload;
-		u32 n = queue_unit(t, i, at, limit, &payload);
+		struct unit u = queue_unit(t, i, at, limit);
 
-		covered += queue_unit_size(t, i, at, payload);
-		at += n;
+		covered += u.size;
+		at += u.entries;
 	}
 	q->frozen = (u16)at;
 }
@@ -3849,8 +3844,7 @@ queue_is_awaited(const struct queues *t, u32 i)
 	if (t->waiters == 0)
 		return false;
 	for (u32 at = 0; at < t->queue[i].sent; at++)
-		if (queue_entry(t, i, at)->message & ENTRY_COUNTED &&
-		    queue_row(t, i, at)->waiter != 0)
+		if (queue_awaits(t, i, at))
 			return true;
 	return false;
 }
@@ -8673,9 +8667,8 @@ conn_keeps(const struct conn *c)
 static void
 conn_advance(struct conn *c, size_t n)
 {
-	c->done = (u32)queue_advance(&srv.queues, c->sock,
-	    queue_limit(&srv.queues, c->sock), c->done + n, conn_keeps(c),
-	    &c->sent_number);
+	c->done = (u32)queue_advance(&srv.queues, c->sock, c->done + n,
+	    conn_keeps(c), &c->sent_number);
 }
 
 /* Writes some of the stream in plain, no more than the kernel takes at once
@@ -8686,8 +8679,7 @@ conn_stream_plain(struct conn *c)
 	struct gather g;
 	ssize_t n;
 
-	queue_gather(&g, &srv.queues, c->sock,
-	    queue_limit(&srv.queues, c->sock), c->done,
+	queue_gather(&g, &srv.queues, c->sock, c->done,
 	    min_size(2 * settings.send_buffer, CONN_TURN_BYTES));
 	if (g.spans == 1)
 		n = sys_send(c->fd, g.span[0].iov_base, g.span[0].iov_len, 0);
@@ -8708,13 +8700,11 @@ conn_stream_plain(struct conn *c)
 static size_t
 conn_copy_stream(const struct conn *c, u8 *to, size_t from, size_t room)
 {
-	u32 limit = queue_limit(&srv.queues, c->sock);
 	struct gather g;
 	size_t n = 0;
 
 	do {
-		queue_gather(&g, &srv.queues, c->sock, limit, from + n,
-		    room - n);
+		queue_gather(&g, &srv.queues, c->sock, from + n, room - n);
 		for (size_t i = 0; i < g.spans; i++) {
 			memcpy(to + n, g.span[i].iov_base, g.span[i].iov_len);
 			n += g.span[i].iov_len;

@@ -617,7 +617,7 @@ gathered(u32 i, const struct m_unit *units, u32 n)
 		total += units[k].n;
 	}
 	AGREE(done <= total);
-	queue_gather(&g, &t, i, queue_limit(&t, i), done, room);
+	queue_gather(&g, &t, i, done, room);
 	AGREE(g.bytes == min_size(room, total - done));
 	for (size_t k = 0; k < g.spans; k++) {
 		AGREE(g.span[k].iov_len <= total - at);
@@ -651,8 +651,8 @@ do_flush(void)
 	}
 	for (u32 u = 0; u < q->plans; u++)
 		q->plan[u] = units[k + u];
-	AGREE(queue_advance(&t, i, queue_limit(&t, i), before + part,
-	    q->keep, &q->told) == q->done);
+	AGREE(queue_advance(&t, i, before + part, q->keep,
+	    &q->told) == q->done);
 	frozen = q->done + (roll(2) == 0 ? roll((u32)bytes + 1) : 0);
 	if (frozen == 0)
 		return;

@@ -166,7 +166,7 @@ stream(u8 *to, u32 i, size_t done, size_t room)
 {
 	static struct gather g;
 
-	queue_gather(&g, &t, i, queue_limit(&t, i), done, room);
+	queue_gather(&g, &t, i, done, room);
 	return copied(to, &g);
 }
 
@@ -185,7 +185,7 @@ stream_is(u32 i, size_t done, const char *expected, size_t n)
 static size_t
 leave(u32 i, size_t done, size_t n, enum keep keep, u64 *last)
 {
-	done = queue_advance(&t, i, queue_limit(&t, i), done + n, keep, last);
+	done = queue_advance(&t, i, done + n, keep, last);
 	if (done > 0)
 		queue_freeze(&t, i, done);
 	return done;
@@ -879,7 +879,7 @@ a_plan_stays_until_its_last_byte_whatever_comes(void **state)
 	queue_replace(&t, 0, STR("k"));
 	holds(0, "ab 1 2 3");
 	STREAM_IS(0, 0, "\x81\x02" "ab" "\x81\x05[1,2]");
-	assert_int_equal(queue_advance(&t, 0, queue_limit(&t, 0), 8,
+	assert_int_equal(queue_advance(&t, 0, 8,
 	    KEEP_ALL, &last), 4);
 	assert_true(last == 1);
 	assert_int_equal(t.queue[0].frozen, 2);
@@ -954,10 +954,10 @@ neighbours_in_memory_leave_as_one_span(void **state)
 	open_queues(100, 1000);
 	for (int k = 0; k < 90; k++)
 		push(0, "xyz");
-	queue_gather(&g, &t, 0, queue_limit(&t, 0), 0, 4000);
+	queue_gather(&g, &t, 0, 0, 4000);
 	assert_int_equal(g.spans, 1);
 	assert_int_equal(g.bytes, 90 * 5);
-	queue_gather(&g, &t, 0, queue_limit(&t, 0), 3, 4000);
+	queue_gather(&g, &t, 0, 3, 4000);
 	assert_int_equal(g.spans, 1);
 	assert_int_equal(g.bytes, 90 * 5 - 3);
 }
@@ -986,7 +986,7 @@ more_pieces_than_spans_leave_in_several_gatherings(void **state)
 			n += strlen(unit);
 		}
 		for (size_t at = 0; at < n; rounds++) {
-			queue_gather(&g, &t, 0, queue_limit(&t, 0), at,
+			queue_gather(&g, &t, 0, at,
 			    sizeof got);
 			assert_true(g.bytes > 0);
 			at += copied(got + at, &g);
@@ -1015,7 +1015,7 @@ batches_that_are_left_out_take_no_heads(void **state)
 		n += 8;
 	}
 	for (size_t at = 0; at < n; at++) {
-		queue_gather(&g, &t, 0, queue_limit(&t, 0), at, n - at);
+		queue_gather(&g, &t, 0, at, n - at);
 		assert_true(g.bytes > 0);
 		assert_memory_equal(got, whole + at, copied(got, &g));
 	}
@@ -1042,7 +1042,7 @@ frozen_neighbours_may_part_and_are_still_all_there(void **state)
 		push(1, "-");
 	}
 	while (at < n) {
-		queue_gather(&g, &t, 0, queue_limit(&t, 0), at, n - at);
+		queue_gather(&g, &t, 0, at, n - at);
 		assert_true(g.bytes > 0);
 		at += copied(after + at, &g);
 	}
