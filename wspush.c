@@ -1924,7 +1924,7 @@ struct frame {
 	bool fin;
 	u8 opcode;
 	u8 mask[4];
-	u64 length; /* of the payload; at most `max`, see frame_decode() */
+	size_t length; /* of the payload; at most `max`, see frame_decode() */
 };
 
 /* A client's message while its frames come in; all zero between messages. */
@@ -1985,8 +1985,9 @@ frame_length(u64 *length, const u8 *p, size_t n)
  */
 static int
 frame_decode(struct frame *f, const struct message_in *m, const u8 *p,
-    size_t n, u64 max)
+    size_t n, size_t max)
 {
+	u64 length;
 	int head;
 
 	if (n == 0)
@@ -2002,12 +2003,13 @@ frame_decode(struct frame *f, const struct message_in *m, const u8 *p,
 	if (f->opcode >= FRAME_CLOSE &&
 	    (p[1] & FRAME_LENGTH) > FRAME_MAX_CONTROL)
 		return -WSP_CLOSE_PROTOCOL;
-	head = frame_length(&f->length, p, n);
+	head = frame_length(&length, p, n);
 	if (head <= 0)
 		return head;
 	if (f->opcode < FRAME_CLOSE &&
-	    (f->length > max || m->length > max - f->length))
+	    (length > max || m->length > max - (size_t)length))
 		return -WSP_CLOSE_TOO_BIG;
+	f->length = (size_t)length;
 	if (n < (size_t)head + sizeof f->mask)
 		return 0;
 	memcpy(f->mask, p + head, sizeof f->mask);
@@ -2037,7 +2039,7 @@ frame_unmask(u8 *p, size_t n, const u8 mask[4], size_t phase)
 
 /* Writes the header of a whole message of n bytes; returns its size. */
 static size_t
-frame_head(u8 to[FRAME_HEAD_MAX], u8 opcode, u64 n)
+frame_head(u8 to[FRAME_HEAD_MAX], u8 opcode, size_t n)
 {
 	to[0] = FRAME_FIN | opcode;
 	if (n < 126) {
@@ -8121,7 +8123,7 @@ struct buffer {
 	int64_t since;
 	struct message_in message;
 	struct frame frame;
-	u64 frame_left;   /* bytes of the frame still to come */
+	size_t frame_left; /* bytes of the frame still to come */
 };
 
 _Static_assert(WSP_BUFFERS >= 4, "one connection may hold three buffers");
@@ -9228,7 +9230,7 @@ conn_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 static void
 conn_whole_frame(struct conn *c, const struct frame *f, u8 *p)
 {
-	size_t n = (size_t)f->length;
+	size_t n = f->length;
 
 	frame_unmask(p, n, f->mask, 0);
 	if (f->opcode >= FRAME_CLOSE)
@@ -9246,12 +9248,12 @@ conn_partial_frame(struct conn *c, u8 *p, size_t n)
 {
 	struct buffer *b = buffer_row(c->message);
 	u8 *to = buffer_at(c->message) + b->n;
-	size_t part = n < b->frame_left ? n : (size_t)b->frame_left;
+	size_t part = min_size(n, b->frame_left);
 	u8 opcode;
 
 	memcpy(to, p, part);
 	frame_unmask(to, part, b->frame.mask,
-	    (size_t)(b->frame.length - b->frame_left));
+	    b->frame.length - b->frame_left);
 	b->n += (u32)part;
 	b->frame_left -= part;
 	if (b->message.opcode == FRAME_TEXT)
@@ -9317,7 +9319,7 @@ conn_frame(struct conn *c, u8 *p, size_t n)
 		return 0;
 	if (whole && (control || (f.fin && m->opcode == 0))) {
 		conn_whole_frame(c, &f, p + head);
-		return (size_t)head + (size_t)f.length;
+		return (size_t)head + f.length;
 	}
 	conn_begin_frame(c, &f);
 	return (size_t)head + conn_partial_frame(c, p + head,
