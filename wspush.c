@@ -2639,9 +2639,9 @@ struct target_term {
 
 struct target {
 	size_t n; /* terms; `*` needs none */
-	struct target_term terms[TARGET_TERMS];
 	const struct target_term *socket; /* the one socketId, or NULL */
 	struct str text;
+	struct target_term terms[TARGET_TERMS];
 };
 
 /* [A-Za-z0-9_.]{1,64}, not `.` or `..`: a name is a path segment. */
@@ -3257,9 +3257,9 @@ struct queues {
 	u32 *drops;            /* a socket's drops, one a row */
 	u16 cap;               /* messages in a queue */
 	u32 byte_cap;          /* bytes in a queue */
-	struct waiter waiter[WSP_WAITERS];
 	u32 waiters;           /* in use */
 	struct counters total;
+	struct waiter waiter[WSP_WAITERS];
 };
 
 static inline struct entry *
@@ -3552,13 +3552,13 @@ queue_put(struct queues *t, u32 i, u32 row, bool counted)
 #define GATHER_SPANS 64
 
 struct gather {
-	struct iovec span[GATHER_SPANS];
 	size_t spans;
 	size_t bytes;
 	size_t skip, room;    /* bytes still to leave out, to take */
 	bool is_full;         /* of spans or heads: there is more */
-	u8 head[GATHER_SPANS][FRAME_HEAD_MAX + 1];
 	u32 heads;
+	struct iovec span[GATHER_SPANS];
+	u8 head[GATHER_SPANS][FRAME_HEAD_MAX + 1];
 };
 
 /* Entries that may leave: the frozen ones alone, if there are any. */
