@@ -2406,9 +2406,9 @@ request_ticket(struct request *r)
 		r->code = (u16)v;
 	}
 	if (!good)
-		request_refuse(r, REFUSED_BAD_OPTION, "behind allow stand the "
-		    "number of the auth event and tags, behind deny the number "
-		    "and perhaps 401, 403, 404, 429 or 503", "");
+		request_refuse(r, REFUSED_BAD_OPTION, "allow takes the number "
+		    "of the auth event and tags, deny the number and perhaps "
+		    "401, 403, 404, 429 or 503", "");
 }
 
 /* Checks that there is a target, or none, as the verb has it. */
@@ -2713,8 +2713,8 @@ target_tag(struct target_term *term, struct str token)
 	if (value.n == 0 || value.p[0] != '[')
 		return NULL;
 	if (value.n <= 2 || value.p[value.n - 1] != ']')
-		return "a list of values is [v1,v2], without spaces and with "
-		    "at least one value";
+		return "a list of values is [v1,v2], not empty and without "
+		    "spaces";
 	term->kind = TERM_TAG_LIST;
 	term->value = (struct str){ value.p + 1, value.n - 2 };
 	return NULL;
@@ -2958,7 +2958,7 @@ struct store {
 	                       * there, its newer is the oldest */
 	u32 rows;
 	u32 fresh;            /* rows from here on were never used */
-	u32 free;             /* first row given back, linked by newer; 0: none */
+	u32 free;             /* first row given back, by newer; 0: none */
 	u32 end;              /* where the next message goes */
 	u32 held;             /* bytes in messages */
 	u32 count;            /* messages */
@@ -3624,15 +3624,6 @@ gather_add(struct gather *g, const u8 *p, size_t n)
 	g->bytes += n;
 }
 
-static void
-gather_message(struct gather *g, const struct queues *t, u32 i, u32 at,
-    size_t from)
-{
-	const struct message *m = queue_row(t, i, t->queue[i].sent + at);
-
-	gather_add(g, t->store.bytes + m->place + from, m->n - from);
-}
-
 /* A batch: a header and `[` made here, the elements from the store with the
  * commas that stand before them there, `]`. */
 static void
@@ -3654,8 +3645,13 @@ gather_batch(struct gather *g, const struct queues *t, u32 i, u32 at,
 	head_n = frame_head(head, FRAME_TEXT, u->payload);
 	head[head_n] = '[';
 	gather_add(g, head, head_n + 1);
-	for (u32 k = 0; k < u->entries && g->room > 0; k++)
-		gather_message(g, t, i, at + k, k == 0);
+	for (u32 k = 0; k < u->entries && g->room > 0; k++) {
+		const struct message *m = queue_row(t, i,
+		    t->queue[i].sent + at + k);
+		u32 comma = k == 0; /* none before the first */
+
+		gather_add(g, t->store.bytes + m->place + comma, m->n - comma);
+	}
 	gather_add(g, end, 1);
 }
 
@@ -4181,10 +4177,8 @@ static void
 tag_index(struct tags *t, u32 i)
 {
 	struct tag *g = &t->row[i];
-	u32 *bucket;
+	u32 *bucket = &t->bucket[g->hash & (t->buckets - 1)];
 
-	g->hash = tag_hash(t, tag_name(t, i), tag_value(t, i));
-	bucket = &t->bucket[g->hash & (t->buckets - 1)];
 	g->prev_alike = NONE;
 	g->next_alike = *bucket - 1;
 	if (*bucket != 0)
@@ -4242,8 +4236,8 @@ tag_set(struct tags *t, u32 sock, enum tag_origin origin,
 	assert(i < t->rows);
 	g = &t->row[i];
 	*g = (struct tag){ .sock = sock, .next = s->tags,
-		.origin = (u8)origin, .name_n = (u8)name->n,
-		.value_n = (u8)value->n };
+		.hash = tag_hash(t, *name, *value), .origin = (u8)origin,
+		.name_n = (u8)name->n, .value_n = (u8)value->n };
 	if (origin == TAG_ID) {
 		g->at = (u8)(name->p - sock_id(t->sockets, sock).p);
 	} else {
@@ -12035,7 +12029,8 @@ asking_send(struct asking *q)
 			return;
 		}
 	}
-	if ((fit > 0 || request_has(&q->r, OPTION_RETAIN)) && !sending_store(&s, fit)) {
+	if ((fit > 0 || request_has(&q->r, OPTION_RETAIN)) &&
+	    !sending_store(&s, fit)) {
 		asking_refuse(q, REFUSED_NO_ROOM,
 		    "the store is full of messages that may not be dropped");
 		return;
@@ -12287,7 +12282,8 @@ asking_tag(struct asking *q)
 	if (!asking_select(q, &count))
 		return;
 	for (u32 k = 0; k < count; k++) {
-		why = tagging_check(srv.selected[k], lines, n, request_has(&q->r, OPTION_REPLACE));
+		why = tagging_check(srv.selected[k], lines, n,
+		    request_has(&q->r, OPTION_REPLACE));
 		if (why) {
 			asking_refuse(q, REFUSED_BAD_TAG, why);
 			return;
