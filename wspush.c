@@ -8182,7 +8182,7 @@ static struct {
 	bool stopping;
 } srv RESIDENT;
 
-static struct buffer buffers[WSP_BUFFERS];
+static struct buffer buffers[1 + WSP_BUFFERS]; /* the first is nobody's */
 
 static struct awaiting {  /* beside each waiter of the queues */
 	struct sockaddr_un to;
@@ -8253,18 +8253,12 @@ buffer_at(u8 number)
 	return srv.buffer_bytes + (number - 1u) * srv.buffer_size;
 }
 
-static struct buffer *
-buffer_row(u8 number)
-{
-	return &buffers[number - 1];
-}
-
 static void
 buffer_give(u8 *number)
 {
 	if (*number == 0)
 		return;
-	buffer_row(*number)->taken = false;
+	buffers[*number].taken = false;
 	*number = 0;
 }
 
@@ -8279,49 +8273,41 @@ buffer_goes_before(const struct buffer *a, const struct buffer *b)
 	return a_in != b_in ? b_in : a->since < b->since;
 }
 
-/* The buffer of another connection that gives way, or NULL. */
+/* A free buffer, else that of another connection that gives way. */
 static struct buffer *
-buffer_oldest(u32 not_of)
+buffer_find(u32 not_of)
 {
-	struct buffer *oldest = NULL;
+	struct buffer *found = NULL;
 
-	for (u32 i = 0; i < WSP_BUFFERS; i++) {
-		struct buffer *b = &buffers[i];
-
-		if (b->taken && b->conn != not_of &&
-		    (!oldest || buffer_goes_before(b, oldest)))
-			oldest = b;
+	for (struct buffer *b = buffers + 1; b < buffers + COUNT(buffers);
+	    b++) {
+		if (!b->taken)
+			return b;
+		if (b->conn != not_of &&
+		    (!found || buffer_goes_before(b, found)))
+			found = b;
 	}
-	return oldest;
+	assert(found);
+	return found;
 }
 
-static bool
-buffer_find(u8 *number)
-{
-	for (u32 i = 0; i < WSP_BUFFERS; i++)
-		if (!buffers[i].taken) {
-			*number = (u8)(i + 1);
-			return true;
-		}
-	return false;
-}
-
-/* Takes a buffer for a connection.  If all are taken, the connection that
- * has held one longest is cut: who trickles bytes cannot keep others out. */
-static void
+/* The connection's own buffer for this, taken if it has none yet.  Whose
+ * buffer gives way is cut: who trickles bytes cannot keep others out. */
+static struct buffer *
 buffer_take(struct conn *c, u8 *number)
 {
-	struct buffer *oldest;
+	struct buffer *b;
 
-	if (!buffer_find(number)) {
-		oldest = buffer_oldest(conn_slot(c));
-		assert(oldest);
-		conn_kill(&srv.conn[oldest->conn],
+	if (*number != 0)
+		return &buffers[*number];
+	b = buffer_find(conn_slot(c));
+	if (b->taken)
+		conn_kill(&srv.conn[b->conn],
 		    "its buffer was needed by others");
-		(void)buffer_find(number);
-	}
-	*buffer_row(*number) = (struct buffer){ .taken = true,
-		.conn = conn_slot(c), .since = srv.now };
+	*b = (struct buffer){ .taken = true, .conn = conn_slot(c),
+		.since = srv.now };
+	*number = (u8)(b - buffers);
+	return b;
 }
 
 /*
@@ -8553,9 +8539,7 @@ conn_keep_raw(struct conn *c, const u8 *p, size_t n)
 
 	if (n == 0)
 		return;
-	if (c->out == 0)
-		buffer_take(c, &c->out);
-	b = buffer_row(c->out);
+	b = buffer_take(c, &c->out);
 	if (n > srv.buffer_size - b->n || b->n > b->raw) {
 		conn_kill(c, "it does not take its answers");
 		return;
@@ -8598,9 +8582,7 @@ conn_aside(struct conn *c, const u8 *p, size_t n)
 		conn_send_or_keep(c, p, n);
 		return;
 	}
-	if (c->out == 0)
-		buffer_take(c, &c->out);
-	b = buffer_row(c->out);
+	b = buffer_take(c, &c->out);
 	if (b->n + n + RECORD_OVERHEAD_MAX * 2 > srv.buffer_size) {
 		conn_kill(c, "it does not take its answers");
 		return;
@@ -8614,7 +8596,7 @@ conn_aside(struct conn *c, const u8 *p, size_t n)
 static bool
 conn_send_raw(struct conn *c)
 {
-	struct buffer *b = buffer_row(c->out);
+	struct buffer *b = &buffers[c->out];
 	u8 *p = buffer_at(c->out);
 	ssize_t n = conn_wrote(c, sys_send(c->fd, p + b->at, b->raw - b->at,
 	    0));
@@ -8638,7 +8620,7 @@ conn_send_raw(struct conn *c)
 static void
 conn_ready_aside(struct conn *c)
 {
-	struct buffer *b = buffer_row(c->out);
+	struct buffer *b = &buffers[c->out];
 	u8 *p = buffer_at(c->out);
 
 	assert(b->raw == 0);
@@ -8862,7 +8844,7 @@ conn_has_stream(struct conn *c)
 static bool
 conn_write_some(struct conn *c)
 {
-	if (c->out != 0 && buffer_row(c->out)->raw > 0)
+	if (buffers[c->out].raw > 0)
 		return conn_send_raw(c);
 	if (c->out != 0 && conn_at_boundary(c)) {
 		conn_ready_aside(c);
@@ -9075,14 +9057,13 @@ conn_settle(struct conn *c)
 		return true;
 	if (c->out != 0)
 		return false;
-	buffer_take(c, &c->out);
+	b = buffer_take(c, &c->out);
 	if (c->rec_n > 0) {
 		n = conn_seal_stream(c, c->rec_n, &plain) - c->rec_sent;
 		memcpy(buffer_at(c->out), srv.scratch_out + c->rec_sent, n);
 		srv.keys[conn_slot(c)].out.seq++;
 	}
 	n = conn_copy_rest(c, n);
-	b = buffer_row(c->out);
 	b->n = b->raw = (u32)n;
 	c->done = 0;
 	c->rec_n = c->rec_sent = 0;
@@ -9240,7 +9221,7 @@ conn_whole_frame(struct conn *c, const struct frame *f, u8 *p)
 static size_t
 conn_partial_frame(struct conn *c, u8 *p, size_t n)
 {
-	struct buffer *b = buffer_row(c->message);
+	struct buffer *b = &buffers[c->message];
 	u8 *to = buffer_at(c->message) + b->n;
 	size_t part = min_size(n, b->frame_left);
 	u8 opcode;
@@ -9274,15 +9255,10 @@ conn_partial_frame(struct conn *c, u8 *p, size_t n)
 static void
 conn_begin_frame(struct conn *c, const struct frame *f)
 {
-	struct buffer *b;
+	struct buffer *b = buffer_take(c, &c->message);
 
-	if (c->message == 0) {
-		buffer_take(c, &c->message);
-		b = buffer_row(c->message);
+	if (f->opcode != FRAME_CONTINUATION)
 		b->message.opcode = f->opcode;
-		b->message.utf8 = UTF8_START;
-	}
-	b = buffer_row(c->message);
 	b->frame = *f;
 	b->frame_left = f->length;
 	b->in_frame = true;
@@ -9293,9 +9269,7 @@ conn_begin_frame(struct conn *c, const struct frame *f)
 static size_t
 conn_frame(struct conn *c, u8 *p, size_t n)
 {
-	static const struct message_in none;
-	const struct message_in *m = c->message != 0 ?
-	    &buffer_row(c->message)->message : &none;
+	const struct message_in *m = &buffers[c->message].message;
 	struct frame f;
 	int head = frame_decode(&f, m, p, n, settings.max_inbound);
 	bool control, whole;
@@ -9331,7 +9305,7 @@ conn_frames(struct conn *c, u8 *p, size_t n)
 	    (c->state == CONN_OPEN || c->state == CONN_CLOSING)) {
 		size_t k;
 
-		if (c->message != 0 && buffer_row(c->message)->in_frame)
+		if (buffers[c->message].in_frame)
 			k = conn_partial_frame(c, p + used, n - used);
 		else
 			k = conn_frame(c, p + used, n - used);
@@ -9385,9 +9359,7 @@ conn_keep_input(struct conn *c, const u8 *plain, size_t plain_n,
 		buffer_give(&c->in);
 		return;
 	}
-	if (c->in == 0)
-		buffer_take(c, &c->in);
-	b = buffer_row(c->in);
+	b = buffer_take(c, &c->in);
 	memmove(buffer_at(c->in), plain, plain_n);
 	memmove(buffer_at(c->in) + plain_n, sealed, sealed_n);
 	b->raw = (u32)plain_n;
@@ -9491,9 +9463,9 @@ conn_eof(struct conn *c, ssize_t n)
 static void
 conn_receive(struct conn *c)
 {
-	struct buffer *b = c->in != 0 ? buffer_row(c->in) : NULL;
-	u8 *p = b ? buffer_at(c->in) : srv.scratch_in;
-	size_t have = b ? b->n : 0, plain = b ? b->raw : 0;
+	const struct buffer *b = &buffers[c->in];
+	size_t have = b->n;
+	u8 *p = c->in != 0 ? buffer_at(c->in) : srv.scratch_in;
 	ssize_t n = sys_recv(c->fd, p + have, srv.buffer_size - have, 0);
 
 	if (n == -EAGAIN)
@@ -9503,19 +9475,17 @@ conn_receive(struct conn *c)
 		return;
 	}
 	c->rx_ms = (u32)srv.now;
-	conn_input(c, p, have + (size_t)n, plain);
+	conn_input(c, p, have + (size_t)n, b->raw);
 }
 
 /* Input that waited until an answer was out. */
 static void
 conn_resume(struct conn *c)
 {
-	struct buffer *b;
+	const struct buffer *b = &buffers[c->in];
 
-	if (c->in == 0 || c->out != 0 || c->state >= CONN_DRAIN)
-		return;
-	b = buffer_row(c->in);
-	conn_input(c, buffer_at(c->in), b->n, b->raw);
+	if (c->in != 0 && c->out == 0 && c->state < CONN_DRAIN)
+		conn_input(c, buffer_at(c->in), b->n, b->raw);
 }
 
 /* ----- 30. Events --------------------------------------------------------
@@ -9872,7 +9842,7 @@ conn_input_deadlines(void)
 {
 	int64_t limit = conn_deadline_ms(DEADLINE_HANDSHAKE);
 
-	for (u32 i = 0; i < WSP_BUFFERS; i++) {
+	for (u32 i = 1; i <= WSP_BUFFERS; i++) {
 		const struct buffer *b = &buffers[i];
 		struct conn *c;
 
@@ -13902,7 +13872,7 @@ loop_timeout(void)
 		next = srv.token_end * INT64_C(1000);
 	if (srv.listen_again != 0 && srv.listen_again < next)
 		next = srv.listen_again;
-	for (u32 i = 0; i < WSP_BUFFERS; i++)
+	for (u32 i = 1; i <= WSP_BUFFERS; i++)
 		if (buffers[i].taken && next > srv.now + 1000)
 			next = srv.now + 1000;
 	if (srv.first_waiting != NONE && next > srv.now + LOOP_FULL_MS)

@@ -1101,7 +1101,8 @@ check_buffers(void)
 {
 	u32 used = 0, claimed = 0;
 
-	for (u32 i = 0; i < WSP_BUFFERS; i++) {
+	CHECK(!buffers[0].taken && buffers[0].n == 0);
+	for (u32 i = 1; i <= WSP_BUFFERS; i++) {
 		const struct buffer *b = &buffers[i];
 		const struct conn *c;
 
@@ -1110,8 +1111,7 @@ check_buffers(void)
 		used++;
 		CHECK(b->conn < srv.fresh);
 		c = &srv.conn[b->conn];
-		CHECK((c->in == i + 1) + (c->out == i + 1) +
-		    (c->message == i + 1) == 1);
+		CHECK((c->in == i) + (c->out == i) + (c->message == i) == 1);
 		CHECK(b->n <= srv.buffer_size && b->raw <= b->n);
 	}
 	for (u32 i = 0; i < srv.fresh; i++)
@@ -1457,7 +1457,7 @@ game_end(void)
 	CHECK(srv.live == 0 && srv.sockets.count == 0);
 	CHECK(srv.queues.store.count == 0 && srv.queues.store.held == 0);
 	CHECK(srv.queues.waiters == 0);
-	for (u32 i = 0; i < WSP_BUFFERS; i++)
+	for (u32 i = 1; i <= WSP_BUFFERS; i++)
 		CHECK(!buffers[i].taken);
 	game_over();
 }
@@ -1565,10 +1565,8 @@ a_close_that_finds_no_room_behind_the_rest_is_not_written(void **state)
 	memset(reason, 'r', sizeof reason);
 	for (u32 free_n = 0; free_n < 300; free_n++) {
 		struct conn *c = game_one_client();
-		struct buffer *b;
+		struct buffer *b = buffer_take(c, &c->out);
 
-		buffer_take(c, &c->out);
-		b = buffer_row(c->out);
 		b->n = b->raw = (u32)srv.buffer_size - free_n;
 		c->blocked = true;
 		conn_close(c, WSP_CLOSE_NORMAL, (struct str){ reason,
