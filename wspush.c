@@ -8219,6 +8219,12 @@ conn_slot(const struct conn *c)
 	return (u32)(c - srv.conn);
 }
 
+static struct record_keys *
+conn_keys(const struct conn *c)
+{
+	return &srv.keys[conn_slot(c)];
+}
+
 static bool
 addr_is_ipv4(const u8 addr[16])
 {
@@ -8450,7 +8456,7 @@ conn_free_dead(void)
 
 		sys_close(c->fd);
 		if (c->tls)
-			wipe(&srv.keys[slot], sizeof srv.keys[slot]);
+			wipe(conn_keys(c), sizeof(struct record_keys));
 		/* It may still be on the list of dirty ones. */
 		*c = (struct conn){ .fd = -1, .gen = c->gen + 1,
 			.sock = srv.free, .dirty = c->dirty,
@@ -8516,7 +8522,7 @@ conn_wrote(struct conn *c, ssize_t n)
 static size_t
 conn_seal(struct conn *c, u8 *to, const u8 *p, size_t n)
 {
-	struct record_key *k = &srv.keys[conn_slot(c)].out;
+	struct record_key *k = &conn_keys(c)->out;
 	size_t total = 0;
 
 	while (n > 0) {
@@ -8697,7 +8703,7 @@ conn_copy_stream(const struct conn *c, u8 *to, size_t from, size_t room)
 static size_t
 conn_seal_stream(const struct conn *c, size_t room, size_t *plain)
 {
-	const struct record_key *k = &srv.keys[conn_slot(c)].out;
+	const struct record_key *k = &conn_keys(c)->out;
 	size_t total = 0, part, want;
 	u64 seq = k->seq;
 
@@ -8721,7 +8727,7 @@ conn_seal_stream(const struct conn *c, size_t room, size_t *plain)
 static void
 conn_records_sent(struct conn *c, size_t plain, size_t n)
 {
-	struct record_key *k = &srv.keys[conn_slot(c)].out;
+	struct record_key *k = &conn_keys(c)->out;
 	size_t overhead = record_head(k->suite) + RECORD_TAG, out = 0;
 
 	c->rec_n = c->rec_sent = 0;
@@ -8863,7 +8869,7 @@ conn_write_some(struct conn *c)
 static void
 conn_alert(struct conn *c, u8 level, u8 number)
 {
-	struct record_key *k = &srv.keys[conn_slot(c)].out;
+	struct record_key *k = &conn_keys(c)->out;
 	u8 record[RECORD_OVERHEAD_MAX + 2];
 
 	if (!conn_at_boundary(c) || c->out != 0)
@@ -9023,7 +9029,7 @@ conn_pong_step(struct conn *c)
 static size_t
 conn_copy_rest(struct conn *c, size_t n)
 {
-	struct record_key *k = &srv.keys[conn_slot(c)].out;
+	struct record_key *k = &conn_keys(c)->out;
 	size_t at = c->done + c->rec_n, part;
 	size_t head = c->tls ? record_head(k->suite) : 0;
 
@@ -9061,7 +9067,7 @@ conn_settle(struct conn *c)
 	if (c->rec_n > 0) {
 		n = conn_seal_stream(c, c->rec_n, &plain) - c->rec_sent;
 		memcpy(buffer_at(c->out), srv.scratch_out + c->rec_sent, n);
-		srv.keys[conn_slot(c)].out.seq++;
+		conn_keys(c)->out.seq++;
 	}
 	n = conn_copy_rest(c, n);
 	b->n = b->raw = (u32)n;
@@ -9430,7 +9436,7 @@ conn_input(struct conn *c, u8 *p, size_t n, size_t plain)
 		}
 		if (d == n || c->out != 0 || c->state >= CONN_DRAIN)
 			break;
-		used = record_open(tls_aead(), &srv.keys[conn_slot(c)].in,
+		used = record_open(tls_aead(), &conn_keys(c)->in,
 		    p + d, n - d, &r);
 		if (used < 0) {
 			conn_tls_fail(c, (u8)-used);
@@ -9641,7 +9647,7 @@ conn_handshake(struct conn *c)
 	if (srv.handshakes_left == 0)
 		return;
 	srv.handshakes_left--;
-	switch (tls_step(context, c->fd, &srv.keys[conn_slot(c)])) {
+	switch (tls_step(context, c->fd, conn_keys(c))) {
 	case TLS_WANT_READ:
 		c->blocked = false;
 		break;
