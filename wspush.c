@@ -8392,6 +8392,16 @@ conn_give_context(struct conn *c)
 	c->context = 0;
 }
 
+static void
+conn_mark_dirty(struct conn *c)
+{
+	if (c->dirty)
+		return;
+	c->dirty = true;
+	srv.dirty[(srv.first_dirty + srv.dirties++) % srv.conns] =
+	    conn_slot(c);
+}
+
 /* The one place where a state begins. */
 static void
 conn_enter(struct conn *c, enum conn_state state)
@@ -8412,11 +8422,13 @@ conn_enter(struct conn *c, enum conn_state state)
 		break;
 	case CONN_CLOSING:
 		conn_arm(c, DEADLINE_CLOSING);
+		conn_mark_dirty(c);
 		break;
 	case CONN_DRAIN:
 		buffer_give(&c->in);
 		buffer_give(&c->message);
 		conn_arm(c, DEADLINE_DRAIN);
+		conn_mark_dirty(c);
 		break;
 	case CONN_DEAD:
 		deadline_cancel(&srv.deadlines, conn_slot(c));
@@ -8464,16 +8476,6 @@ conn_free_dead(void)
 		srv.free = slot;
 		srv.live--;
 	}
-}
-
-static void
-conn_mark_dirty(struct conn *c)
-{
-	if (c->dirty)
-		return;
-	c->dirty = true;
-	srv.dirty[(srv.first_dirty + srv.dirties++) % srv.conns] =
-	    conn_slot(c);
 }
 
 static void
@@ -9076,25 +9078,25 @@ conn_settle(struct conn *c)
 	return n > 0;
 }
 
-/* Ends an open connection with a Close frame: `next` says whether we wait
- * for the client's, or have it or do not want it. */
+/* Ends a connection with a Close frame, unless ours is out: `next` says
+ * whether we wait for the client's, or have it or do not want it. */
 static void
 conn_end(struct conn *c, u16 code, struct str reason, enum conn_state next)
 {
-	u8 frame[127];
-	size_t n = close_frame(frame, code, reason);
+	u8 frame[2 + FRAME_MAX_CONTROL];
+	size_t n = 0;
 
-	assert(c->state == CONN_OPEN);
-	if (!conn_settle(c)) {
-		service_ended(c, WSP_CLOSE_ABNORMAL);
-		conn_enter(c, CONN_DEAD);
-		return;
+	assert(c->state == CONN_OPEN || c->state == CONN_CLOSING);
+	if (c->state == CONN_OPEN) {
+		n = close_frame(frame, code, reason);
+		if (!conn_settle(c)) {
+			code = WSP_CLOSE_ABNORMAL;
+			next = CONN_DEAD;
+		}
+		service_ended(c, code);
 	}
-	service_ended(c, code);
 	conn_enter(c, next);
 	conn_aside(c, frame, n);
-	if (c->state != CONN_DEAD)
-		conn_mark_dirty(c);
 }
 
 /* Our Close; theirs is awaited. */
@@ -9113,12 +9115,7 @@ conn_fail(struct conn *c, u16 code, const char *why)
 	conn_peer(peer, c);
 	log_event(LOG_LEVEL_INFO, "failed", "peer=%s code=%u why=\"%s\"", peer,
 	    code, why);
-	if (c->state == CONN_OPEN)
-		conn_end(c, code, STR(""), CONN_DRAIN);
-	else if (c->state != CONN_DEAD)
-		conn_enter(c, CONN_DRAIN);
-	if (c->state != CONN_DEAD)
-		conn_mark_dirty(c);
+	conn_end(c, code, STR(""), CONN_DRAIN);
 }
 
 /* An HTTP answer that is not 101, and the end.  What the kernel does not take
@@ -9129,11 +9126,8 @@ conn_reply(struct conn *c, struct out *o)
 {
 	conn_enter(c, CONN_DRAIN);
 	conn_aside(c, (u8 *)o->p, o->n);
-	if (c->state == CONN_DEAD)
-		return;
 	if (c->out != 0)
 		conn_arm(c, DEADLINE_HANDSHAKE);
-	conn_mark_dirty(c);
 }
 
 /* Answers with a sentence; headers of NULL are those of the status. */
@@ -9168,16 +9162,10 @@ conn_got_close(struct conn *c, const u8 *p, size_t n)
 	struct str reason;
 	int bad = close_parse(&code, &reason, p, n);
 
-	if (bad < 0) {
+	if (bad < 0)
 		conn_fail(c, (u16)-bad, "a malformed Close");
-		return;
-	}
-	if (c->state == CONN_OPEN) {
+	else
 		conn_end(c, code, reason, CONN_DRAIN);
-		return;
-	}
-	conn_enter(c, CONN_DRAIN);
-	conn_mark_dirty(c);
 }
 
 static void
@@ -9386,7 +9374,6 @@ conn_tls_end(struct conn *c, u8 level, u8 number)
 	if (c->state == CONN_OPEN)
 		service_ended(c, WSP_CLOSE_ABNORMAL);
 	conn_enter(c, CONN_DRAIN);
-	conn_mark_dirty(c);
 }
 
 static void
@@ -9674,7 +9661,6 @@ conn_handshake(struct conn *c)
 		conn_give_context(c);
 		c->tls = false; /* no keys: nothing more is sealed */
 		conn_enter(c, CONN_DRAIN);
-		conn_mark_dirty(c);
 		conn_serve_line();
 		break;
 	}
