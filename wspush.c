@@ -8539,38 +8539,36 @@ conn_seal(struct conn *c, u8 *to, const u8 *p, size_t n)
 	return total;
 }
 
-/* Keeps bytes that the kernel did not take.  They go before all else. */
+/* Puts bytes behind those that wait in the out buffer: ready for the wire,
+ * which go before all else, or to be sealed at the next boundary. */
 static void
-conn_keep_raw(struct conn *c, const u8 *p, size_t n)
+conn_keep(struct conn *c, const u8 *p, size_t n, bool ready)
 {
-	struct buffer *b;
+	struct buffer *b = buffer_take(c, &c->out);
 
-	if (n == 0)
-		return;
-	b = buffer_take(c, &c->out);
-	if (n > srv.buffer_size - b->n || b->n > b->raw) {
+	if (b->n + n + 2 * RECORD_OVERHEAD_MAX > srv.buffer_size) {
 		conn_kill(c, "it does not take its answers");
 		return;
 	}
 	memcpy(buffer_at(c->out) + b->n, p, n);
 	b->n += (u32)n;
-	b->raw = b->n;
+	if (ready)
+		b->raw = b->n;
 }
 
 /* Sends bytes that are ready for the wire, and keeps what does not go. */
 static void
 conn_send_or_keep(struct conn *c, const u8 *p, size_t n)
 {
-	ssize_t sent = c->blocked ? -1 :
+	ssize_t sent = c->blocked ? 0 :
 	    conn_wrote(c, sys_send(c->fd, p, n, 0));
 
-	if (c->state == CONN_DEAD)
-		return;
 	if (sent < 0)
 		sent = 0;
-	if ((size_t)sent < n)
-		c->blocked = true;
-	conn_keep_raw(c, p + sent, n - (size_t)sent);
+	if (c->state == CONN_DEAD || (size_t)sent == n)
+		return;
+	c->blocked = true;
+	conn_keep(c, p + sent, n - (size_t)sent, true);
 }
 
 /* Sends bytes aside: now when nothing is in their way, else at the next
@@ -8578,26 +8576,18 @@ conn_send_or_keep(struct conn *c, const u8 *p, size_t n)
 static void
 conn_aside(struct conn *c, const u8 *p, size_t n)
 {
-	struct buffer *b;
-
 	if (c->state == CONN_DEAD || n == 0)
 		return;
-	if (c->out == 0 && conn_at_boundary(c)) {
-		if (c->tls) {
-			n = conn_seal(c, srv.scratch_out, p, n);
-			p = srv.scratch_out;
-		}
-		conn_send_or_keep(c, p, n);
+	if (c->out != 0 || !conn_at_boundary(c)) {
+		conn_keep(c, p, n, false);
+		conn_mark_dirty(c);
 		return;
 	}
-	b = buffer_take(c, &c->out);
-	if (b->n + n + RECORD_OVERHEAD_MAX * 2 > srv.buffer_size) {
-		conn_kill(c, "it does not take its answers");
-		return;
+	if (c->tls) {
+		n = conn_seal(c, srv.scratch_out, p, n);
+		p = srv.scratch_out;
 	}
-	memcpy(buffer_at(c->out) + b->n, p, n);
-	b->n += (u32)n;
-	conn_mark_dirty(c);
+	conn_send_or_keep(c, p, n);
 }
 
 /* Writes what is ready in the out buffer.  False: it has to wait. */
