@@ -8519,14 +8519,20 @@ conn_wrote(struct conn *c, ssize_t n)
 	return -1;
 }
 
-/* Seals n bytes into records at `to` and returns their length; their number
- * goes on.  For what will leave wholly, from here or from a buffer. */
+/* Makes n bytes ready for the wire at `to`, as records over TLS, and returns
+ * their length; their number goes on.  For what will leave wholly, from here or
+ * from a buffer. */
 static size_t
-conn_seal(struct conn *c, u8 *to, const u8 *p, size_t n)
+conn_wire(struct conn *c, u8 *to, const u8 *p, size_t n)
 {
-	struct record_key *k = &conn_keys(c)->out;
+	struct record_key *k;
 	size_t total = 0;
 
+	if (!c->tls) {
+		memcpy(to, p, n);
+		return n;
+	}
+	k = &conn_keys(c)->out;
 	while (n > 0) {
 		size_t part = min_size(n, RECORD_MAX_PLAIN);
 
@@ -8584,7 +8590,7 @@ conn_aside(struct conn *c, const u8 *p, size_t n)
 		return;
 	}
 	if (c->tls) {
-		n = conn_seal(c, srv.scratch_out, p, n);
+		n = conn_wire(c, srv.scratch_out, p, n);
 		p = srv.scratch_out;
 	}
 	conn_send_or_keep(c, p, n);
@@ -8623,7 +8629,7 @@ conn_ready_aside(struct conn *c)
 
 	assert(b->raw == 0);
 	if (c->tls) {
-		b->n = (u32)conn_seal(c, srv.scratch_out, p, b->n);
+		b->n = (u32)conn_wire(c, srv.scratch_out, p, b->n);
 		memcpy(p, srv.scratch_out, b->n);
 	}
 	b->raw = b->n;
@@ -9016,39 +9022,13 @@ conn_pong_step(struct conn *c)
  * ---- Endings
  */
 
-/* Copies what is left of the half-out part behind the n bytes that the out
- * buffer has.  Returns its length then, 0 when that does not fit. */
-static size_t
-conn_copy_rest(struct conn *c, size_t n)
-{
-	struct record_key *k = &conn_keys(c)->out;
-	size_t at = c->done + c->rec_n, part;
-	size_t head = c->tls ? record_head(k->suite) : 0;
-
-	do {
-		u8 *to = buffer_at(c->out) + n;
-
-		if (srv.buffer_size - n <= RECORD_OVERHEAD_MAX)
-			return 0;
-		part = conn_copy_stream(c, to + head, at,
-		    min_size(srv.buffer_size - n - RECORD_OVERHEAD_MAX,
-		    RECORD_MAX_PLAIN));
-		at += part;
-		if (c->tls && part > 0)
-			n += record_seal(tls_aead(), k, k->seq++,
-			    RECORD_DATA, to, part);
-		else
-			n += part;
-	} while (part > 0);
-	return n;
-}
-
-/* Moves what is half out of the stream into the out buffer, so that the
- * socket may go elsewhere.  False: it does not fit. */
+/* Moves what is half out of the stream into the out buffer, for the socket
+ * goes elsewhere.  False: it does not fit. */
 static bool
 conn_settle(struct conn *c)
 {
-	size_t plain, n = 0;
+	u8 *rest = srv.scratch_out;
+	size_t plain, n = 0, room;
 	struct buffer *b;
 
 	if (conn_at_boundary(c))
@@ -9058,14 +9038,17 @@ conn_settle(struct conn *c)
 	b = buffer_take(c, &c->out);
 	if (c->rec_n > 0) {
 		n = conn_seal_stream(c, c->rec_n, &plain) - c->rec_sent;
-		memcpy(buffer_at(c->out), srv.scratch_out + c->rec_sent, n);
+		memcpy(buffer_at(c->out), rest + c->rec_sent, n);
 		conn_keys(c)->out.seq++;
 	}
-	n = conn_copy_rest(c, n);
-	b->n = b->raw = (u32)n;
-	c->done = 0;
-	c->rec_n = c->rec_sent = 0;
-	return n > 0;
+	room = srv.buffer_size - n;
+	plain = conn_copy_stream(c, rest, c->done + c->rec_n, room);
+	if (plain + (plain / RECORD_MAX_PLAIN + 1) * RECORD_OVERHEAD_MAX >
+	    room)
+		return false;
+	b->n = b->raw = (u32)(n + conn_wire(c, buffer_at(c->out) + n, rest,
+	    plain));
+	return true;
 }
 
 /* Ends a connection with a Close frame, unless ours is out: `next` says
