@@ -8340,11 +8340,17 @@ conn_deadline_ms(enum conn_deadline class)
 	return 0;
 }
 
+/* Without keepalive, who is idle has no deadline. */
 static void
 conn_arm(struct conn *c, enum conn_deadline class)
 {
-	deadline_arm(&srv.deadlines, conn_slot(c), class,
-	    srv.now + conn_deadline_ms(class));
+	int64_t ms = conn_deadline_ms(class);
+
+	if (ms > 0)
+		deadline_arm(&srv.deadlines, conn_slot(c), class,
+		    srv.now + ms);
+	else
+		deadline_cancel(&srv.deadlines, conn_slot(c));
 }
 
 /* What epoll should tell us, worked out from the data. */
@@ -8415,10 +8421,7 @@ conn_enter(struct conn *c, enum conn_state state)
 	case CONN_FREE:
 		break;
 	case CONN_OPEN:
-		if (settings.ping_interval > 0)
-			conn_arm(c, DEADLINE_PING);
-		else
-			deadline_cancel(&srv.deadlines, conn_slot(c));
+		conn_arm(c, DEADLINE_PING);
 		break;
 	case CONN_CLOSING:
 		conn_arm(c, DEADLINE_CLOSING);
@@ -8951,10 +8954,7 @@ conn_ponged(struct conn *c, const u8 *p, size_t n)
 	if (number < c->ping_number)
 		return;
 	c->pinged = false;
-	if (settings.ping_interval > 0)
-		conn_arm(c, DEADLINE_PING);
-	else
-		deadline_cancel(&srv.deadlines, conn_slot(c));
+	conn_arm(c, DEADLINE_PING);
 	conn_mark_dirty(c);
 }
 
@@ -8994,12 +8994,10 @@ conn_pong_missed(struct conn *c)
 		conn_log_deaf(c, is_dead);
 	if (is_dead) {
 		conn_kill(c, "no Pong in time");
-	} else if (settings.ping_interval > 0) {
-		conn_arm(c, DEADLINE_PING);
-	} else {
-		c->pinged = false;
-		deadline_cancel(&srv.deadlines, conn_slot(c));
+		return;
 	}
+	c->pinged = settings.ping_interval > 0;
+	conn_arm(c, DEADLINE_PING);
 }
 
 /* A part of that time is over; as long as the Ping has not even left, it has

@@ -58,6 +58,8 @@ empty_tables(void **state)
 	srv.conn = conns;
 	srv.fresh = 0;
 	deadline_init(&srv.deadlines, deadline_rows);
+	settings.ping_interval = settings.pong_timeout = 25;
+	settings.handshake_timeout = 10;
 	return 0;
 }
 
