@@ -8789,13 +8789,21 @@ conn_ping_is_urgent(const struct conn *c)
 	    queue_is_awaited(t, c->sock);
 }
 
+/* A Ping is out, or waits for a boundary. */
+static void
+conn_await_pong(struct conn *c, bool due)
+{
+	c->pinged = true;
+	c->ping_due = due;
+	c->pong_steps = 0;
+	conn_arm(c, DEADLINE_PONG);
+}
+
 /* Asks for a Ping at the next boundary, which may be now. */
 static void
 conn_ping(struct conn *c)
 {
-	c->pinged = c->ping_due = true;
-	c->pong_steps = 0;
-	conn_arm(c, DEADLINE_PONG);
+	conn_await_pong(c, true);
 	conn_mark_dirty(c);
 }
 
@@ -8804,15 +8812,12 @@ conn_send_ping(struct conn *c)
 {
 	u8 frame[2 + 16] = { 0x80 | FRAME_PING, 16 };
 
-	c->ping_due = false;
-	c->pinged = true;
+	conn_await_pong(c, false);
 	c->ping_number = c->sent_number;
 	c->ping_ms = (u32)srv.now;
 	c->since_ping = 0;
-	c->pong_steps = 0;
 	store64(frame + 2, c->ping_number);
 	memcpy(frame + 10, c->nonce, sizeof c->nonce);
-	conn_arm(c, DEADLINE_PONG);
 	conn_aside(c, frame, sizeof frame);
 }
 
@@ -8881,19 +8886,19 @@ conn_alert(struct conn *c, u8 level, u8 number)
 	    record));
 }
 
-/* All is out: an ending connection sends its FIN, an open one may ping. */
+/* All is out: an ending connection sends its FIN. */
 static void
 conn_flushed(struct conn *c)
 {
-	if (c->state == CONN_DRAIN && c->tls && !c->notified)
+	if (c->state != CONN_DRAIN || c->shut)
+		return;
+	if (c->tls && !c->notified)
 		conn_alert(c, 1, 0); /* close_notify */
-	if (c->state == CONN_DRAIN && c->out == 0 && !c->shut) {
-		c->shut = true;
-		sys_shutdown(c->fd, SHUT_WR);
-		conn_arm(c, DEADLINE_DRAIN);
-	}
-	if (c->state == CONN_OPEN)
-		conn_ping_if_due(c);
+	if (c->out != 0 || c->state == CONN_DEAD)
+		return;
+	c->shut = true;
+	sys_shutdown(c->fd, SHUT_WR);
+	conn_arm(c, DEADLINE_DRAIN);
 }
 
 /* Writes all that the connection owes, as far as the kernel and the turn's
@@ -8910,10 +8915,10 @@ conn_flush(struct conn *c)
 		return;
 	if (!c->blocked && srv.written >= until)
 		conn_mark_dirty(c);
-	else if (!c->blocked && c->out == 0 && conn_at_boundary(c))
-		conn_flushed(c);
 	else if (c->state == CONN_OPEN)
 		conn_ping_if_due(c);
+	else if (!c->blocked && c->out == 0)
+		conn_flushed(c);
 	conn_ask(c);
 }
 
