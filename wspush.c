@@ -9447,12 +9447,16 @@ conn_receive(struct conn *c)
 	conn_input(c, p, have + (size_t)n, b->raw);
 }
 
-/* Input that waited until an answer was out. */
+/* Writes what it owes; then input that waited until an answer was out. */
 static void
-conn_resume(struct conn *c)
+conn_go_on(struct conn *c)
 {
-	const struct buffer *b = &buffers[c->in];
+	const struct buffer *b;
 
+	if (c->state == CONN_FREE || c->state == CONN_DEAD)
+		return;
+	conn_flush(c);
+	b = &buffers[c->in];
 	if (c->in != 0 && c->out == 0 && c->state < CONN_DRAIN)
 		conn_input(c, buffer_at(c->in), b->n, b->raw);
 }
@@ -9706,10 +9710,8 @@ conn_event(u64 id, u32 events)
 	}
 	if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP) && c->blocked) {
 		c->blocked = false;
-		if (c->state != CONN_TLS) {
-			conn_flush(c);
-			conn_resume(c);
-		}
+		if (c->state != CONN_TLS)
+			conn_go_on(c);
 	}
 	if (events & (EPOLLIN | EPOLLERR | EPOLLHUP) &&
 	    c->state != CONN_DEAD) {
@@ -9729,10 +9731,7 @@ conn_flush_urgent(void)
 		struct conn *c = &srv.conn[srv.urgent[--srv.urgents]];
 
 		c->urgent = false;
-		if (c->state == CONN_OPEN) {
-			conn_flush(c);
-			conn_resume(c);
-		}
+		conn_go_on(c);
 	}
 }
 
@@ -9746,10 +9745,7 @@ conn_flush_dirty(u32 slice)
 		srv.first_dirty = (srv.first_dirty + 1) % srv.conns;
 		srv.dirties--;
 		c->dirty = false;
-		if (c->state == CONN_DEAD || c->state == CONN_FREE)
-			continue;
-		conn_flush(c);
-		conn_resume(c);
+		conn_go_on(c);
 	}
 }
 
@@ -12353,7 +12349,7 @@ asking_allow(struct asking *q)
 	if (!c)
 		return;
 	verdict_now.of = c;
-	conn_resume(c);
+	conn_go_on(c);
 	verdict_now.of = NULL;
 	asking_ok(q, 1);
 	asking_end(q);
