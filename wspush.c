@@ -8472,10 +8472,10 @@ conn_free_dead(void)
 		sys_close(c->fd);
 		if (c->tls)
 			wipe(conn_keys(c), sizeof(struct record_keys));
-		/* It may still be on the list of dirty ones. */
-		*c = (struct conn){ .fd = -1, .gen = c->gen + 1,
-			.sock = srv.free, .dirty = c->dirty,
-			.urgent = c->urgent };
+		c->fd = -1;
+		c->state = CONN_FREE;
+		c->gen++;
+		c->sock = srv.free;
 		srv.free = slot;
 		srv.live--;
 	}
