@@ -8111,13 +8111,12 @@ struct conn {
  * what has come of a message. */
 struct buffer {
 	bool taken;       /* all zeroes: it is free */
-	bool in_frame;
 	u32 conn;         /* slot of its owner */
 	u32 n, raw, at;
 	int64_t since;
 	struct message_in message;
 	struct frame frame;
-	size_t frame_left; /* bytes of the frame still to come */
+	size_t frame_left; /* bytes of it still to come */
 };
 
 _Static_assert(WSP_BUFFERS >= 4, "one connection may hold three buffers");
@@ -9144,31 +9143,28 @@ conn_got_close(struct conn *c, const u8 *p, size_t n)
 		conn_end(c, code, reason, CONN_DRAIN);
 }
 
+/* A control frame or a whole message.  After our Close only the client's
+ * counts. */
 static void
-conn_control(struct conn *c, u8 opcode, u8 *p, size_t n)
+conn_got(struct conn *c, u8 opcode, const u8 *p, size_t n)
 {
-	u8 frame[2 + 125];
+	u8 pong[2 + FRAME_MAX_CONTROL];
 
 	if (opcode == FRAME_CLOSE) {
 		conn_got_close(c, p, n);
-	} else if (opcode == FRAME_PONG && c->state == CONN_OPEN) {
-		conn_ponged(c, p, n);
-	} else if (opcode == FRAME_PING && c->state == CONN_OPEN) {
-		frame[0] = 0x80 | FRAME_PONG;
-		frame[1] = (u8)n;
-		memcpy(frame + 2, p, n);
-		conn_aside(c, frame, 2 + n);
-	}
-}
-
-/* A whole message.  One that came after our Close is nobody's. */
-static void
-conn_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
-{
-	if (c->state != CONN_OPEN)
+	} else if (c->state != CONN_OPEN) {
 		return;
-	srv.queues.total.inbound_messages++;
-	service_message(c, opcode, p, n);
+	} else if (opcode == FRAME_PONG) {
+		conn_ponged(c, p, n);
+	} else if (opcode == FRAME_PING) {
+		pong[0] = FRAME_FIN | FRAME_PONG;
+		pong[1] = (u8)n;
+		memcpy(pong + 2, p, n);
+		conn_aside(c, pong, 2 + n);
+	} else {
+		srv.queues.total.inbound_messages++;
+		service_message(c, opcode, p, n);
+	}
 }
 
 /* A whole frame that is a whole message or a control frame. */
@@ -9178,12 +9174,10 @@ conn_whole_frame(struct conn *c, const struct frame *f, u8 *p)
 	size_t n = f->length;
 
 	frame_unmask(p, n, f->mask, 0);
-	if (f->opcode >= FRAME_CLOSE)
-		conn_control(c, f->opcode, p, n);
-	else if (f->opcode == FRAME_TEXT && !text_is_utf8(p, n))
+	if (f->opcode == FRAME_TEXT && !text_is_utf8(p, n))
 		conn_fail(c, WSP_CLOSE_BAD_TEXT, "text that is not UTF-8");
 	else
-		conn_message(c, f->opcode, p, n);
+		conn_got(c, f->opcode, p, n);
 }
 
 /* Takes what is there of a data frame that is not whole, or belongs to a
@@ -9192,30 +9186,23 @@ static size_t
 conn_partial_frame(struct conn *c, u8 *p, size_t n)
 {
 	struct buffer *b = &buffers[c->message];
-	u8 *to = buffer_at(c->message) + b->n;
+	struct message_in *m = &b->message;
+	u8 *message = buffer_at(c->message), *to = message + m->length;
 	size_t part = min_size(n, b->frame_left);
-	u8 opcode;
+	bool done;
 
 	memcpy(to, p, part);
 	frame_unmask(to, part, b->frame.mask,
 	    b->frame.length - b->frame_left);
-	b->n += (u32)part;
+	m->length += (u32)part;
 	b->frame_left -= part;
-	if (b->message.opcode == FRAME_TEXT)
-		b->message.utf8 = utf8_run(b->message.utf8, to, part);
-	if (b->message.utf8 == UTF8_BAD || (b->frame_left == 0 &&
-	    b->frame.fin && b->message.utf8 != UTF8_START)) {
+	done = b->frame_left == 0 && b->frame.fin;
+	if (m->opcode == FRAME_TEXT)
+		m->utf8 = utf8_run(m->utf8, to, part);
+	if (m->utf8 == UTF8_BAD || (done && m->utf8 != UTF8_START)) {
 		conn_fail(c, WSP_CLOSE_BAD_TEXT, "text that is not UTF-8");
-		return part;
-	}
-	if (b->frame_left > 0)
-		return part;
-	b->in_frame = false;
-	b->message.length = b->n;
-	if (b->frame.fin) {
-		opcode = b->message.opcode;
-		b->message.opcode = 0;
-		conn_message(c, opcode, buffer_at(c->message), b->n);
+	} else if (done) {
+		conn_got(c, m->opcode, message, m->length);
 		buffer_give(&c->message);
 	}
 	return part;
@@ -9231,7 +9218,6 @@ conn_begin_frame(struct conn *c, const struct frame *f)
 		b->message.opcode = f->opcode;
 	b->frame = *f;
 	b->frame_left = f->length;
-	b->in_frame = true;
 }
 
 /* One frame, or what is there of it, of the n bytes at p: bytes used, 0 when
@@ -9253,37 +9239,15 @@ conn_frame(struct conn *c, u8 *p, size_t n)
 		return 0;
 	control = f.opcode >= FRAME_CLOSE;
 	whole = f.length <= n - (size_t)head;
-	if (control && !whole)
-		return 0;
 	if (whole && (control || (f.fin && m->opcode == 0))) {
 		conn_whole_frame(c, &f, p + head);
 		return (size_t)head + f.length;
 	}
+	if (control)
+		return 0;
 	conn_begin_frame(c, &f);
 	return (size_t)head + conn_partial_frame(c, p + head,
 	    n - (size_t)head);
-}
-
-/* Frames in the n bytes at p; returns bytes used.  While an answer waits the
- * client is not heard. */
-static size_t
-conn_frames(struct conn *c, u8 *p, size_t n)
-{
-	size_t used = 0;
-
-	while (used < n && c->out == 0 &&
-	    (c->state == CONN_OPEN || c->state == CONN_CLOSING)) {
-		size_t k;
-
-		if (buffers[c->message].in_frame)
-			k = conn_partial_frame(c, p + used, n - used);
-		else
-			k = conn_frame(c, p + used, n - used);
-		if (k == 0)
-			return used;
-		used += k;
-	}
-	return c->state == CONN_OPEN || c->state == CONN_CLOSING ? used : n;
 }
 
 static size_t
@@ -9302,18 +9266,23 @@ conn_http(struct conn *c, u8 *p, size_t n)
 	return c->judged ? 0 : (size_t)used;
 }
 
-/* The client's bytes in plain; returns how many were used. */
+/* The client's bytes in plain; returns how many were used.  While an answer
+ * waits the client is not heard. */
 static size_t
 conn_bytes(struct conn *c, u8 *p, size_t n)
 {
-	size_t used = 0;
+	size_t used = 0, k = 1;
 
-	if (c->state == CONN_HTTP) {
-		used = conn_http(c, p, n);
-		if (used == 0)
-			return 0;
+	while (used < n && k > 0 && c->out == 0 && c->state < CONN_DRAIN) {
+		if (c->state == CONN_HTTP)
+			k = conn_http(c, p + used, n - used);
+		else if (buffers[c->message].frame_left > 0)
+			k = conn_partial_frame(c, p + used, n - used);
+		else
+			k = conn_frame(c, p + used, n - used);
+		used += k;
 	}
-	return used + conn_frames(c, p + used, n - used);
+	return used;
 }
 
 /* Keeps what was not used: opened bytes, then ciphertext.  `moved` says that
@@ -9324,8 +9293,7 @@ conn_keep_input(struct conn *c, const u8 *plain, size_t plain_n,
 {
 	struct buffer *b;
 
-	if (plain_n + sealed_n == 0 || c->state == CONN_DEAD ||
-	    c->state == CONN_DRAIN) {
+	if (plain_n + sealed_n == 0 || c->state >= CONN_DRAIN) {
 		buffer_give(&c->in);
 		return;
 	}
