@@ -9578,40 +9578,31 @@ static void
 conn_handshake(struct conn *c)
 {
 	int context = c->context - 1;
+	enum tls_progress progress;
+	char peer[64];
 
 	if (srv.handshakes_left == 0)
 		return;
 	srv.handshakes_left--;
-	switch (tls_step(context, c->fd, conn_keys(c))) {
-	case TLS_WANT_READ:
-		c->blocked = false;
-		break;
-	case TLS_WANT_WRITE:
-		c->blocked = true;
-		break;
-	case TLS_DONE:
-		c->blocked = false;
+	progress = tls_step(context, c->fd, conn_keys(c));
+	c->blocked = progress == TLS_WANT_WRITE;
+	if (progress == TLS_DONE) {
 		if (tls_resumed(context))
 			srv.queues.total.handshakes_resumed++;
 		else
 			srv.queues.total.handshakes_full++;
-		conn_give_context(c);
 		conn_enter(c, CONN_HTTP);
-		conn_serve_line();
-		break;
-	case TLS_FAILED: {
-		char peer[64];
-
-		conn_peer(peer, c);
+	} else if (progress == TLS_FAILED) {
 		srv.queues.total.handshakes_failed++;
+		conn_peer(peer, c);
 		log_event(LOG_LEVEL_INFO, "tls-failed", "peer=%s why=\"%s\"",
 		    peer, tls_why(context));
-		conn_give_context(c);
 		c->tls = false; /* no keys: nothing more is sealed */
 		conn_enter(c, CONN_DRAIN);
-		conn_serve_line();
-		break;
 	}
+	if (c->state != CONN_TLS) {
+		conn_give_context(c);
+		conn_serve_line();
 	}
 	conn_ask(c);
 }
