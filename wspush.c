@@ -9394,9 +9394,12 @@ conn_input(struct conn *c, u8 *p, size_t n, size_t plain)
 static void
 conn_eof(struct conn *c, ssize_t n)
 {
-	conn_kill(c, n == 0 ? "closed by the client" : strerror((int)-n));
+	conn_kill(c, c->state == CONN_DRAIN ? "done" :
+	    n == 0 ? "closed by the client" : strerror((int)-n));
 }
 
+/* Once our FIN is out only the client's is awaited; what it still says is
+ * lost. */
 static void
 conn_receive(struct conn *c)
 {
@@ -9611,16 +9614,6 @@ conn_handshake(struct conn *c)
  * ---- Events
  */
 
-/* After our FIN only the client's is awaited; what it still says is lost. */
-static void
-conn_drain(struct conn *c)
-{
-	ssize_t n = sys_recv(c->fd, srv.scratch_in, srv.buffer_size, 0);
-
-	if (n == 0 || (n < 0 && n != -EAGAIN))
-		conn_kill(c, "done");
-}
-
 static void
 conn_readable(struct conn *c)
 {
@@ -9636,10 +9629,8 @@ conn_readable(struct conn *c)
 	case CONN_HTTP:
 	case CONN_OPEN:
 	case CONN_CLOSING:
-		conn_receive(c);
-		break;
 	case CONN_DRAIN:
-		conn_drain(c);
+		conn_receive(c);
 		break;
 	case CONN_FREE:
 	case CONN_DEAD:
@@ -9651,34 +9642,28 @@ static void
 conn_event(u64 id, u32 events)
 {
 	struct conn *c = &srv.conn[(u32)id];
+	bool broken = (events & (EPOLLERR | EPOLLHUP)) != 0;
 
-	if (c->gen != id >> 32 || c->state == CONN_DEAD)
+	if (c->gen != id >> 32)
 		return;
-	if (c->judged && events & EPOLLRDHUP) {
-		conn_kill(c, "closed by the client");
-		return;
-	}
-	if (c->state == CONN_WAIT && events & EPOLLRDHUP) {
+	if (events & conn_interest(c) & EPOLLRDHUP) {
 		/* What came before the end may be plain HTTP; a ClientHello
 		 * with nothing to follow is of no use. */
-		if (!c->waiting)
+		if (!c->waiting && !c->judged)
 			conn_readable(c);
-		if (c->state == CONN_WAIT || c->state == CONN_TLS)
+		if (c->state <= CONN_TLS || c->judged)
 			conn_kill(c, "closed by the client");
 		return;
 	}
-	if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP) && c->blocked) {
+	if (c->blocked && (events & EPOLLOUT || broken)) {
 		c->blocked = false;
 		if (c->state != CONN_TLS)
 			conn_go_on(c);
 	}
-	if (events & (EPOLLIN | EPOLLERR | EPOLLHUP) &&
-	    c->state != CONN_DEAD) {
-		if (conn_interest(c) & EPOLLIN)
-			conn_readable(c);
-		else if (events & (EPOLLERR | EPOLLHUP))
+	if (!(conn_interest(c) & EPOLLIN)) {
+		if (broken)
 			conn_kill(c, "connection reset");
-	} else if (events & EPOLLOUT && c->state == CONN_TLS) {
+	} else if (events & EPOLLIN || broken || c->state == CONN_TLS) {
 		conn_readable(c);
 	}
 }
