@@ -8098,6 +8098,7 @@ struct conn {
 	bool shut : 1;    /* our FIN is out */
 	bool judged : 1;  /* a program is asked whether it may come in */
 	bool metrics : 1; /* came by the listener of --metrics */
+	bool head : 1;    /* asks for the head of an answer alone */
 	unsigned looks : 4; /* at its ClientHello, see HELLO_LOOKS */
 	u16 port;
 	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
@@ -9107,8 +9108,7 @@ conn_reply(struct conn *c, struct out *o)
 
 /* Answers with a sentence; headers of NULL are those of the status. */
 static void
-conn_refuse(struct conn *c, int status, const char *headers, const char *why,
-    bool head_only)
+conn_refuse(struct conn *c, int status, const char *headers, const char *why)
 {
 	char text[1024], body[256];
 	struct out o = out_to(text, sizeof text);
@@ -9116,7 +9116,7 @@ conn_refuse(struct conn *c, int status, const char *headers, const char *why,
 	srv.queues.total.http_refused++;
 	http_response(&o, status, headers ? headers :
 	    http_status_headers(status), NULL,
-	    text_of(text_print(body, sizeof body, "%s\n", why)), head_only);
+	    text_of(text_print(body, sizeof body, "%s\n", why)), c->head);
 	assert(!o.full);
 	conn_reply(c, &o);
 }
@@ -9258,8 +9258,9 @@ conn_http(struct conn *c, u8 *p, size_t n)
 
 	if (used == 0)
 		return 0;
+	c->head = r.method == HTTP_HEAD;
 	if (used < 0) {
-		conn_refuse(c, -used, NULL, r.why, r.method == HTTP_HEAD);
+		conn_refuse(c, -used, NULL, r.why);
 		return n;
 	}
 	service_request(c, &r);
@@ -9563,7 +9564,7 @@ conn_hello(struct conn *c)
 	if (head[0] != RECORD_HANDSHAKE) {
 		c->tls = false;
 		conn_refuse(c, 400, NULL, "this port speaks TLS: use https:// or "
-		    "wss://", false);
+		    "wss://");
 		return;
 	}
 	if (n == sizeof head)
@@ -9707,8 +9708,7 @@ static void
 conn_unjudged(struct conn *c)
 {
 	c->judged = false;
-	conn_refuse(c, 503, NULL, "the service did not answer in time",
-	    false);
+	conn_refuse(c, 503, NULL, "the service did not answer in time");
 }
 
 static void
@@ -9725,7 +9725,7 @@ conn_deadline(struct conn *c, enum conn_deadline class)
 			conn_unjudged(c);
 		else if (c->state == CONN_HTTP)
 			conn_refuse(c, 408, NULL, "the request was not "
-			    "finished in time", false);
+			    "finished in time");
 		else
 			conn_no_handshake(c);
 		break;
@@ -11338,7 +11338,7 @@ service_find_page(const struct conn *c, struct str path)
 }
 
 static void
-service_show(struct conn *c, enum page page, bool head_only)
+service_show(struct conn *c, enum page page)
 {
 	struct out o = out_to(srv.scratch_answer, srv.buffer_size);
 	struct out figures = out_to(srv.scratch_out, SCRATCH_OUT);
@@ -11354,7 +11354,7 @@ service_show(struct conn *c, enum page page, bool head_only)
 		(void)figures_write(&figures, FIGURES_METRICS);
 		body = (struct str){ figures.p, figures.n };
 	}
-	http_response(&o, 200, headers, type, body, head_only);
+	http_response(&o, 200, headers, type, body, c->head);
 	assert(!figures.full && !o.full);
 	conn_reply(c, &o);
 }
@@ -11387,10 +11387,9 @@ service_request(struct conn *c, const struct http_request *r)
 
 	if (!service_admits(&a, page != PAGE_NONE)) {
 		if (!c->judged)
-			conn_refuse(c, a.status, a.headers, a.why,
-			    r->method == HTTP_HEAD);
+			conn_refuse(c, a.status, a.headers, a.why);
 	} else if (page) {
-		service_show(c, page, r->method == HTTP_HEAD);
+		service_show(c, page);
 	} else {
 		service_open(c, &a);
 	}
@@ -12306,8 +12305,7 @@ asking_deny(struct asking *q)
 
 	if (!c)
 		return;
-	conn_refuse(c, q->r.code, NULL, "the service does not let you in",
-	    false);
+	conn_refuse(c, q->r.code, NULL, "the service does not let you in");
 	asking_ok(q, 1);
 	asking_end(q);
 }
