@@ -8239,14 +8239,17 @@ addr_same_host(const u8 a[16], const u8 b[16])
 	return memcmp(a, b, addr_is_ipv4(a) || addr_is_ipv4(b) ? 16 : 8) == 0;
 }
 
-static void
-conn_peer(char to[64], const struct conn *c)
+/* Its address as text, until the next call. */
+static const char *
+conn_peer(const struct conn *c)
 {
-	struct out o = out_to(to, 63);
+	static char text[64] RESIDENT;
+	struct out o = out_to(text, sizeof text - 1);
 
 	http_ip_print(&o, c->addr);
 	out_print(&o, ":%d", c->port);
-	to[o.n] = '\0';
+	text[o.n] = '\0';
+	return text;
 }
 
 /*
@@ -8450,12 +8453,10 @@ conn_enter(struct conn *c, enum conn_state state)
 static void
 conn_kill(struct conn *c, const char *why)
 {
-	char peer[64];
-
 	if (c->state == CONN_DEAD)
 		return;
-	conn_peer(peer, c);
-	log_event(LOG_LEVEL_DEBUG, "gone", "peer=%s why=\"%s\"", peer, why);
+	log_event(LOG_LEVEL_DEBUG, "gone", "peer=%s why=\"%s\"",
+	    conn_peer(c), why);
 	if (c->state == CONN_OPEN)
 		service_ended(c, WSP_CLOSE_ABNORMAL);
 	conn_enter(c, CONN_DEAD);
@@ -8968,7 +8969,7 @@ conn_ponged(struct conn *c, const u8 *p, size_t n)
 static void
 conn_log_deaf(const struct conn *c, bool cut)
 {
-	char name[WSP_MAX_SOCKET_ID], peer[64];
+	char name[WSP_MAX_SOCKET_ID];
 	struct out o = out_to(name, sizeof name);
 	struct log_room room;
 
@@ -8976,11 +8977,11 @@ conn_log_deaf(const struct conn *c, bool cut)
 	if (srv.now < srv.deaf_log_at)
 		return;
 	sock_name(&o, &srv.sockets, c->sock);
-	conn_peer(peer, c);
 	log_event(LOG_LEVEL_WARN, "no-pong", "socket=%s peer=%s cut=%d "
 	    "clients=%u why=\"TCP took the Ping and no Pong came; if a proxy "
 	    "swallows them, use --ack sent\"",
-	    log_quote(&room, (struct str){ name, o.n }), peer, cut, srv.deaf);
+	    log_quote(&room, (struct str){ name, o.n }), conn_peer(c), cut,
+	    srv.deaf);
 	srv.deaf = 0;
 	srv.deaf_log_at = srv.now + DEAF_MS;
 }
@@ -9086,11 +9087,8 @@ conn_close(struct conn *c, u16 code, struct str reason)
 static void
 conn_fail(struct conn *c, u16 code, const char *why)
 {
-	char peer[64];
-
-	conn_peer(peer, c);
-	log_event(LOG_LEVEL_INFO, "failed", "peer=%s code=%u why=\"%s\"", peer,
-	    code, why);
+	log_event(LOG_LEVEL_INFO, "failed", "peer=%s code=%u why=\"%s\"",
+	    conn_peer(c), code, why);
 	conn_end(c, code, STR(""), CONN_DRAIN);
 }
 
@@ -9324,11 +9322,8 @@ conn_tls_end(struct conn *c, u8 level, u8 number)
 static void
 conn_tls_fail(struct conn *c, u8 number)
 {
-	char peer[64];
-
-	conn_peer(peer, c);
-	log_event(LOG_LEVEL_INFO, "tls-failed", "peer=%s alert=%u", peer,
-	    number);
+	log_event(LOG_LEVEL_INFO, "tls-failed", "peer=%s alert=%u",
+	    conn_peer(c), number);
 	conn_tls_end(c, 2, number);
 }
 
@@ -9583,7 +9578,6 @@ conn_handshake(struct conn *c)
 {
 	int context = c->context - 1;
 	enum tls_progress progress;
-	char peer[64];
 
 	if (srv.handshakes_left == 0)
 		return;
@@ -9598,9 +9592,8 @@ conn_handshake(struct conn *c)
 		conn_enter(c, CONN_HTTP);
 	} else if (progress == TLS_FAILED) {
 		srv.queues.total.handshakes_failed++;
-		conn_peer(peer, c);
 		log_event(LOG_LEVEL_INFO, "tls-failed", "peer=%s why=\"%s\"",
-		    peer, tls_why(context));
+		    conn_peer(c), tls_why(context));
 		c->tls = false; /* no keys: nothing more is sealed */
 		conn_enter(c, CONN_DRAIN);
 	}
@@ -10228,19 +10221,17 @@ service_log_slow(u32 sock)
 	struct sock *s = &srv.sockets.row[sock];
 	struct conn *c = service_conn(sock);
 	struct log_room room;
-	char name[WSP_MAX_SOCKET_ID], peer[64] = "-";
+	char name[WSP_MAX_SOCKET_ID];
 	struct out o = out_to(name, sizeof name);
 
 	if (s->slow)
 		return;
 	s->slow = true;
 	sock_name(&o, &srv.sockets, sock);
-	if (c)
-		conn_peer(peer, c);
 	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
 	    "bytes=%u age=%us", log_quote(&room, (struct str){ name, o.n }),
-	    peer, srv.queues.queue[sock].count, srv.queues.queue[sock].bytes,
-	    service_age(sock));
+	    c ? conn_peer(c) : "-", srv.queues.queue[sock].count,
+	    srv.queues.queue[sock].bytes, service_age(sock));
 }
 
 /* Drops of one socket that were not yet told: one event says how many. */
@@ -10687,14 +10678,12 @@ static void
 forger_log(const struct conn *c)
 {
 	struct forger *f = forger_find(c->addr);
-	char peer[64];
 
 	f->unread++;
 	if (srv.now < f->log_at)
 		return;
-	conn_peer(peer, c);
-	log_event(LOG_LEVEL_WARN, "token-flood", "peer=%s unread=%u", peer,
-	    f->unread);
+	log_event(LOG_LEVEL_WARN, "token-flood", "peer=%s unread=%u",
+	    conn_peer(c), f->unread);
 	f->log_at = srv.now + FORGER_LOG_MS;
 	f->unread = 0;
 }
@@ -10828,16 +10817,12 @@ arrival_tags_fit(const struct arrival *a)
 static bool
 arrival_deny(struct arrival *a, int status, const char *why)
 {
-	char peer[64];
-
-	if (why == token_unread) {
+	if (why == token_unread)
 		forger_log(a->c);
-	} else {
-		conn_peer(peer, a->c);
+	else
 		log_event(status == 503 ? LOG_LEVEL_WARN : LOG_LEVEL_INFO,
-		    "token", "peer=%s service=%.*s status=%d why=\"%s\"", peer,
-		    STR_ARGS(a->service->name), status, why);
-	}
+		    "token", "peer=%s service=%.*s status=%d why=\"%s\"",
+		    conn_peer(a->c), STR_ARGS(a->service->name), status, why);
 	return arrival_refuse(a, status,
 	    status == 503 ? "tokens cannot be checked now" :
 	    status == 403 ? "the token is not for this" :
@@ -11156,14 +11141,12 @@ judging_body(struct out *o, const struct arrival *a)
 	const struct http_request *r = a->r;
 	struct str cookie = { NULL, 0 };
 	size_t cursor = 0;
-	char peer[64];
 
-	conn_peer(peer, a->c);
 	judging_text(o, "{\"path\":", (struct str){ r->path.p,
 	    r->query.n > 0 ? (size_t)(text_end(r->query) - r->path.p) :
 	    r->path.n });
 	judging_text(o, ",\"id\":", a->id);
-	judging_text(o, ",\"peer\":", text_of(peer));
+	judging_text(o, ",\"peer\":", text_of(conn_peer(a->c)));
 	judging_text(o, ",\"origin\":", r->field[HTTP_ORIGIN]);
 	(void)http_header_next(r, "Cookie", &cursor, &cookie);
 	if (cookie.n == 0)
@@ -11961,13 +11944,12 @@ list_row(struct out *o, u32 sock, bool json)
 	const struct queue *queue = &srv.queues.queue[sock];
 	bool away = s->conn == NONE;
 	const char *quote = json && !away ? "\"" : "";
-	char name[WSP_MAX_SOCKET_ID], peer[64];
+	const char *peer = !away ? conn_peer(&srv.conn[s->conn]) :
+	    json ? "null" : "-";
+	char name[WSP_MAX_SOCKET_ID];
 	struct out id = out_to(name, sizeof name);
 
 	sock_name(&id, &srv.sockets, sock);
-	text_print(peer, sizeof peer, json ? "null" : "-");
-	if (!away)
-		conn_peer(peer, &srv.conn[s->conn]);
 	if (json) {
 		out_text(o, "{\"socketId\":");
 		json_string(o, (struct str){ name, id.n });
@@ -15290,14 +15272,12 @@ serve_say_listener(struct out *o, const char *word, const struct listener *l)
 	struct sockaddr_storage a;
 	socklen_t n = sizeof a;
 	struct conn c = { 0 };
-	char text[64];
 
 	if (getsockname(l->fd, (struct sockaddr *)&a, &n) < 0)
 		return;
 	conn_set_peer(&c, &a);
-	conn_peer(text, &c);
 	out_text(o, word);
-	out_text(o, text);
+	out_text(o, conn_peer(&c));
 }
 
 /* The one line that scripts wait for. */
