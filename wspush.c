@@ -8239,6 +8239,17 @@ addr_same_host(const u8 a[16], const u8 b[16])
 	return memcmp(a, b, addr_is_ipv4(a) || addr_is_ipv4(b) ? 16 : 8) == 0;
 }
 
+/* Its name, for the log. */
+static const char *
+sock_quote(struct log_room *room, u32 sock)
+{
+	char name[WSP_MAX_SOCKET_ID];
+	struct out o = out_to(name, sizeof name);
+
+	sock_name(&o, &srv.sockets, sock);
+	return log_quote(room, (struct str){ name, o.n });
+}
+
 /* Its address as text, until the next call. */
 static const char *
 conn_peer(const struct conn *c)
@@ -8969,19 +8980,15 @@ conn_ponged(struct conn *c, const u8 *p, size_t n)
 static void
 conn_log_deaf(const struct conn *c, bool cut)
 {
-	char name[WSP_MAX_SOCKET_ID];
-	struct out o = out_to(name, sizeof name);
 	struct log_room room;
 
 	srv.deaf++;
 	if (srv.now < srv.deaf_log_at)
 		return;
-	sock_name(&o, &srv.sockets, c->sock);
 	log_event(LOG_LEVEL_WARN, "no-pong", "socket=%s peer=%s cut=%d "
 	    "clients=%u why=\"TCP took the Ping and no Pong came; if a proxy "
 	    "swallows them, use --ack sent\"",
-	    log_quote(&room, (struct str){ name, o.n }), conn_peer(c), cut,
-	    srv.deaf);
+	    sock_quote(&room, c->sock), conn_peer(c), cut, srv.deaf);
 	srv.deaf = 0;
 	srv.deaf_log_at = srv.now + DEAF_MS;
 }
@@ -10221,15 +10228,12 @@ service_log_slow(u32 sock)
 	struct sock *s = &srv.sockets.row[sock];
 	struct conn *c = service_conn(sock);
 	struct log_room room;
-	char name[WSP_MAX_SOCKET_ID];
-	struct out o = out_to(name, sizeof name);
 
 	if (s->slow)
 		return;
 	s->slow = true;
-	sock_name(&o, &srv.sockets, sock);
 	log_event(LOG_LEVEL_WARN, "slow", "socket=%s peer=%s messages=%u "
-	    "bytes=%u age=%us", log_quote(&room, (struct str){ name, o.n }),
+	    "bytes=%u age=%us", sock_quote(&room, sock),
 	    c ? conn_peer(c) : "-", srv.queues.queue[sock].count,
 	    srv.queues.queue[sock].bytes, service_age(sock));
 }
