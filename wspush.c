@@ -9062,32 +9062,30 @@ conn_settle(struct conn *c)
 	return true;
 }
 
-/* Ends a connection with a Close frame, unless ours is out: `next` says
- * whether we wait for the client's, or have it or do not want it. */
-static void
-conn_end(struct conn *c, u16 code, struct str reason, enum conn_state next)
-{
-	u8 frame[2 + FRAME_MAX_CONTROL];
-	size_t n = 0;
-
-	assert(c->state == CONN_OPEN || c->state == CONN_CLOSING);
-	if (c->state == CONN_OPEN) {
-		n = close_frame(frame, code, reason);
-		if (!conn_settle(c)) {
-			code = WSP_CLOSE_ABNORMAL;
-			next = CONN_DEAD;
-		}
-		service_ended(c, code);
-	}
-	conn_enter(c, next);
-	conn_aside(c, frame, n);
-}
-
-/* Our Close; theirs is awaited. */
+/* Ends an open connection with a Close frame; the client's is awaited. */
 static void
 conn_close(struct conn *c, u16 code, struct str reason)
 {
-	conn_end(c, code, reason, CONN_CLOSING);
+	u8 frame[2 + FRAME_MAX_CONTROL];
+	size_t n = close_frame(frame, code, reason);
+	bool settled;
+
+	assert(c->state == CONN_OPEN);
+	settled = conn_settle(c);
+	service_ended(c, settled ? code : WSP_CLOSE_ABNORMAL);
+	conn_enter(c, settled ? CONN_CLOSING : CONN_DEAD);
+	conn_aside(c, frame, n);
+}
+
+/* The same when the client's Close is here or not wanted, perhaps after
+ * ours. */
+static void
+conn_end(struct conn *c, u16 code, struct str reason)
+{
+	if (c->state == CONN_OPEN)
+		conn_close(c, code, reason);
+	if (c->state == CONN_CLOSING)
+		conn_enter(c, CONN_DRAIN);
 }
 
 /* The client broke a rule: Close with the code that says so, and away. */
@@ -9096,7 +9094,7 @@ conn_fail(struct conn *c, u16 code, const char *why)
 {
 	log_event(LOG_LEVEL_INFO, "failed", "peer=%s code=%u why=\"%s\"",
 	    conn_peer(c), code, why);
-	conn_end(c, code, STR(""), CONN_DRAIN);
+	conn_end(c, code, STR(""));
 }
 
 /* An HTTP answer that is not 101, and the end.  What the kernel does not take
@@ -9145,7 +9143,7 @@ conn_got_close(struct conn *c, const u8 *p, size_t n)
 	if (bad < 0)
 		conn_fail(c, (u16)-bad, "a malformed Close");
 	else
-		conn_end(c, code, reason, CONN_DRAIN);
+		conn_end(c, code, reason);
 }
 
 /* A control frame or a whole message.  After our Close only the client's
