@@ -8517,21 +8517,22 @@ conn_at_boundary(const struct conn *c)
 	return c->done == 0 && c->rec_n == 0;
 }
 
-/* Takes the kernel's answer to a write.  Returns the bytes written; on -1
- * the connection is blocked or dead. */
-static ssize_t
-conn_wrote(struct conn *c, ssize_t n)
+/* Takes the kernel's answer to a write of `all` bytes and returns how many
+ * went; if not all, the connection is blocked or dead. */
+static size_t
+conn_wrote(struct conn *c, ssize_t n, size_t all)
 {
-	if (n >= 0) {
-		c->since_ping += (u32)n;
-		srv.written += (u64)n;
-		return n;
-	}
 	if (n == -EAGAIN || n == -ENOBUFS || n == -ENOMEM)
-		c->blocked = true;
-	else
+		n = 0;
+	if (n < 0) {
 		conn_kill(c, strerror((int)-n));
-	return -1;
+		return 0;
+	}
+	c->since_ping += (u32)n;
+	srv.written += (u64)n;
+	if ((size_t)n < all)
+		c->blocked = true;
+	return (size_t)n;
 }
 
 /* Makes n bytes ready for the wire at `to`, as records over TLS, and returns
@@ -8581,15 +8582,11 @@ conn_keep(struct conn *c, const u8 *p, size_t n, bool ready)
 static void
 conn_send_or_keep(struct conn *c, const u8 *p, size_t n)
 {
-	ssize_t sent = c->blocked ? 0 :
-	    conn_wrote(c, sys_send(c->fd, p, n, 0));
+	size_t sent = c->blocked ? 0 :
+	    conn_wrote(c, sys_send(c->fd, p, n, 0), n);
 
-	if (sent < 0)
-		sent = 0;
-	if (c->state == CONN_DEAD || (size_t)sent == n)
-		return;
-	c->blocked = true;
-	conn_keep(c, p + sent, n - (size_t)sent, true);
+	if (c->state != CONN_DEAD && sent < n)
+		conn_keep(c, p + sent, n - sent, true);
 }
 
 /* Sends bytes aside: now when nothing is in their way, else at the next
@@ -8617,16 +8614,12 @@ conn_send_raw(struct conn *c)
 {
 	struct buffer *b = &buffers[c->out];
 	u8 *p = buffer_at(c->out);
-	ssize_t n = conn_wrote(c, sys_send(c->fd, p + b->at, b->raw - b->at,
-	    0));
+	size_t left = b->raw - b->at;
 
-	if (n < 0)
+	left -= conn_wrote(c, sys_send(c->fd, p + b->at, left, 0), left);
+	b->at = b->raw - (u32)left;
+	if (left > 0)
 		return false;
-	b->at += (u32)n;
-	if (b->at < b->raw) {
-		c->blocked = true;
-		return false;
-	}
 	memmove(p, p + b->raw, b->n - b->raw);
 	b->n -= b->raw;
 	b->raw = b->at = 0;
@@ -8660,12 +8653,14 @@ conn_keeps(const struct conn *c)
 	return s->stateful ? KEEP_ALL : KEEP_AWAITED;
 }
 
-/* `n` more bytes of the stream are out. */
+/* `n` more bytes of the stream are out, and perhaps some of a record. */
 static void
 conn_advance(struct conn *c, size_t n)
 {
 	c->done = (u32)queue_advance(&srv.queues, c->sock, c->done + n,
 	    conn_keeps(c), &c->sent_number);
+	if (!conn_at_boundary(c))
+		queue_freeze(&srv.queues, c->sock, c->done + c->rec_n);
 }
 
 /* Writes some of the stream in plain, no more than the kernel takes at once
@@ -8675,6 +8670,7 @@ conn_stream_plain(struct conn *c)
 {
 	struct gather g;
 	ssize_t n;
+	size_t out;
 
 	queue_gather(&g, &srv.queues, c->sock, c->done,
 	    min_size(2 * settings.send_buffer, CONN_TURN_BYTES));
@@ -8682,15 +8678,10 @@ conn_stream_plain(struct conn *c)
 		n = sys_send(c->fd, g.span[0].iov_base, g.span[0].iov_len, 0);
 	else
 		n = sys_sendv(c->fd, g.span, (u32)g.spans);
-	n = conn_wrote(c, n);
-	if (n < 0)
-		return false;
-	conn_advance(c, (size_t)n);
-	if (c->done > 0)
-		queue_freeze(&srv.queues, c->sock, c->done);
-	if ((size_t)n < g.bytes)
-		c->blocked = true;
-	return (size_t)n == g.bytes;
+	out = conn_wrote(c, n, g.bytes);
+	if (out > 0)
+		conn_advance(c, out);
+	return out == g.bytes;
 }
 
 /* Copies up to `room` bytes of the stream from byte `from` on. */
@@ -8757,8 +8748,6 @@ conn_records_sent(struct conn *c, size_t plain, size_t n)
 		k->seq++;
 	}
 	conn_advance(c, out);
-	if (c->done + c->rec_n > 0)
-		queue_freeze(&srv.queues, c->sock, c->done + c->rec_n);
 }
 
 /* Writes some of the stream as records.  A record that is half out is sealed
@@ -8766,19 +8755,16 @@ conn_records_sent(struct conn *c, size_t plain, size_t n)
 static bool
 conn_stream_tls(struct conn *c)
 {
-	size_t before = c->rec_sent, plain, total = conn_seal_stream(c,
-	    c->rec_n > 0 ? c->rec_n : STREAM_RECORD * STREAM_RECORDS, &plain);
-	ssize_t n;
+	size_t before = c->rec_sent, plain, left, out;
 
+	left = conn_seal_stream(c, c->rec_n > 0 ? c->rec_n :
+	    STREAM_RECORD * STREAM_RECORDS, &plain) - before;
 	assert(c->rec_n == 0 || plain == c->rec_n);
-	n = conn_wrote(c, sys_send(c->fd, srv.scratch_out + before,
-	    total - before, 0));
-	if (n < 0)
-		return false;
-	conn_records_sent(c, plain, before + (size_t)n);
-	if (before + (size_t)n < total)
-		c->blocked = true;
-	return before + (size_t)n == total;
+	out = conn_wrote(c, sys_send(c->fd, srv.scratch_out + before, left,
+	    0), left);
+	if (out > 0)
+		conn_records_sent(c, plain, before + out);
+	return out == left;
 }
 
 static bool
