@@ -8985,11 +8985,11 @@ static void
 conn_pong_missed(struct conn *c)
 {
 	bool heard = (int32_t)(c->rx_ms - c->ping_ms) > 0;
-	bool is_dead = settings.ping_interval > 0 && !heard &&
-	    conn_keeps(c) != KEEP_NONE;
+	bool needed = conn_keeps(c) != KEEP_NONE;
+	bool is_dead = needed && !heard && settings.ping_interval > 0;
 
 	srv.queues.total.pongs_missed++;
-	if (conn_keeps(c) != KEEP_NONE && (heard || sys_held(c->fd, TIOCOUTQ) == 0))
+	if (needed && (heard || sys_held(c->fd, TIOCOUTQ) == 0))
 		conn_log_deaf(c, is_dead);
 	if (is_dead) {
 		conn_kill(c, "no Pong in time");
@@ -9427,16 +9427,32 @@ conn_go_on(struct conn *c)
  * wait.
  */
 
+/* Who waits in line has its turn. */
 static void
-conn_start_handshake(struct conn *c, int context)
+conn_start_handshake(struct conn *c)
 {
+	int context = tls_take();
+
 	assert(context >= 0);
+	conn_leave_line(c);
 	c->context = (u8)(context + 1);
 	srv.holder[context] = conn_slot(c);
 	c->rx_ms = (u32)srv.now;
 	conn_arm(c, DEADLINE_HANDSHAKE);
 	sys_setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, 1);
 	conn_enter(c, CONN_TLS);
+	conn_ask(c);
+}
+
+/* Who does not go on in its handshake is cut; who waits in line then has no
+ * more time than others. */
+static void
+conn_cut_slow(struct conn *c, const char *why)
+{
+	if (c->state == CONN_TLS)
+		srv.hogged_until = srv.now +
+		    2 * conn_deadline_ms(DEADLINE_HANDSHAKE);
+	conn_kill(c, why);
 }
 
 /* Cuts the client that lets a handshake wait longest, if it is over
@@ -9456,8 +9472,7 @@ conn_free_context(void)
 	if (!slowest || (u32)srv.now - slowest->rx_ms < CONTEXT_MS ||
 	    sys_held(slowest->fd, FIONREAD) > 0)
 		return false;
-	conn_kill(slowest, "others wait for a handshake");
-	srv.hogged_until = srv.now + 2 * conn_deadline_ms(DEADLINE_HANDSHAKE);
+	conn_cut_slow(slowest, "others wait for a handshake");
 	return true;
 }
 
@@ -9506,13 +9521,10 @@ conn_serve_line(void)
 			continue;
 		while (hogs && !conn_may_handshake(c))
 			hogs = conn_free_context();
-		if (!hogs && !conn_may_handshake(c)) {
+		if (hogs || conn_may_handshake(c))
+			conn_start_handshake(c);
+		else
 			refused = c;
-			continue;
-		}
-		conn_leave_line(c);
-		conn_start_handshake(c, tls_take());
-		conn_ask(c);
 	}
 }
 
@@ -9679,23 +9691,6 @@ conn_flush_dirty(u32 slice)
 }
 
 static void
-conn_no_handshake(struct conn *c)
-{
-	if (c->state == CONN_TLS)
-		srv.hogged_until = srv.now +
-		    2 * conn_deadline_ms(DEADLINE_HANDSHAKE);
-	conn_kill(c, "no handshake in time");
-}
-
-/* The program that is asked about it has not answered. */
-static void
-conn_unjudged(struct conn *c)
-{
-	c->judged = false;
-	conn_refuse(c, 503, NULL, "the service did not answer in time");
-}
-
-static void
 conn_deadline(struct conn *c, enum conn_deadline class)
 {
 	switch (class) {
@@ -9706,12 +9701,13 @@ conn_deadline(struct conn *c, enum conn_deadline class)
 		    srv.now >= srv.hogged_until)
 			conn_arm(c, DEADLINE_HANDSHAKE);
 		else if (c->judged)
-			conn_unjudged(c);
+			conn_refuse(c, 503, NULL, "the service did not answer "
+			    "in time");
 		else if (c->state == CONN_HTTP)
 			conn_refuse(c, 408, NULL, "the request was not "
 			    "finished in time");
 		else
-			conn_no_handshake(c);
+			conn_cut_slow(c, "no handshake in time");
 		break;
 	case DEADLINE_PING:
 	case DEADLINE_ACK:
@@ -9864,12 +9860,6 @@ conn_make_way(void)
 		i = srv.deadlines.row[i].next;
 	}
 	return false;
-}
-
-static bool
-conn_is_room(void)
-{
-	return srv.live < srv.conns;
 }
 
 static void
@@ -13708,7 +13698,7 @@ loop_accept(const struct listener *l)
 		socklen_t from_n = sizeof from;
 		int fd;
 
-		if (!conn_is_room()) {
+		if (srv.live == srv.conns) {
 			if (conn_make_way())
 				return;
 			loop_listen(false);
