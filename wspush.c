@@ -8070,23 +8070,12 @@ enum conn_deadline {
 struct conn {
 	int fd;
 	u32 gen;
-	u32 sock;         /* its row, NONE */
-	u32 done;         /* bytes of the stream out, beyond marked units */
-	u64 sent_number;  /* of the last message that is wholly out */
-	u64 ping_number;  /* of the last Ping */
-	u8 nonce[8];      /* in our Pings, so that a Pong is an answer */
-	u32 rx_ms;        /* when a byte came last; low half of the clock */
-	u32 ping_ms;      /* when the last Ping went */
-	u32 since_ping;   /* bytes written since, the Ping included */
-	u16 rec_n;        /* plaintext of the half-out record; 0: none */
-	u16 rec_sent;     /* its bytes that are out */
 	u8 state;
 	u8 in;            /* buffers, by number; 0: none */
 	u8 message;
 	u8 out;
 	u8 context;       /* 1 + handshake context */
 	u8 pong_steps;    /* of the pong timeout that are over */
-	u16 asked;        /* what epoll was last asked for */
 	bool tls : 1;
 	bool blocked : 1; /* the kernel takes no more for now */
 	bool dirty : 1;   /* on the list of those who have something to say */
@@ -8100,10 +8089,21 @@ struct conn {
 	bool metrics : 1; /* came by the listener of --metrics */
 	bool head : 1;    /* asks for the head of an answer alone */
 	unsigned looks : 4; /* at its ClientHello, see HELLO_LOOKS */
+	u16 asked;        /* what epoll was last asked for */
+	u16 rec_n;        /* plaintext of the half-out record; 0: none */
+	u16 rec_sent;     /* its bytes that are out */
 	u16 port;
-	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
+	u32 sock;         /* its row, NONE */
+	u32 done;         /* bytes of the stream out, beyond marked units */
+	u32 rx_ms;        /* when a byte came last; low half of the clock */
+	u32 ping_ms;      /* when the last Ping went */
+	u32 since_ping;   /* bytes written since, the Ping included */
 	u32 expires;      /* of an open one: when its token ends, s of the
 	                   * monotonic clock; UINT32_MAX: never */
+	u64 sent_number;  /* of the last message that is wholly out */
+	u64 ping_number;  /* of the last Ping */
+	u8 nonce[8];      /* in our Pings, so that a Pong is an answer */
+	u8 addr[16];      /* IPv4 as ::ffff:a.b.c.d */
 };
 
 /* A buffer of the pool.  As `in`: bytes received, `raw` of them opened
