@@ -8125,26 +8125,25 @@ _Static_assert(WSP_BUFFERS <= 255, "a buffer's number is one byte");
 _Static_assert(WSP_HANDSHAKES <= 64, "a pool, and one byte for its number");
 _Static_assert(WSP_PENDING <= 65535, "rows beside those of the sockets");
 
+/* What is small stands first, and so within reach of short instructions. */
 static struct {
 	int64_t now;             /* ms, read once a turn */
 	int epoll;
 	struct conn *conn;
 	u32 conns, fresh, free, live;
 	struct record_keys *keys;
-	u32 *next_waiting;       /* the line for handshake contexts */
-	u32 first_waiting;
-	int64_t line_again;      /* when all of it is looked at again */
-	u32 holder[WSP_HANDSHAKES]; /* slot of who has each context */
-	struct deadline *deadline_rows;
-	struct deadlines deadlines;
-	struct deadlines away;   /* of sockets: their sessions' ends */
-	struct sockets sockets;
-	struct queues queues;
-	struct tags tags;
 	u8 *buffer_bytes;
 	size_t buffer_size;
 	u8 *scratch_in;          /* what was received last, buffer_size */
 	u8 *scratch_out;         /* records on their way out */
+	u8 *scratch_answer;      /* a frame aside, or a page */
+	u8 *scratch_push;        /* the datagram at hand */
+	char *scratch_reply, *scratch_list;
+	size_t push_size, reply_size;
+	int events;              /* the socket that events leave through */
+	int push;                /* the push socket */
+	int signals;
+	u32 *selected;           /* rows that the target at hand selects */
 	u32 *dirty;              /* slots, a ring: first come, first served */
 	u32 first_dirty, dirties;
 	u32 *urgent;             /* slots: a broadcast to all must not hold up
@@ -8152,23 +8151,13 @@ static struct {
 	u32 urgents;
 	u32 *dead;
 	u32 deads;
-	u32 *selected;           /* rows that the target at hand selects */
-	u32 handshakes_left;     /* steps of the budget of this turn */
-	int64_t hogged_until;    /* contexts were held by the silent lately */
-	struct retained {
-		u32 message;
-		u16 target_n;
-		char target[WSP_MAX_REQUEST_LINE];
-	} *retained;             /* in the order of their age */
-	u32 retains;
-	int events;              /* the socket that events leave through */
-	int push;                /* the push socket */
-	int signals;
-	size_t push_size, reply_size;
-	u8 *scratch_push;        /* the datagram at hand */
-	char *scratch_reply, *scratch_list;
-	u8 *scratch_answer;      /* a frame aside, or a page */
 	u64 written;             /* bytes, to all connections */
+	u32 replacing;           /* row that a new connection takes over */
+	u32 handshakes_left;     /* steps of the budget of this turn */
+	u32 *next_waiting;       /* the line for handshake contexts */
+	u32 first_waiting;
+	int64_t line_again;      /* when all of it is looked at again */
+	int64_t hogged_until;    /* contexts were held by the silent lately */
 	int64_t started;
 	int64_t listen_again;    /* when the listeners rest, 0: they do not */
 	int64_t expire_at;       /* when expired messages are looked for */
@@ -8178,8 +8167,20 @@ static struct {
 	int64_t deaf_log_at;     /* when missing Pongs may be logged again */
 	u32 deaf;                /* clients without a Pong since the last time */
 	bool listening;          /* the listeners are armed */
-	u32 replacing;           /* row that a new connection takes over */
 	bool stopping;
+	struct retained {
+		u32 message;
+		u16 target_n;
+		char target[WSP_MAX_REQUEST_LINE];
+	} *retained;             /* in the order of their age */
+	u32 retains;
+	u32 holder[WSP_HANDSHAKES]; /* slot of who has each context */
+	struct deadline *deadline_rows;
+	struct deadlines deadlines;
+	struct deadlines away;   /* of sockets: their sessions' ends */
+	struct sockets sockets;
+	struct tags tags;
+	struct queues queues;
 } srv RESIDENT;
 
 static struct buffer buffers[1 + WSP_BUFFERS]; /* the first is nobody's */
