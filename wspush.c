@@ -2934,6 +2934,12 @@ enum form {
 };
 
 struct message {
+	int64_t expires;    /* in ms of the monotonic clock; 0: never */
+	u8 form;            /* enum form */
+	u8 waiter;          /* 1 + the waiter that counts it, or 0 */
+	u8 key_n;           /* its key, behind the bytes for the wire */
+	bool retained;
+	bool victim;        /* chosen to make room */
 	u32 place;          /* of its first byte in the ring */
 	u32 n;              /* bytes for the wire */
 	u32 body;           /* bytes that count in a queue */
@@ -2941,13 +2947,7 @@ struct message {
 	u32 older, newer;   /* neighbours by place; row 0 is at both ends */
 	u32 elder, younger; /* neighbours by age, likewise */
 	u32 holder;         /* row of the first socket that held it */
-	u8 form;            /* enum form */
-	u8 waiter;          /* 1 + the waiter that counts it, or 0 */
-	u8 key_n;           /* its key, behind the bytes for the wire */
-	bool retained;
-	bool victim;        /* chosen to make room */
 	u32 leaving;        /* holds that the message at hand replaces */
-	int64_t expires;    /* in ms of the monotonic clock; 0: never */
 };
 
 struct store {
@@ -4564,9 +4564,9 @@ enum {
 /* One direction of a connection. */
 struct record_key {
 	u64 seq;    /* number of the next record */
-	u8 key[32]; /* AES-128 uses the first 16 */
-	u8 iv[12];  /* GCM uses the first 4 */
 	u8 suite;   /* RECORD_CHACHA20, ...; 0: no key */
+	u8 iv[12];  /* GCM uses the first 4 */
+	u8 key[32]; /* AES-128 uses the first 16 */
 };
 
 /* What an established connection keeps, and all that it keeps. */
@@ -6292,7 +6292,6 @@ struct listener {
 };
 
 struct settings {
-	struct listener listen[SETTINGS_LISTENERS + 1];
 	u32 listeners;   /* without that of --metrics */
 	const char *push_path;
 	u32 push_mode;
@@ -6300,7 +6299,6 @@ struct settings {
 	const char *cert, *key, *state;
 	u32 services;
 	u32 origins;
-	const char *token_key[SETTINGS_TOKEN_KEYS];
 	u32 token_keys;
 	const char *token_audience;
 	bool token_in_url;
@@ -6316,6 +6314,8 @@ struct settings {
 	u32 max_message, max_inbound, send_buffer, retained;
 	u32 session_ttl, ping_interval, pong_timeout, handshake_timeout;
 	u32 wait;         /* seconds to try again for what is not to be had */
+	const char *token_key[SETTINGS_TOKEN_KEYS];
+	struct listener listen[SETTINGS_LISTENERS + 1];
 	/* Behind what every server has. */
 	struct service service[SETTINGS_SERVICES];
 	struct str origin[SETTINGS_ORIGINS];
@@ -6424,17 +6424,17 @@ struct cert {
 	br_x509_certificate chain[CERT_CHAIN]; /* point into der */
 	struct cert_parts parts[CERT_CHAIN];   /* of each, as well */
 	size_t count;
-	struct cert_key key;
 	int64_t not_after; /* seconds since 1970 */
+	struct cert_key key;
 	u8 der[WSP_TLS_CHAIN];
 };
 
 static struct {
 	struct cert *used; /* the place in use, NULL: none is loaded */
+	struct cert place[2];
 	/* The paths of both files, for a reload, and behind them a file while
 	 * it is read: most of it is never touched. */
 	char room[2 * PATH_MAX + WSP_TLS_FILE + 1];
-	struct cert place[2];
 } certs RESIDENT;
 
 /* Says in `refusal` what is wrong with a file, and returns -1. */
@@ -8114,8 +8114,8 @@ struct buffer {
 	bool taken;       /* all zeroes: it is free */
 	u32 conn;         /* slot of its owner */
 	u32 n, raw, at;
-	int64_t since;
 	struct message_in message;
+	int64_t since;
 	struct frame frame;
 	size_t frame_left; /* bytes of it still to come */
 };
@@ -8131,6 +8131,7 @@ static struct {
 	int epoll;
 	struct conn *conn;
 	u32 conns, fresh, free, live;
+	struct sockets sockets;
 	struct record_keys *keys;
 	u8 *buffer_bytes;
 	size_t buffer_size;
@@ -8178,7 +8179,6 @@ static struct {
 	struct deadline *deadline_rows;
 	struct deadlines deadlines;
 	struct deadlines away;   /* of sockets: their sessions' ends */
-	struct sockets sockets;
 	struct tags tags;
 	struct queues queues;
 } srv RESIDENT;
@@ -11664,10 +11664,10 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 /* A request at work: where its answer goes. */
 struct asking {
 	struct request r;
-	struct target target;
 	struct out reply;
 	const struct sockaddr_un *from;
 	socklen_t from_n;    /* 0: the sender has no address */
+	struct target target;
 };
 
 static void
@@ -12378,7 +12378,6 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 enum pipe_end { PIPE_IN, PIPE_OUT, PIPE_ERR, PIPES };
 
 static struct handler_row {
-	struct sockaddr_un to;  /* of unix: */
 	int fd;                 /* of unix:, the socket its events leave by */
 	int pipe[PIPES];        /* of exec:, -1 when it has none */
 	char *line;             /* a line half out, HANDLER_LINE */
@@ -12386,10 +12385,11 @@ static struct handler_row {
 	char *got;              /* a line half in, HANDLER_LINE */
 	size_t got_n;
 	bool skip;              /* it is too long */
-	char said[200];         /* of standard error */
 	size_t said_n;
 	int64_t says_until;     /* when the next second begins */
 	u32 says, unsaid;       /* lines logged in this one, and not logged */
+	char said[200];         /* of standard error */
+	struct sockaddr_un to;  /* of unix: */
 } handlers[SETTINGS_SERVICES];
 
 static char *handler_lines; /* in the arena, two for each child */
@@ -15587,16 +15587,16 @@ enum client_status {
 
 struct client {
 	const char *verb;
-	const char *opt[128]; /* an option letter's value, "" for a flag */
 	char **args;          /* what follows the options */
 	int count;
 	int fd;
-	struct sockaddr_un to;
 	int64_t limit_ms, deadline_ms;
 	char ref[17];     /* fresh with every request */
 	struct out head;  /* the request line, over `line` */
 	struct str body;
 	struct reply reply;
+	struct sockaddr_un to;
+	const char *opt[128]; /* an option letter's value, "" for a flag */
 	char line[WSP_MAX_REQUEST_LINE + 1];
 };
 
