@@ -8537,8 +8537,8 @@ conn_wrote(struct conn *c, ssize_t n, size_t all)
 }
 
 /* Makes n bytes ready for the wire at `to`, as records over TLS, and returns
- * their length; their number goes on.  For what will leave wholly, from here or
- * from a buffer. */
+ * their length.  The records' number goes on: they will leave wholly, from
+ * here or from a buffer. */
 static size_t
 conn_wire(struct conn *c, u8 *to, const u8 *p, size_t n)
 {
@@ -9562,8 +9562,8 @@ conn_hello(struct conn *c)
 	}
 	if (head[0] != RECORD_HANDSHAKE) {
 		c->tls = false;
-		conn_refuse(c, 400, NULL, "this port speaks TLS: use https:// or "
-		    "wss://");
+		conn_refuse(c, 400, NULL, "this port speaks TLS: use "
+		    "https:// or wss://");
 		return;
 	}
 	if (n == sizeof head)
