@@ -6292,36 +6292,41 @@ struct listener {
 };
 
 struct settings {
-	u32 listeners;   /* without that of --metrics */
-	const char *push_path;
-	u32 push_mode;
-	const char *push_group;
-	const char *cert, *key, *state;
-	u32 services;
-	u32 origins;
-	u32 token_keys;
-	const char *token_audience;
-	bool token_in_url;
-	u32 allow_uids, allow_gids;
-	u32 allows;      /* --push-allow was given so often; 0: all may */
-	u32 duplicate_reject; /* 0 or 1, as are the next */
-	u32 ack_sent;
-	bool no_page;
-	bool no_sandbox;
-	enum overflow overflow;
 	u32 max_sockets, max_per_ip;
 	u32 queue_messages, queue_bytes, store_bytes;
 	u32 max_message, max_inbound, send_buffer, retained;
-	u32 session_ttl, ping_interval, pong_timeout, handshake_timeout;
+	u32 ping_interval, pong_timeout, handshake_timeout;
 	u32 wait;         /* seconds to try again for what is not to be had */
+	u32 duplicate_reject; /* 0 or 1, as is the next */
+	u32 ack_sent;
+	bool token_in_url;
+	bool no_page;
+	bool no_sandbox;
+	u32 push_mode;
+	const char *push_path, *push_group;
+	const char *state;
+	const char *token_audience;
+	u32 listeners;   /* without that of --metrics */
+	u32 services;
+	/* What SIGHUP takes over, up to the listeners. */
+	u32 session_ttl;
+	enum overflow overflow;
+	const char *cert, *key;
+	u32 origins, token_keys;
+	u32 allow_uids, allow_gids;
+	u32 allows;      /* --push-allow was given so often; 0: all may */
 	const char *token_key[SETTINGS_TOKEN_KEYS];
-	struct listener listen[SETTINGS_LISTENERS + 1];
-	/* Behind what every server has. */
-	struct service service[SETTINGS_SERVICES];
 	struct str origin[SETTINGS_ORIGINS];
 	uid_t allow_uid[SETTINGS_ALLOWED]; /* who may push, beside uid 0 */
 	gid_t allow_gid[SETTINGS_ALLOWED];
+	/* And what needs a restart again. */
+	struct listener listen[SETTINGS_LISTENERS + 1];
+	struct service service[SETTINGS_SERVICES];
 };
+
+#define SETTINGS_RELOAD_AT offsetof(struct settings, session_ttl)
+#define SETTINGS_RELOAD    (offsetof(struct settings, listen) -               \
+	SETTINGS_RELOAD_AT)
 
 static struct settings settings RESIDENT;
 
@@ -13895,8 +13900,6 @@ opt_listen(const char *value, bool is_tls)
 
 	if (why)
 		return why;
-	if (settings.listeners == SETTINGS_LISTENERS)
-		return "there are too many listeners";
 	settings.listen[settings.listeners++] = (struct listener){
 		.text = value, .tls = is_tls, .fd = -1 };
 	return NULL;
@@ -13943,8 +13946,6 @@ opt_word(const char *words, struct str word)
 static const char *
 opt_origin(const char *value)
 {
-	if (settings.origins == SETTINGS_ORIGINS)
-		return "there are too many origins";
 	if (!http_origin_valid(text_of(value)))
 		return "it takes an origin such as https://example.org:8443, "
 		    "same-host or *";
@@ -13955,8 +13956,6 @@ opt_origin(const char *value)
 static const char *
 opt_token_key(const char *value)
 {
-	if (settings.token_keys == SETTINGS_TOKEN_KEYS)
-		return "there are too many token keys";
 	settings.token_key[settings.token_keys++] = value;
 	return NULL;
 }
@@ -13965,57 +13964,58 @@ opt_token_key(const char *value)
  * way allocates, and a static program does not have it. */
 static char accounts[2][65536];
 
-/* Finds the line of a user (in passwd) or a group and cuts it into fields. */
+/* Finds a user (in passwd) or a group: the number, and what stands behind
+ * it, the number of the user's group or the names of the group's members. */
 static bool
-account_find(bool group, struct str name, struct str field[4])
+account_find(bool group, struct str name, u32 *id, struct str *behind)
 {
 	char *text = accounts[group];
 	ssize_t n = sys_read_file(group ? "/etc/group" : "/etc/passwd", text,
 	    sizeof accounts[0]);
-	struct str rest = { text, n < 0 ? 0 : (size_t)n }, line;
+	struct str rest = { text, n < 0 ? 0 : (size_t)n }, line, field[4];
 
 	while (split_next(&rest, '\n', &line)) {
+		int64_t number;
 		int k = 0;
 
 		while (k < 4 && split_next(&line, ':', &field[k]))
 			k++;
-		if (k == 4 && str_eq(field[0], name))
-			return true;
+		if (k < 4 || !str_eq(field[0], name))
+			continue;
+		number = text_number(field[2], UINT32_MAX);
+		*id = (u32)number;
+		*behind = field[3];
+		return number >= 0;
 	}
 	return false;
 }
 
-static bool
-account_number(u32 *id, struct str s)
+static const char *
+opt_allow_user(u32 id)
 {
-	int64_t v = text_number(s, UINT32_MAX);
-
-	*id = (u32)v;
-	return v >= 0;
+	if (settings.allow_uids == SETTINGS_ALLOWED)
+		return "these are too many users";
+	settings.allow_uid[settings.allow_uids++] = id;
+	return NULL;
 }
 
 /* A group: who has it as the primary one, and its members by name. */
 static const char *
 opt_allow_group(struct str name)
 {
-	struct str group[4], user[4], member;
+	struct str members, member, ignored;
+	const char *why = NULL;
 	u32 id;
 
-	if (!account_find(true, name, group) ||
-	    !account_number(&id, group[2]))
+	if (!account_find(true, name, &id, &members))
 		return "there is no such group in /etc/group";
 	if (settings.allow_gids == SETTINGS_ALLOWED)
-		return "there are too many groups";
+		return "these are too many groups";
 	settings.allow_gid[settings.allow_gids++] = id;
-	while (group[3].n > 0 && split_next(&group[3], ',', &member)) {
-		if (!account_find(false, member, user) ||
-		    !account_number(&id, user[2]))
-			continue;
-		if (settings.allow_uids == SETTINGS_ALLOWED)
-			return "the group has too many members";
-		settings.allow_uid[settings.allow_uids++] = id;
-	}
-	return NULL;
+	while (!why && split_next(&members, ',', &member))
+		if (account_find(false, member, &id, &ignored))
+			why = opt_allow_user(id);
+	return why;
 }
 
 /* UID or @GROUP */
@@ -14031,100 +14031,100 @@ opt_push_allow(const char *value)
 	uid = text_number(text_of(value), UINT32_MAX);
 	if (uid < 0)
 		return "it takes a user's number, or @ and a group's name";
-	if (settings.allow_uids == SETTINGS_ALLOWED)
-		return "there are too many users";
-	settings.allow_uid[settings.allow_uids++] = (uid_t)uid;
-	return NULL;
+	return opt_allow_user((u32)uid);
 }
 
-#define OVERFLOW_WORDS  "drop-oldest|refuse|close"
-#define ACK_WORDS       "pong|sent"
+#define OVERFLOW_WORDS "drop-oldest|refuse|close"
+#define ACK_WORDS      "pong|sent"
+
+/* What is wrong, when it takes more than a literal to say it. */
+static char opt_why[96];
 
 /* One `name=value` behind a service's handler. */
 static const char *
 opt_service_option(struct service *s, struct str name, struct str value)
 {
+	enum { PROTOCOL, ORIGIN, MAX, ACK, OVERFLOW, AUTH };
+	static const char *const takes[] = { "1 to 256 bytes, 4 times at most",
+		"an origin, same-host or *, 4 times at most",
+		"a number from 1 on", ACK_WORDS, OVERFLOW_WORDS, "only 1" };
+	int which = opt_word("protocol|origin|max|ack|overflow|auth", name);
 	int word;
+	bool good = false;
 	int64_t v;
 
-	if (str_is(name, "protocol")) {
-		if (s->protocols == SERVICE_PROTOCOLS)
-			return "a service has too many protocols";
-		s->protocol[s->protocols++] = value;
-		return value.n > 0 && value.n <= SERVICE_PROTOCOL ? NULL :
-		    "protocol= takes a name of 1 to 256 bytes";
-	}
-	if (str_is(name, "origin")) {
-		if (s->origins == SERVICE_PROTOCOLS)
-			return "a service has too many origins";
-		s->origin[s->origins++] = value;
-		return http_origin_valid(value) ? NULL :
-		    "origin= takes an origin, same-host or *";
-	}
-	if (str_is(name, "max")) {
+	switch (which) {
+	case PROTOCOL:
+		good = value.n > 0 && value.n <= SERVICE_PROTOCOL &&
+		    s->protocols < SERVICE_PROTOCOLS;
+		if (good)
+			s->protocol[s->protocols++] = value;
+		break;
+	case ORIGIN:
+		good = http_origin_valid(value) &&
+		    s->origins < SERVICE_PROTOCOLS;
+		if (good)
+			s->origin[s->origins++] = value;
+		break;
+	case MAX:
 		v = text_number(value, 1000000);
+		good = v > 0;
 		s->max = (u32)v;
-		return v > 0 ? NULL : "max= takes a number from 1 on";
-	}
-	if (str_is(name, "ack")) {
-		s->has_ack = true;
-		s->ack_sent = (word = opt_word(ACK_WORDS, value)) == 1;
-		return word < 0 ? "ack= is pong or sent" : NULL;
-	}
-	if (str_is(name, "overflow")) {
-		s->has_overflow = true;
+		break;
+	case ACK:
+		word = opt_word(ACK_WORDS, value);
+		good = s->has_ack = word >= 0;
+		s->ack_sent = word == 1;
+		break;
+	case OVERFLOW:
 		word = opt_word(OVERFLOW_WORDS, value);
+		good = s->has_overflow = word >= 0;
 		s->overflow = (enum overflow)word;
-		return word < 0 ? "overflow= is drop-oldest, refuse or close" :
-		    NULL;
+		break;
+	case AUTH:
+		good = s->auth = str_is(value, "1");
+		break;
+	default:
+		return "a service's options are protocol=, origin=, max=, "
+		    "ack=, overflow= and auth=1";
 	}
-	if (str_is(name, "auth")) {
-		s->auth = true;
-		return str_is(value, "1") ? NULL : "auth= takes only 1";
-	}
-	return "a service's options are protocol=, origin=, auth=1, max=, "
-	    "ack= and overflow=";
-}
-
-/* unix:PATH */
-static const char *
-opt_service_unix(struct service *s, struct str path)
-{
-	s->handler = HANDLER_UNIX;
-	s->program = path;
-	return path.n > 0 && path.n < sizeof ((struct sockaddr_un *)0)->sun_path
-	    ? NULL : "unix: takes a path of 1 to 107 bytes";
+	return good ? NULL : text_print(opt_why, sizeof opt_why,
+	    "%.*s= takes %s", STR_ARGS(name), takes[which]);
 }
 
 /* exec:COMMAND, words between white space */
-static const char *
-opt_service_exec(struct service *s, struct str command)
+static bool
+opt_command_valid(struct str command)
 {
 	u32 words = 0;
 	bool in = false;
 
-	s->handler = HANDLER_EXEC;
-	s->program = command;
 	for (size_t i = 0; i < command.n; i++) {
 		bool white = command.p[i] == ' ' || command.p[i] == '\t';
 
 		words += !white && !in;
 		in = !white;
 	}
-	return words > 0 && words <= HANDLER_WORDS && command.n < HANDLER_TEXT ?
-	    NULL : "exec: takes a command of 1 to 32 words and less than "
-	    "1024 bytes";
+	return words > 0 && words <= HANDLER_WORDS && command.n < HANDLER_TEXT;
 }
 
 static const char *
 opt_service_handler(struct service *s, struct str word)
 {
 	int simple = opt_word("main|echo|none", word);
+	bool is_unix = str_begins(word, "unix:");
 
-	if (str_begins(word, "unix:"))
-		return opt_service_unix(s, text_from(word, 5));
-	if (str_begins(word, "exec:"))
-		return opt_service_exec(s, text_from(word, 5));
+	s->handler = is_unix ? HANDLER_UNIX : HANDLER_EXEC;
+	if (is_unix || str_begins(word, "exec:")) {
+		s->program = text_from(word, 5);
+		if (is_unix)
+			return s->program.n > 0 && s->program.n <
+			    sizeof ((struct sockaddr_un *)0)->sun_path ? NULL :
+			    "unix: takes a path of 1 to 107 bytes";
+		return opt_command_valid(s->program) ? NULL :
+		    "exec: takes a command of 1 to 32 words and less than "
+		    "1024 bytes";
+	}
 	s->handler = (enum handler)simple;
 	return simple >= 0 ? NULL : "a service's handler is main, echo, none, "
 	    "unix:PATH or exec:COMMAND";
@@ -14138,8 +14138,6 @@ opt_service(const char *value)
 	struct service *s = &settings.service[settings.services];
 	const char *why = NULL;
 
-	if (settings.services == SETTINGS_SERVICES)
-		return "there are too many services";
 	(void)split_next(&rest, ',', &piece);
 	*s = (struct service){ .text = value, .name = piece };
 	(void)split_next(&piece, '=', &s->name);
@@ -14169,17 +14167,20 @@ opt_service(const char *value)
  * line's list replaces the file's. What is wrong is a sentence in `refusal`.
  */
 
-enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_WORD, OPT_CALL };
+enum option_kind { OPT_NUMBER, OPT_TEXT, OPT_FLAG, OPT_WORD, OPT_CALL,
+	OPT_LIST };
 
 struct serve_option {
 	const char *name;
-	enum option_kind kind;
-	void *to;              /* u32, const char *, bool, u32 */
-	u32 min, max, value;   /* of a number; without it */
+	u8 kind;               /* enum option_kind */
+	u16 min;               /* of a number */
+	u32 max;               /* the same, or how often a list is given */
+	void *to;              /* const char *, bool, or u32; a list's length */
+	union {
+		u32 value;     /* of a number that is not given */
+		const char *(*call)(const char *value);
+	};
 	const char *shape;     /* its value, as in the help; of OPT_WORD all */
-	const char *(*call)(const char *value);
-	u32 *list;             /* length of what a repeatable one collects */
-	bool reload;           /* SIGHUP reads it again */
 };
 
 static int serve_cannot(const char *format, ...)
@@ -14202,13 +14203,11 @@ static struct {
 	const char *config;
 	const char *user;
 	bool memory, check, syslog;
-	bool from_file;        /* options come from the settings file now */
 	int argc;
 	char **argv;
 	u32 pending;           /* connection rows beside the open ones */
 	dev_t push_dev;        /* the push socket as we bound it */
 	ino_t push_ino;
-	bool replaced[64];     /* lists that the command line has replaced */
 } serve RESIDENT;
 
 /* The settings file stays in memory, for settings point into it: as it was
@@ -14218,33 +14217,34 @@ static int serve_file_now = -1, serve_file_next;
 
 #define MAX_SECONDS 999999999
 
-#define NUMBER(field, min, max, value)                                        \
-	OPT_NUMBER, &settings.field, min, max, value, .shape = "a number"
+#define NUMBER(field, least, most, otherwise)                                 \
+	OPT_NUMBER, .to = &settings.field, .min = least, .max = most,         \
+	.value = otherwise, .shape = "a number"
+
+#define LIST(field, most, taker)                                              \
+	OPT_LIST, .to = &settings.field, .max = most, .call = taker
 
 static const struct serve_option serve_options[] = {
-	{ "listen", OPT_CALL, .call = opt_listen_tls,
-		.list = &settings.listeners, .shape = "[ADDR:]PORT" },
-	{ "listen-plain", OPT_CALL, .call = opt_listen_plain,
-		.list = &settings.listeners, .shape = "[ADDR:]PORT" },
+	{ "listen", LIST(listeners, SETTINGS_LISTENERS, opt_listen_tls),
+		.shape = "[ADDR:]PORT" },
+	{ "listen-plain", LIST(listeners, SETTINGS_LISTENERS,
+		opt_listen_plain), .shape = "[ADDR:]PORT" },
 	{ "metrics", OPT_TEXT, .to = &settings.listen[LISTEN_METRICS].text,
 		.call = opt_address, .shape = "[ADDR:]PORT" },
 	{ "push", OPT_TEXT, .to = &settings.push_path, .shape = "PATH" },
-	{ "push-mode", OPT_CALL, .call = opt_push_mode,
-		.to = &settings.push_mode, .shape = "MODE" },
+	{ "push-mode", OPT_CALL, .to = &settings.push_mode,
+		.call = opt_push_mode, .shape = "MODE" },
 	{ "push-group", OPT_TEXT, .to = &settings.push_group,
 		.shape = "GROUP" },
-	{ "push-allow", OPT_CALL, .call = opt_push_allow,
-		.list = &settings.allows, .reload = true,
+	{ "push-allow", LIST(allows, SETTINGS_ALLOWED * 2, opt_push_allow),
 		.shape = "UID|@GROUP" },
-	{ "cert", OPT_TEXT, .to = &settings.cert, .reload = true,
-		.shape = "FILE" },
-	{ "key", OPT_TEXT, .to = &settings.key, .reload = true,
-		.shape = "FILE" },
+	{ "cert", OPT_TEXT, .to = &settings.cert, .shape = "FILE" },
+	{ "key", OPT_TEXT, .to = &settings.key, .shape = "FILE" },
 	{ "state", OPT_TEXT, .to = &settings.state, .shape = "DIR" },
-	{ "service", OPT_CALL, .call = opt_service, .list = &settings.services,
+	{ "service", LIST(services, SETTINGS_SERVICES, opt_service),
 		.shape = "NAME[=HANDLER][,...]" },
-	{ "origin", OPT_CALL, .call = opt_origin, .list = &settings.origins,
-		.reload = true, .shape = "ORIGIN" },
+	{ "origin", LIST(origins, SETTINGS_ORIGINS, opt_origin),
+		.shape = "ORIGIN" },
 	{ "duplicate", OPT_WORD, .to = &settings.duplicate_reject,
 		.shape = "takeover|reject" },
 	{ "max-sockets", NUMBER(max_sockets, 1, 1000000, WSP_SOCKETS) },
@@ -14252,21 +14252,19 @@ static const struct serve_option serve_options[] = {
 	{ "queue-messages", NUMBER(queue_messages, 1, 65535,
 		WSP_QUEUE_MESSAGES) },
 	{ "queue-bytes", NUMBER(queue_bytes, 1, 1 << 30, WSP_QUEUE_BYTES) },
-	{ "overflow", OPT_WORD, .to = &settings.overflow, .reload = true,
+	{ "overflow", OPT_WORD, .to = &settings.overflow,
 		.shape = OVERFLOW_WORDS },
 	{ "store-bytes", NUMBER(store_bytes, 1024, 1 << 30, WSP_STORE_BYTES) },
 	{ "max-message", NUMBER(max_message, 1, 16 << 20, WSP_MAX_MESSAGE) },
 	{ "max-inbound", NUMBER(max_inbound, 125, 16 << 20, WSP_MAX_INBOUND) },
 	{ "retained", NUMBER(retained, 0, SETTINGS_RETAINED, 32) },
 	{ "send-buffer", NUMBER(send_buffer, 2048, 16 << 20, 32768) },
-	{ "session-ttl", NUMBER(session_ttl, 0, MAX_SECONDS, 300),
-		.reload = true },
+	{ "session-ttl", NUMBER(session_ttl, 0, MAX_SECONDS, 300) },
 	{ "ping-interval", NUMBER(ping_interval, 0, MAX_SECONDS, 25) },
 	{ "pong-timeout", NUMBER(pong_timeout, 1, MAX_SECONDS, 10) },
 	{ "handshake-timeout", NUMBER(handshake_timeout, 1, MAX_SECONDS, 10) },
 	{ "ack", OPT_WORD, .to = &settings.ack_sent, .shape = ACK_WORDS },
-	{ "token-key", OPT_CALL, .call = opt_token_key,
-		.list = &settings.token_keys, .reload = true,
+	{ "token-key", LIST(token_keys, SETTINGS_TOKEN_KEYS, opt_token_key),
 		.shape = "FILE" },
 	{ "token-audience", OPT_TEXT, .to = &settings.token_audience,
 		.shape = "A" },
@@ -14278,9 +14276,11 @@ static const struct serve_option serve_options[] = {
 	{ "config", OPT_TEXT, .to = &serve.config, .shape = "FILE" },
 	{ "memory", OPT_FLAG, .to = &serve.memory },
 	{ "check", OPT_FLAG, .to = &serve.check },
-	{ "log-level", OPT_WORD, .to = &log_to.level, .reload = true,
+	{ "log-level", OPT_WORD, .to = &log_to.level,
 		.shape = "error|warn|info|debug" },
 	{ "syslog", OPT_FLAG, .to = &serve.syslog },
+#undef NUMBER
+#undef LIST
 };
 
 static const struct serve_option *
@@ -14292,83 +14292,76 @@ serve_find_option(struct str name)
 	return NULL;
 }
 
-/* Takes one value; the sentence says what is wrong with it. */
+/* Takes one value, NULL when there is none; the sentence says what is wrong
+ * with it. */
 static const char *
 serve_set(const struct serve_option *o, const char *value)
 {
-	static char why[96];
 	int word;
 	int64_t v;
 
-	switch (o->kind) {
+	if (o->kind == OPT_FLAG ? value != NULL : !value || !*value)
+		return text_print(opt_why, sizeof opt_why, "it takes %s",
+		    o->kind == OPT_FLAG ? "no value" : o->shape);
+	if (o->kind == OPT_LIST && *(u32 *)o->to == o->max)
+		return text_print(opt_why, sizeof opt_why,
+		    "it can be given %u times at most", o->max);
+	switch ((enum option_kind)o->kind) {
 	case OPT_FLAG:
 		*(bool *)o->to = true;
 		return NULL;
 	case OPT_TEXT:
 		*(const char **)o->to = value;
-		if (o->call)
-			return o->call(value);
-		return value[0] ? NULL : "it needs a value";
+		return o->call ? o->call(value) : NULL;
 	case OPT_NUMBER:
 		v = text_number(text_of(value), o->max);
-		if (v >= o->min) {
-			*(u32 *)o->to = (u32)v;
-			return NULL;
-		}
-		return text_print(why, sizeof why,
-		    "it takes a number from %u to %u", o->min, o->max);
+		if (v < o->min)
+			return text_print(opt_why, sizeof opt_why,
+			    "it takes a number from %u to %u", o->min, o->max);
+		*(u32 *)o->to = (u32)v;
+		return NULL;
 	case OPT_WORD:
 		word = opt_word(o->shape, text_of(value));
-		if (word >= 0)
-			*(u32 *)o->to = (u32)word;
-		return word >= 0 ? NULL :
-		    text_print(why, sizeof why, "it is one of %s", o->shape);
+		if (word < 0)
+			return text_print(opt_why, sizeof opt_why,
+			    "it takes %s", o->shape);
+		*(u32 *)o->to = (u32)word;
+		return NULL;
+	case OPT_LIST:
 	case OPT_CALL:
-		return o->call(value);
+		break;
 	}
-	return NULL;
+	return o->call(value);
 }
 
-/* The first value of a list on the command line replaces the file's. */
-static void
-serve_replace_list(const struct serve_option *o)
-{
-	size_t i = (size_t)(o - serve_options);
+/* The command line is read three times: for the settings file, for the lists
+ * that replace the file's, and for what it says. */
+enum option_pass { PASS_CONFIG, PASS_LISTS, PASS_VALUES };
 
-	if (!o->list || serve.from_file || serve.replaced[i])
-		return;
-	for (size_t k = 0; k < COUNT(serve_options); k++)
-		if (serve_options[k].list == o->list)
-			serve.replaced[k] = true;
-	*o->list = 0;
-}
-
-/* Reads the command line.  With `only_config` just --config is looked for. */
 static int
-serve_read_arguments(int argc, char **argv, bool only_config)
+serve_read_arguments(int argc, char **argv, enum option_pass pass)
 {
 	for (int i = 1; i < argc; i++) {
 		struct str arg = text_of(argv[i]), name;
 		const struct serve_option *o = NULL;
-		const char *value = NULL, *why;
+		const char *value, *why;
 
 		if (str_begins(arg, "--")) {
 			arg = text_from(arg, 2);
 			(void)split_next(&arg, '=', &name);
 			o = serve_find_option(name);
-			value = arg.p;
 		}
 		if (!o)
 			return serve_cannot("unknown option %s; see wspush "
 			    "help serve", argv[i]);
-		if (o->kind == OPT_FLAG ? value != NULL :
-		    !value && !(value = argv[++i]))
-			return serve_cannot("--%s takes %s", o->name,
-			    o->kind == OPT_FLAG ? "no value" : o->shape);
-		if (only_config != (o->to == &serve.config))
+		value = arg.p || o->kind == OPT_FLAG ? arg.p : argv[++i];
+		if (pass == PASS_LISTS && o->kind == OPT_LIST)
+			*(u32 *)o->to = 0;
+		if (pass != (o->to == &serve.config ? PASS_CONFIG :
+		    PASS_VALUES))
 			continue;
-		serve_replace_list(o);
 		why = serve_set(o, value);
+		value = value ? value : "without a value";
 		if (why)
 			return serve_cannot("--%s %.*s: %s", o->name,
 			    (int)min_size(strlen(value), 80), value, why);
@@ -14394,43 +14387,34 @@ serve_read_line(char *line)
 	o = serve_find_option((struct str){ line, name_n });
 	if (!o || o->to == &serve.config)
 		return "no option has this name";
-	if (o->kind == OPT_FLAG && *value != '\0')
-		return "this option takes no value";
-	if (o->kind != OPT_FLAG && *value == '\0')
-		return "this option needs a value";
-	return serve_set(o, value);
+	return serve_set(o, *value ? value : NULL);
 }
 
 static int
 serve_read_file(const char *path)
 {
-	char *text, *line, *next;
+	char *line, *next;
+	const char *why;
 	ssize_t n;
-	int number = 1, result = 0;
 
 	serve_file_next = serve_file_now < 0 ? 0 : 1 + (serve_file_now == 1);
-	text = serve_file[serve_file_next];
-	n = sys_read_file(path, text, sizeof serve_file[0]);
+	next = serve_file[serve_file_next];
+	n = sys_read_file(path, next, sizeof serve_file[0]);
 	if (n < 0)
 		return serve_cannot("--config %s: %s", path,
 		    strerror((int)-n));
-	text[n] = '\0';
-	serve.from_file = true;
-	for (line = text; line && result == 0; line = next, number++) {
-		const char *why;
-		char shown[80];
-
+	next[n] = '\0';
+	for (int number = 1; next; number++) {
+		line = next;
 		next = strchr(line, '\n');
 		if (next)
 			*next++ = '\0';
-		text_print(shown, 61, "%s", line);
 		why = serve_read_line(line);
 		if (why)
-			result = serve_cannot("%s:%d: %s: %s", path, number,
-			    shown, why);
+			return serve_cannot("%s:%d: %.*s: %s", path, number,
+			    (int)min_size(strlen(line), 60), line, why);
 	}
-	serve.from_file = false;
-	return result;
+	return 0;
 }
 
 static void
@@ -14493,12 +14477,10 @@ serve_read_settings(int argc, char **argv)
 	const char *why;
 
 	serve_defaults();
-	memset(serve.replaced, 0, sizeof serve.replaced);
-	if (serve_read_arguments(argc, argv, true) != 0)
-		return 1;
-	if (serve.config && serve_read_file(serve.config) != 0)
-		return 1;
-	if (serve_read_arguments(argc, argv, false) != 0)
+	if (serve_read_arguments(argc, argv, PASS_CONFIG) != 0 ||
+	    (serve.config && serve_read_file(serve.config) != 0) ||
+	    serve_read_arguments(argc, argv, PASS_LISTS) != 0 ||
+	    serve_read_arguments(argc, argv, PASS_VALUES) != 0)
 		return 1;
 	if (settings.listeners == 0)
 		(void)opt_listen("8443", true);
@@ -14950,13 +14932,12 @@ serve_clear_path(const struct sockaddr_un *a)
 static int
 serve_set_group(const char *path)
 {
-	struct str group[4];
+	struct str members;
 	u32 id;
 
 	if (!settings.push_group)
 		return 0;
-	if (!account_find(true, text_of(settings.push_group), group) ||
-	    !account_number(&id, group[2]))
+	if (!account_find(true, text_of(settings.push_group), &id, &members))
 		return serve_cannot("there is no group %s in /etc/group",
 		    settings.push_group);
 	if (chown(path, (uid_t)-1, id) < 0)
@@ -15118,23 +15099,22 @@ serve_warn_unreadable(const char *path)
 static int
 serve_become_user(void)
 {
-	struct str rest = text_of(serve.user ? serve.user : ""), name;
-	struct str user[4], group[4];
+	struct str rest = text_of(serve.user ? serve.user : ""), name, behind;
 	u32 uid, gid;
+	int64_t number;
 
 	if (!serve.user)
 		return 0;
 	(void)split_next(&rest, ':', &name);
-	if (!account_find(false, name, user) ||
-	    !account_number(&uid, user[2]) || !account_number(&gid, user[3]))
+	if (!account_find(false, name, &uid, &behind) ||
+	    (number = text_number(behind, UINT32_MAX)) < 0)
 		return serve_cannot("there is no user %.*s in /etc/passwd",
 		    STR_ARGS(name));
-	if (rest.p && (!account_find(true, rest, group) ||
-	    !account_number(&gid, group[2])))
+	gid = (u32)number;
+	if (rest.p && !account_find(true, rest, &gid, &behind))
 		return serve_cannot("there is no group %s in /etc/group",
 		    rest.p);
-	if (setgroups(0, NULL) < 0 || setgid(gid) < 0 ||
-	    setuid(uid) < 0)
+	if (setgroups(0, NULL) < 0 || setgid(gid) < 0 || setuid(uid) < 0)
 		return serve_cannot("cannot become %s: %s", serve.user,
 		    strerror(errno));
 	return 0;
@@ -15349,7 +15329,6 @@ serve_finish(void)
 	push_answer_waiters();
 }
 
-/* What a reload may change is taken over; what it may not is named. */
 static void
 serve_name_restart(const char *option)
 {
@@ -15358,74 +15337,44 @@ serve_name_restart(const char *option)
 }
 
 static bool
-serve_text_differs(const void *a, const void *b)
+serve_text_differs(const char *a, const char *b)
 {
-	const char *was, *is;
-
-	memcpy(&was, a, sizeof was);
-	memcpy(&is, b, sizeof is);
-	return !was != !is || (was && strcmp(was, is) != 0);
+	return !a != !b || (a && strcmp(a, b) != 0);
 }
 
+/* Names the options whose change needs a restart.  Of lists those are the
+ * listeners and the services. */
 static void
-serve_take_over(const struct settings *new)
+serve_compare(const struct settings *was)
 {
+	bool listen = was->listeners != settings.listeners;
+	bool service = was->services != settings.services;
+
 	for (u32 i = 0; i < COUNT(serve_options); i++) {
 		const struct serve_option *o = &serve_options[i];
 		uintptr_t at = (uintptr_t)o->to - (uintptr_t)&settings;
-		size_t n = o->kind == OPT_FLAG ? sizeof(bool) : sizeof(u32);
-		char *was;
-		const char *is;
+		const void *old = (const char *)was + at;
 
-		if (at >= sizeof settings)
+		if (at >= sizeof settings || o->kind == OPT_LIST ||
+		    at - SETTINGS_RELOAD_AT < SETTINGS_RELOAD)
 			continue;
-		was = (char *)&settings + at;
-		is = (const char *)new + at;
-		if (o->kind != OPT_TEXT && o->reload)
-			memcpy(was, is, n);
-		else if (!o->reload && (o->kind == OPT_TEXT ?
-		    serve_text_differs(was, is) : memcmp(was, is, n) != 0))
+		if (o->kind == OPT_TEXT ? serve_text_differs(
+		    *(const char **)o->to, *(const char *const *)old) :
+		    memcmp(o->to, old, o->kind == OPT_FLAG ? sizeof(bool) :
+		    sizeof(u32)) != 0)
 			serve_name_restart(o->name);
 	}
-	memcpy(settings.origin, new->origin, sizeof settings.origin);
-	settings.origins = new->origins;
-	memcpy(settings.allow_uid, new->allow_uid, sizeof settings.allow_uid);
-	memcpy(settings.allow_gid, new->allow_gid, sizeof settings.allow_gid);
-	settings.allow_uids = new->allow_uids;
-	settings.allow_gids = new->allow_gids;
-	settings.allows = new->allows;
-	memcpy(settings.token_key, new->token_key, sizeof settings.token_key);
-	settings.token_keys = new->token_keys;
-}
-
-/* Listeners and services are lists: any change needs a restart. */
-static void
-serve_compare_lists(const struct settings *new)
-{
-	bool same = new->listeners == settings.listeners;
-
-	for (u32 i = 0; same && i < settings.listeners; i++)
-		same = strcmp(new->listen[i].text, settings.listen[i].text)
-		    == 0 && new->listen[i].tls == settings.listen[i].tls;
-	if (!same)
+	for (u32 i = 0; i < was->listeners; i++)
+		listen |= was->listen[i].tls != settings.listen[i].tls ||
+		    serve_text_differs(was->listen[i].text,
+		    settings.listen[i].text);
+	if (listen)
 		serve_name_restart("listen");
-	same = new->services == settings.services;
-	for (u32 i = 0; same && i < settings.services; i++)
-		same = strcmp(new->service[i].text, settings.service[i].text)
-		    == 0;
-	if (!same)
+	for (u32 i = 0; i < was->services; i++)
+		service |= serve_text_differs(was->service[i].text,
+		    settings.service[i].text);
+	if (service)
 		serve_name_restart("service");
-}
-
-/* The certificate again, perhaps from other files than before. */
-static int
-serve_reload_certificate(const struct settings *new)
-{
-	if (!serve_has_tls())
-		return 0;
-	if (!new->cert)
-		return tls_reload();
-	return tls_load(new->cert, new->key);
 }
 
 static void
@@ -15441,27 +15390,25 @@ serve_log_why(const char *event)
 static void
 serve_reload(void)
 {
-	static struct settings old;
+	static struct settings was;
 	enum log_level level = log_to.level;
-	static struct settings new;
 
 	manager_notify_reload();
-	old = new = settings;
+	was = settings;
 	if (serve_read_settings(serve.argc, serve.argv) != 0) {
 		serve_log_why("reload");
-		settings = old;
 		log_to.level = level;
 	} else {
 		manager_stand_in();
-		new = settings;
-		settings = old;
-		serve_compare_lists(&new);
-		serve_take_over(&new);
+		serve_compare(&was);
+		memcpy((char *)&was + SETTINGS_RELOAD_AT,
+		    (char *)&settings + SETTINGS_RELOAD_AT, SETTINGS_RELOAD);
 		serve_file_now = serve_file_next;
 	}
+	settings = was;
 	if (serve_token_keys() != 0)
 		serve_log_why("reload");
-	if (serve_reload_certificate(&new) < 0)
+	if (serve_load_certificate() != 0)
 		serve_log_why("reload");
 	else
 		log_event(LOG_LEVEL_INFO, "reloaded", "cert_days=%d",
