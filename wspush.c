@@ -14500,15 +14500,6 @@ serve_read_settings(int argc, char **argv)
  * that are never used are never touched.
  */
 
-/* One row of the arena: what it is, bytes, and where its place is written. */
-struct memory_row {
-	const char *what;
-	size_t each, count;
-	void **to;
-};
-
-#define MEMORY_ROWS 32
-
 static bool
 serve_has_tls(void)
 {
@@ -14518,105 +14509,140 @@ serve_has_tls(void)
 	return false;
 }
 
-static u32
-serve_connections(void)
-{
-	return settings.max_sockets +
-	    (serve.pending > 0 ? serve.pending : WSP_PENDING);
-}
+/* What the options and limits say of lengths and numbers. */
+enum memory { MEMORY_ONE, MEMORY_SOCKETS, MEMORY_BUCKETS, MEMORY_ENTRIES,
+	MEMORY_TAGS, MEMORY_TAG_BUCKETS, MEMORY_MESSAGES, MEMORY_RING,
+	MEMORY_CONNS, MEMORY_KEYS, MEMORY_TLS, MEMORY_RETAINED, MEMORY_BUFFERS,
+	MEMORY_BUFFER, MEMORY_OUT, MEMORY_PUSH, MEMORY_REPLIES, MEMORY_LINE,
+	MEMORY_LINES };
 
-static size_t
-serve_buffer_size(void)
-{
-	/* An answer as long as a message from the client, sealed. */
-	size_t n = settings.max_inbound + FRAME_HEAD_MAX + 4 + 125;
-	/* A head that lacks its end, and the record that brings it. */
-	size_t http = WSP_MAX_HTTP_HEAD + RECORD_MAX;
-
-	n += (n / RECORD_MAX_PLAIN + 1) * RECORD_OVERHEAD_MAX;
-	return (n < http ? http : n) + 256;
-}
+static u32 memory_number[MEMORY_LINES + 1];
 
 static void *serve_tls_memory RESIDENT;
 
-/* Fills in all rows and returns their number. */
-static u32
-serve_memory_rows(struct memory_row *m)
-{
-	u32 n = 0, sockets = settings.max_sockets;
-	u32 conns = serve_connections(), buckets = sock_buckets(sockets);
-	u32 largest = settings.max_message + FRAME_HEAD_MAX + WSP_MAX_KEY;
-	size_t size = serve_buffer_size();
-
-#define ROW(what, each, count, to)                                            \
-	(m[n++] = (struct memory_row){ what, each, count, (void **)(to) })
-	ROW("socket rows", sizeof(struct sock), sockets, &srv.sockets.row);
-	ROW("long ids", WSP_MAX_ID, sockets, &srv.sockets.long_id);
-	ROW("id index", sizeof(u32), buckets, &srv.sockets.bucket);
-	ROW("queues", sizeof(struct queue), sockets, &srv.queues.queue);
-	ROW("drop counts", sizeof(u32), sockets, &srv.queues.drops);
-	ROW("queue entries", sizeof(struct entry) * settings.queue_messages,
-	    sockets, &srv.queues.ring);
-	ROW("session ends", sizeof(struct deadline), sockets, &srv.away.row);
-	ROW("tag rows", sizeof(struct tag), sockets * (size_t)WSP_MAX_TAGS,
-	    &srv.tags.row);
-	ROW("tag texts", TAG_TEXT, sockets * (size_t)WSP_MAX_TAGS,
-	    &srv.tags.text);
-	ROW("tag index", sizeof(u32), buckets * (size_t)2, &srv.tags.bucket);
-	ROW("selected rows", sizeof(u32), sockets, &srv.selected);
-	ROW("messages", sizeof(struct message),
-	    settings.store_bytes / STORE_BYTES_PER_ROW + 16,
-	    &srv.queues.store.row);
-	ROW("message bytes", store_ring_size(settings.store_bytes, largest), 1,
-	    &srv.queues.store.bytes);
-	ROW("connections", sizeof(struct conn), conns, &srv.conn);
-	ROW("their deadlines", sizeof(struct deadline), conns,
-	    &srv.deadline_rows);
-	ROW("their lists", sizeof(u32) * 4, conns, &srv.dirty);
-	if (serve_has_tls()) {
-		ROW("TLS keys", sizeof(struct record_keys), conns, &srv.keys);
-		ROW("TLS handshakes, sessions",
-		    tls_memory(WSP_HANDSHAKES, conns), 1, &serve_tls_memory);
-	}
-	ROW("retained values", sizeof(struct retained), settings.retained,
-	    &srv.retained);
-	ROW("buffers", size, WSP_BUFFERS, &srv.buffer_bytes);
-	ROW("input", size, 1, &srv.scratch_in);
-	ROW("output", SCRATCH_OUT + size, 1, &srv.scratch_out);
-	ROW("answers", size, 1, &srv.scratch_answer);
-	ROW("datagrams", settings.max_message + WSP_MAX_REQUEST_LINE + 2, 1,
-	    &srv.scratch_push);
-	ROW("replies", WSP_MAX_LIST * 2 + 256, 1, &srv.scratch_reply);
-	if (handler_children() > 0)
-		ROW("lines of exec: services", HANDLER_LINE,
-		    handler_children() * (size_t)2, &handler_lines);
+/* The arena: a row is `count` times `each` times `bytes`. */
+static const struct memory_row {
+	const char *what;
+	void *to;         /* where its place is written */
+	u16 bytes;
+	u8 each, count;   /* enum memory */
+} memory_rows[] = {
+#define ROW(what, bytes, each, count, to)                                     \
+	{ what, &(to), bytes, MEMORY_##each, MEMORY_##count }
+	ROW("socket rows", sizeof(struct sock), ONE, SOCKETS, srv.sockets.row),
+	ROW("long ids", WSP_MAX_ID, ONE, SOCKETS, srv.sockets.long_id),
+	ROW("id index", sizeof(u32), ONE, BUCKETS, srv.sockets.bucket),
+	ROW("queues", sizeof(struct queue), ONE, SOCKETS, srv.queues.queue),
+	ROW("drop counts", sizeof(u32), ONE, SOCKETS, srv.queues.drops),
+	ROW("queue entries", sizeof(struct entry), ENTRIES, SOCKETS,
+	    srv.queues.ring),
+	ROW("session ends", sizeof(struct deadline), ONE, SOCKETS,
+	    srv.away.row),
+	ROW("tag rows", sizeof(struct tag), ONE, TAGS, srv.tags.row),
+	ROW("tag texts", TAG_TEXT, ONE, TAGS, srv.tags.text),
+	ROW("tag index", sizeof(u32), ONE, TAG_BUCKETS, srv.tags.bucket),
+	ROW("selected rows", sizeof(u32), ONE, SOCKETS, srv.selected),
+	ROW("messages", sizeof(struct message), ONE, MESSAGES,
+	    srv.queues.store.row),
+	ROW("message bytes", 1, RING, ONE, srv.queues.store.bytes),
+	ROW("connections", sizeof(struct conn), ONE, CONNS, srv.conn),
+	ROW("their deadlines", sizeof(struct deadline), ONE, CONNS,
+	    srv.deadline_rows),
+	ROW("their lists", sizeof(u32) * 4, ONE, CONNS, srv.dirty),
+	ROW("TLS keys", sizeof(struct record_keys), ONE, KEYS, srv.keys),
+	ROW("TLS handshakes, sessions", 1, TLS, ONE, serve_tls_memory),
+	ROW("retained values", sizeof(struct retained), ONE, RETAINED,
+	    srv.retained),
+	ROW("buffers", 1, BUFFER, BUFFERS, srv.buffer_bytes),
+	ROW("input", 1, BUFFER, ONE, srv.scratch_in),
+	ROW("output", 1, OUT, ONE, srv.scratch_out),
+	ROW("answers", 1, BUFFER, ONE, srv.scratch_answer),
+	ROW("datagrams", 1, PUSH, ONE, srv.scratch_push),
+	ROW("replies", 1, REPLIES, ONE, srv.scratch_reply),
+	ROW("lines of exec: services", 1, LINE, LINES, handler_lines),
 #undef ROW
-	assert(n <= MEMORY_ROWS);
-	return n;
+};
+
+/* What the options make of the rows. */
+static void
+memory_count(void)
+{
+	/* An answer as long as a message from the client, sealed. */
+	u32 buffer = settings.max_inbound + FRAME_HEAD_MAX + 4 + 125;
+	/* A head that lacks its end, and the record that brings it. */
+	u32 http = WSP_MAX_HTTP_HEAD + RECORD_MAX;
+	u32 sockets = settings.max_sockets, buckets = sock_buckets(sockets);
+	u32 conns = sockets + (serve.pending > 0 ? serve.pending :
+	    WSP_PENDING);
+	u32 *n = memory_number;
+
+	buffer += (buffer / RECORD_MAX_PLAIN + 1) * RECORD_OVERHEAD_MAX;
+	buffer = (buffer < http ? http : buffer) + 256;
+	n[MEMORY_ONE] = 1;
+	n[MEMORY_SOCKETS] = sockets;
+	n[MEMORY_BUCKETS] = buckets;
+	n[MEMORY_ENTRIES] = settings.queue_messages;
+	n[MEMORY_TAGS] = sockets * WSP_MAX_TAGS;
+	n[MEMORY_TAG_BUCKETS] = buckets * 2;
+	n[MEMORY_MESSAGES] = settings.store_bytes / STORE_BYTES_PER_ROW + 16;
+	n[MEMORY_RING] = (u32)store_ring_size(settings.store_bytes,
+	    settings.max_message + FRAME_HEAD_MAX + WSP_MAX_KEY);
+	n[MEMORY_CONNS] = conns;
+	if (serve_has_tls()) {
+		n[MEMORY_KEYS] = conns;
+		n[MEMORY_TLS] = (u32)tls_memory(WSP_HANDSHAKES, conns);
+	}
+	n[MEMORY_RETAINED] = settings.retained;
+	n[MEMORY_BUFFERS] = WSP_BUFFERS;
+	n[MEMORY_BUFFER] = buffer;
+	n[MEMORY_OUT] = SCRATCH_OUT + buffer;
+	n[MEMORY_PUSH] = settings.max_message + WSP_MAX_REQUEST_LINE + 2;
+	n[MEMORY_REPLIES] = WSP_MAX_LIST * 2 + 256;
+	n[MEMORY_LINE] = HANDLER_LINE;
+	n[MEMORY_LINES] = handler_children() * 2;
+}
+
+static size_t
+memory_each(const struct memory_row *m)
+{
+	return (size_t)m->bytes * memory_number[m->each];
 }
 
 /* More than 32 bits can say, where the options ask for it. */
 static u64
 memory_size(const struct memory_row *m)
 {
-	return ((u64)m->each * m->count + 63) & ~(u64)63;
+	u64 n = (u64)memory_each(m) * memory_number[m->count];
+
+	return (n + 63) & ~(u64)63;
+}
+
+static u64
+memory_total(void)
+{
+	u64 total = 0;
+
+	memory_count();
+	for (u32 i = 0; i < COUNT(memory_rows); i++)
+		total += memory_size(&memory_rows[i]);
+	return total;
 }
 
 static int
 serve_print_memory(void)
 {
-	struct memory_row rows[MEMORY_ROWS];
-	u32 n = serve_memory_rows(rows);
-	u64 total = 0;
+	u64 total = memory_total();
 
 	print("%-26s %12s %10s %14s\n", "what", "bytes each", "rows", "bytes");
-	for (u32 i = 0; i < n; i++) {
-		print("%-26s %12zu %10zu %14llu\n", rows[i].what, rows[i].each,
-		    rows[i].count, (unsigned long long)memory_size(&rows[i]));
-		total += memory_size(&rows[i]);
+	for (u32 i = 0; i < COUNT(memory_rows); i++) {
+		const struct memory_row *m = &memory_rows[i];
+
+		if (memory_size(m) > 0)
+			print("%-26s %12zu %10u %14llu\n", m->what,
+			    memory_each(m), memory_number[m->count],
+			    memory_size(m));
 	}
-	print("%-26s %12s %10s %14llu\n", "reserved in all", "", "",
-	    (unsigned long long)total);
+	print("%-26s %12s %10s %14llu\n", "reserved in all", "", "", total);
 	print("A page that is never used is never touched and costs "
 	    "nothing.\n");
 	return 0;
@@ -14627,24 +14653,18 @@ serve_print_memory(void)
 static int
 serve_take_memory(void)
 {
-	struct memory_row rows[MEMORY_ROWS];
-	u32 n = serve_memory_rows(rows);
-	u64 total = 0;
+	u64 total = memory_total();
 	u8 *p = MAP_FAILED;
 
-	for (u32 i = 0; i < n; i++)
-		total += memory_size(&rows[i]);
 	if (total <= PTRDIFF_MAX)
 		p = mmap(NULL, (size_t)total, PROT_READ | PROT_WRITE,
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (p == MAP_FAILED) {
-		text_print(refusal, sizeof refusal, "there are no %llu bytes "
-		    "of memory; see --memory", (unsigned long long)total);
-		return 1;
-	}
-	for (u32 i = 0; i < n; i++) {
-		*rows[i].to = p;
-		p += (size_t)memory_size(&rows[i]);
+	if (p == MAP_FAILED)
+		return serve_cannot("there are no %llu bytes of memory; see "
+		    "--memory", total);
+	for (u32 i = 0; i < COUNT(memory_rows); i++) {
+		*(void **)memory_rows[i].to = p;
+		p += (size_t)memory_size(&memory_rows[i]);
 	}
 	return 0;
 }
@@ -14653,29 +14673,27 @@ serve_take_memory(void)
 static void
 serve_place(void)
 {
-	u32 sockets = settings.max_sockets, conns = serve_connections();
-	u32 seed, buckets = sock_buckets(sockets);
-	u32 largest = settings.max_message + FRAME_HEAD_MAX + WSP_MAX_KEY;
+	const u32 *number = memory_number;
 	static struct str names[SETTINGS_SERVICES] RESIDENT;
+	u32 seed;
 
 	sys_random(&seed, sizeof seed);
-	srv.conns = conns;
+	srv.conns = number[MEMORY_CONNS];
 	srv.free = srv.replacing = NONE;
-	srv.dead = srv.dirty + conns;
-	srv.next_waiting = srv.dead + conns;
-	srv.urgent = srv.next_waiting + conns;
+	srv.dead = srv.dirty + srv.conns;
+	srv.next_waiting = srv.dead + srv.conns;
+	srv.urgent = srv.next_waiting + srv.conns;
 	srv.first_waiting = NONE;
-	srv.buffer_size = serve_buffer_size();
-	srv.push_size = settings.max_message + WSP_MAX_REQUEST_LINE + 2;
+	srv.buffer_size = number[MEMORY_BUFFER];
+	srv.push_size = number[MEMORY_PUSH];
 	srv.reply_size = WSP_MAX_LIST + 256;
 	srv.scratch_list = srv.scratch_reply + srv.reply_size;
 	deadline_init(&srv.deadlines, srv.deadline_rows);
 	deadline_init(&srv.away, srv.away.row);
-	sock_init(&srv.sockets, sockets, buckets, seed);
-	store_init(&srv.queues.store,
-	    (u32)store_ring_size(settings.store_bytes, largest),
-	    settings.store_bytes,
-	    settings.store_bytes / STORE_BYTES_PER_ROW + 16);
+	sock_init(&srv.sockets, number[MEMORY_SOCKETS],
+	    number[MEMORY_BUCKETS], seed);
+	store_init(&srv.queues.store, number[MEMORY_RING],
+	    settings.store_bytes, number[MEMORY_MESSAGES]);
 	srv.queues.cap = (u16)settings.queue_messages;
 	srv.queues.byte_cap = settings.queue_bytes;
 	for (u32 i = 0; i < settings.services; i++)
@@ -14683,7 +14701,8 @@ serve_place(void)
 	srv.sockets.service = names;
 	srv.sockets.services = settings.services;
 	srv.tags.sockets = &srv.sockets;
-	tags_init(&srv.tags, sockets * WSP_MAX_TAGS, buckets * 2);
+	tags_init(&srv.tags, number[MEMORY_TAGS],
+	    number[MEMORY_TAG_BUCKETS]);
 }
 
 /* ----- 48. Start ---------------------------------------------------------
@@ -15469,8 +15488,7 @@ serve_start(void)
 		return 1;
 	serve_place();
 	if (serve_has_tls()) {
-		tls_place(serve_tls_memory, WSP_HANDSHAKES,
-		    serve_connections());
+		tls_place(serve_tls_memory, WSP_HANDSHAKES, srv.conns);
 		if (tls_start() < 0)
 			return 1;
 	}

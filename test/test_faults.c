@@ -1232,7 +1232,7 @@ check_all(void)
  * ---- A game
  */
 
-static void *arena[MEMORY_ROWS + 1];
+static void *arena[COUNT(memory_rows) + 1];
 
 static void
 game_count(void)
@@ -1288,15 +1288,16 @@ game_settings(void)
 static void
 game_memory(void)
 {
-	struct memory_row rows[MEMORY_ROWS];
-	u32 n = serve_memory_rows(rows);
+	const struct memory_row *m = memory_rows;
+	u32 i;
 
-	for (u32 i = 0; i < n; i++) {
-		arena[i] = calloc(rows[i].count, rows[i].each);
+	memory_count();
+	for (i = 0; i < COUNT(memory_rows); i++, m++) {
+		arena[i] = calloc(memory_number[m->count], memory_each(m));
 		assert_non_null(arena[i]);
-		*rows[i].to = arena[i];
+		*(void **)m->to = arena[i];
 	}
-	arena[n] = srv.keys = calloc(serve_connections(),
+	arena[i] = srv.keys = calloc(memory_number[MEMORY_CONNS],
 	    sizeof(struct record_keys));
 }
 
@@ -1611,21 +1612,17 @@ half_a_hello_does_not_keep_the_server_busy(void **state)
 static void
 tables_that_no_address_reaches_are_refused(void **state)
 {
-	struct memory_row rows[MEMORY_ROWS];
-	u64 total = 0;
-	u32 n;
+	u64 total;
 
 	(void)state;
 	serve_defaults();
 	settings.max_sockets = 65536;
 	settings.queue_messages = 65535;
-	n = serve_memory_rows(rows);
-	for (u32 i = 0; i < n; i++)
-		total += memory_size(&rows[i]);
+	total = memory_total();
 	assert_true(total > UINT64_C(34000000000));
 	if (serve_take_memory() == 0) {
 		assert_true(total <= SIZE_MAX);
-		assert_int_equal(munmap(*rows[0].to, (size_t)total), 0);
+		assert_int_equal(munmap(srv.sockets.row, (size_t)total), 0);
 	}
 }
 
