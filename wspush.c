@@ -5975,6 +5975,13 @@ sys_write_file(const char *path, const void *p, size_t n, mode_t mode)
 
 #endif /* WSP_FAKE_SYS */
 
+/* For datagrams that nobody waits for, or -1. */
+static int
+sys_unix_socket(void)
+{
+	return socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+}
+
 /* A directory, and those above it that are missing, as mkdir -p makes them.
  * Returns 0 or the error of the first that is not there and cannot be made. */
 static int
@@ -12808,8 +12815,7 @@ handler_open(void)
 		if (settings.service[i].handler != HANDLER_UNIX)
 			continue;
 		memcpy(h->to.sun_path, path.p, path.n);
-		h->fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK |
-		    SOCK_CLOEXEC, 0);
+		h->fd = sys_unix_socket();
 		if (h->fd < 0)
 			return -errno;
 	}
@@ -13849,39 +13855,31 @@ SMALL_CODE
  * is wrong with it is a sentence.
  */
 
-static socklen_t
-serve_ipv4(struct sockaddr_storage *to, struct str host, u16 port)
-{
-	struct sockaddr_in *a = (struct sockaddr_in *)(void *)to;
-
-	*to = (struct sockaddr_storage){ .ss_family = AF_INET };
-	a->sin_port = htobe16(port);
-	return host.p && !http_ip((u8 *)&a->sin_addr, AF_INET, host) ? 0 :
-	    sizeof *a;
-}
-
 /* Reads [ADDR:]PORT, ADDR being 127.0.0.1 or [::1]; without it all addresses
- * of both kinds.  Returns the address's length, 0 when it is none. */
-static socklen_t
+ * of both kinds.  False when it is none. */
+static bool
 serve_address(struct sockaddr_storage *to, const char *text)
 {
-	struct sockaddr_in6 *a = (struct sockaddr_in6 *)(void *)to;
+	struct sockaddr_in *v4 = (struct sockaddr_in *)(void *)to;
+	struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)(void *)to;
 	const char *colon = strrchr(text, ':');
 	struct str host = { text, colon ? (size_t)(colon - text) : 0 };
 	int64_t port = text_number(text_of(colon ? colon + 1 : text), 65535);
 
-	if (port < 0)
-		return 0;
-	if (colon && text[0] != '[')
-		return serve_ipv4(to, host, (u16)port);
 	*to = (struct sockaddr_storage){ .ss_family = AF_INET6 };
-	a->sin6_port = htobe16((u16)port);
+	if (port < 0)
+		return false;
+	v6->sin6_port = htobe16((u16)port);
 	if (!colon)
-		return sizeof *a;
+		return true;
+	if (text[0] != '[') {
+		to->ss_family = AF_INET; /* the port lies at the same place */
+		return http_ip((u8 *)&v4->sin_addr, AF_INET, host);
+	}
 	if (host.n < 2 || host.p[host.n - 1] != ']')
-		return 0;
+		return false;
 	host = (struct str){ host.p + 1, host.n - 2 };
-	return http_ip((u8 *)&a->sin6_addr, AF_INET6, host) ? sizeof *a : 0;
+	return http_ip((u8 *)&v6->sin6_addr, AF_INET6, host);
 }
 
 static const char *
@@ -13889,7 +13887,7 @@ opt_address(const char *value)
 {
 	struct sockaddr_storage a;
 
-	return serve_address(&a, value) > 0 ? NULL :
+	return serve_address(&a, value) ? NULL :
 	    "it takes [ADDR:]PORT, such as 8443, 127.0.0.1:8443 or [::1]:8443";
 }
 
@@ -14199,6 +14197,13 @@ serve_cannot(const char *format, ...)
 	return 1;
 }
 
+/* What a call could not do, and errno's word for why. */
+static int
+serve_failed(const char *what, const char *which)
+{
+	return serve_cannot("%s %s: %s", what, which, strerror(errno));
+}
+
 static struct {
 	const char *config;
 	const char *user;
@@ -14400,9 +14405,9 @@ serve_read_file(const char *path)
 	serve_file_next = serve_file_now < 0 ? 0 : 1 + (serve_file_now == 1);
 	next = serve_file[serve_file_next];
 	n = sys_read_file(path, next, sizeof serve_file[0]);
+	errno = (int)-n;
 	if (n < 0)
-		return serve_cannot("--config %s: %s", path,
-		    strerror((int)-n));
+		return serve_failed("--config", path);
 	next[n] = '\0';
 	for (int number = 1; next; number++) {
 		line = next;
@@ -14713,49 +14718,46 @@ serve_place(void)
  */
 
 /* What newcomers inherit from the listener costs no call of their own. */
-static int
-serve_set_listener(int fd, const struct sockaddr *to, socklen_t to_n)
+static void
+serve_set_listener(int fd)
 {
 	sys_setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1);
-	if (to && to->sa_family == AF_INET6)
-		sys_setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0);
 	sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, (int)settings.send_buffer);
 	sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 	if (settings.ping_interval > 0)
 		sys_setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT,
 		    (int)min_size(INT_MAX, (settings.ping_interval +
 		    (size_t)settings.pong_timeout) * 1000));
-	if ((to && bind(fd, to, to_n) < 0) || listen(fd, SOMAXCONN) < 0)
-		return -errno;
-	return 0;
 }
 
 static int
 serve_listen(struct listener *l)
 {
 	struct sockaddr_storage a;
-	socklen_t n;
-	int fd, err;
+	int fd;
 
 	if (l->fd >= 0)
 		return 0;
-	n = serve_address(&a, l->text);
+	(void)serve_address(&a, l->text);
 	fd = socket(a.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
 	    0);
 	if (fd < 0 && errno == EAFNOSUPPORT && !strchr(l->text, ':')) {
 		/* All addresses, on a kernel without IPv6. */
-		n = serve_ipv4(&a, (struct str){ NULL, 0 },
-		    (u16)text_number(text_of(l->text), 65535));
+		a.ss_family = AF_INET;
 		fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK |
 		    SOCK_CLOEXEC, 0);
 	}
-	err = fd < 0 ? -errno :
-	    serve_set_listener(fd, (struct sockaddr *)&a, n);
-	if (err < 0 && fd >= 0)
+	if (fd < 0)
+		return serve_failed("cannot listen on", l->text);
+	if (a.ss_family == AF_INET6)
+		sys_setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0);
+	serve_set_listener(fd);
+	if (bind(fd, (struct sockaddr *)&a, sizeof a) < 0 ||
+	    listen(fd, SOMAXCONN) < 0) {
+		serve_failed("cannot listen on", l->text);
 		close(fd);
-	if (err < 0)
-		return serve_cannot("cannot listen on %s: %s", l->text,
-		    strerror(-err));
+		return 1;
+	}
 	l->fd = fd;
 	return 0;
 }
@@ -14778,53 +14780,39 @@ static struct {
 	socklen_t notify_n;
 } manager = { .push = -1, .notify = -1 };
 
-/* Is the descriptor what its name says? */
-static bool
-manager_socket_fits(int fd, bool is_push, struct sockaddr_storage *a)
-{
-	int type = 0, listens = 0;
-	socklen_t n = sizeof type, listens_n = sizeof listens, a_n = sizeof *a;
-
-	*a = (struct sockaddr_storage){ .ss_family = AF_UNSPEC };
-	if (getsockname(fd, (struct sockaddr *)a, &a_n) < 0)
-		return false;
-	getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &n);
-	getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &listens_n);
-	if (is_push)
-		return a->ss_family == AF_UNIX && type == SOCK_DGRAM;
-	return a->ss_family != AF_UNIX && type == SOCK_STREAM && listens;
-}
-
-static int
+/* Takes a socket if it is what its name says; else says what it is. */
+static const char *
 manager_take_socket(int fd, struct str name)
 {
-	bool is_push = str_is(name, "push"), is_tls = str_is(name, "wss");
-	struct sockaddr_storage a;
+	struct sockaddr_storage a = { .ss_family = AF_UNSPEC };
 	const struct sockaddr_un *path = (const struct sockaddr_un *)&a;
+	int type = 0, listens = 0;
+	socklen_t a_n = sizeof a, n = sizeof type, listens_n = sizeof listens;
+	bool is_tls = str_is(name, "wss");
 
-	if (!is_push && !is_tls && !str_is(name, "ws"))
-		return serve_cannot("a socket was passed with the name %.*s; "
-		    "the names are wss, ws and push", (int)min_size(name.n,
-		    40), name.n > 0 ? name.p : "");
-	if (!manager_socket_fits(fd, is_push, &a))
-		return serve_cannot("what was passed as %.*s is not %s",
-		    STR_ARGS(name), is_push ? "a UNIX datagram socket" :
-		    "a listening TCP socket");
+	getsockname(fd, (struct sockaddr *)&a, &a_n);
+	getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &n);
+	getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &listens_n);
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-	if (is_push) {
+	if (str_is(name, "push")) {
 		manager.push = fd;
 		memcpy(manager.push_path, path->sun_path,
 		    sizeof path->sun_path);
-		return 0;
+		return a.ss_family == AF_UNIX && type == SOCK_DGRAM ? NULL :
+		    "not a UNIX datagram socket";
 	}
+	if (!is_tls && !str_is(name, "ws"))
+		return "none of wss, ws and push";
+	if (a.ss_family == AF_UNIX || type != SOCK_STREAM || !listens)
+		return "not a listening TCP socket";
 	if (manager.listeners == SETTINGS_LISTENERS)
-		return serve_cannot("too many sockets were passed");
+		return "one too many";
 	manager.listen[manager.listeners++] = (struct listener){
 		.text = "a socket that was passed", .tls = is_tls, .fd = fd };
-	return serve_set_listener(fd, NULL, 0) == 0 ? 0 :
-	    serve_cannot("what was passed as %.*s cannot be listened on",
-	    STR_ARGS(name));
+	serve_set_listener(fd);
+	listen(fd, SOMAXCONN);
+	return NULL;
 }
 
 /* From descriptor 3 on, if they are meant for this process. */
@@ -14835,6 +14823,7 @@ manager_take_sockets(void)
 	const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
 	const char *names = getenv("LISTEN_FDNAMES");
 	struct str rest = text_of(names ? names : ""), name;
+	const char *why;
 	int64_t v;
 
 	if (!pid || !count || text_number(text_of(pid), INT_MAX) != getpid())
@@ -14845,8 +14834,10 @@ manager_take_sockets(void)
 		    count, MOST);
 	for (int i = 0; i < (int)v; i++) {
 		(void)split_next(&rest, ':', &name);
-		if (manager_take_socket(FIRST + i, name) != 0)
-			return 1;
+		why = manager_take_socket(FIRST + i, name);
+		if (why)
+			return serve_cannot("the socket passed as %.*s "
+			    "is %s", STR_ARGS(name), why);
 	}
 	return 0;
 }
@@ -14881,7 +14872,7 @@ manager_open(void)
 		a->sun_path[0] = '\0'; /* a name that is in no directory */
 	manager.notify_n = (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
 	    n);
-	manager.notify = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	manager.notify = sys_unix_socket();
 }
 
 static void
@@ -14910,7 +14901,7 @@ manager_notify_reload(void)
 static bool
 serve_path_is_live(const struct sockaddr_un *a)
 {
-	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int fd = sys_unix_socket();
 	bool live = connect(fd, (const struct sockaddr *)a, sizeof *a) == 0 ||
 	    errno != ECONNREFUSED;
 
@@ -14932,8 +14923,7 @@ serve_clear_path(const struct sockaddr_un *a)
 	if (slash && slash != dir) {
 		*slash = '\0';
 		if (mkdir(dir, 0755) < 0 && errno != EEXIST)
-			return serve_cannot("cannot make %s: %s", dir,
-			    strerror(errno));
+			return serve_failed("cannot make", dir);
 	}
 	if (lstat(a->sun_path, &st) < 0)
 		return 0;
@@ -14943,26 +14933,17 @@ serve_clear_path(const struct sockaddr_un *a)
 	if (serve_path_is_live(a))
 		return serve_cannot("another server has %s", a->sun_path);
 	if (unlink(a->sun_path) < 0)
-		return serve_cannot("cannot remove the old %s: %s",
-		    a->sun_path, strerror(errno));
+		return serve_failed("cannot remove the old", a->sun_path);
 	return 0;
 }
 
 static int
-serve_set_group(const char *path)
+serve_find_group(struct str name, u32 *gid)
 {
 	struct str members;
-	u32 id;
 
-	if (!settings.push_group)
-		return 0;
-	if (!account_find(true, text_of(settings.push_group), &id, &members))
-		return serve_cannot("there is no group %s in /etc/group",
-		    settings.push_group);
-	if (chown(path, (uid_t)-1, id) < 0)
-		return serve_cannot("cannot give %s to group %s: %s", path,
-		    settings.push_group, strerror(errno));
-	return 0;
+	return account_find(true, name, gid, &members) ? 0 : serve_cannot(
+	    "there is no group %.*s in /etc/group", STR_ARGS(name));
 }
 
 /* What waits unread at any receiver counts against the sender's buffer, and
@@ -14981,46 +14962,49 @@ serve_set_datagrams(int fd)
 
 /* Binds the push socket; its mode is right from the first moment on. */
 static int
-serve_bind_push(void)
+serve_bind_path(const struct sockaddr_un *a)
+{
+	mode_t mask = umask(0777 & ~settings.push_mode);
+	int r = bind(srv.push, (const struct sockaddr *)a, sizeof *a);
+	struct stat st;
+	u32 gid;
+
+	umask(mask);
+	if (r < 0)
+		return serve_failed("cannot bind", a->sun_path);
+	if (settings.push_group) {
+		if (serve_find_group(text_of(settings.push_group), &gid) != 0)
+			return 1;
+		if (chown(a->sun_path, (uid_t)-1, gid) < 0)
+			return serve_failed("cannot give the push socket to "
+			    "group", settings.push_group);
+	}
+	if (stat(a->sun_path, &st) < 0)
+		return serve_failed("cannot find", a->sun_path);
+	serve.push_dev = st.st_dev;
+	serve.push_ino = st.st_ino;
+	return 0;
+}
+
+static int
+serve_open_push(void)
 {
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	struct stat st;
-	mode_t mask;
-	int r;
 
 	if (srv.push >= 0)
 		return 0;
 	if (srv.events <= 0) {
-		srv.events = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK |
-		    SOCK_CLOEXEC, 0);
+		srv.events = sys_unix_socket();
 		serve_set_datagrams(srv.events);
 	}
-	if (manager.push >= 0) {
-		srv.push = manager.push;
-		serve_set_datagrams(srv.push);
-		sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
-		return 0;
-	}
-	memcpy(a.sun_path, settings.push_path, strlen(settings.push_path) + 1);
-	if (serve_clear_path(&a) != 0)
-		return 1;
-	srv.push = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
-	    0);
+	srv.push = manager.push >= 0 ? manager.push : sys_unix_socket();
 	serve_set_datagrams(srv.push);
 	sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
-	mask = umask(0777 & ~settings.push_mode);
-	r = bind(srv.push, (struct sockaddr *)&a, sizeof a);
-	umask(mask);
-	if (r < 0)
-		r = serve_cannot("cannot bind %s: %s", a.sun_path,
-		    strerror(errno));
-	else if (serve_set_group(a.sun_path) != 0)
-		r = 1;
-	if (r == 0 && stat(a.sun_path, &st) == 0) {
-		serve.push_dev = st.st_dev;
-		serve.push_ino = st.st_ino;
+	if (manager.push >= 0)
 		return 0;
-	}
+	strcpy(a.sun_path, settings.push_path); /* no longer, checked */
+	if (serve_clear_path(&a) == 0 && serve_bind_path(&a) == 0)
+		return 0;
 	close(srv.push);
 	srv.push = -1;
 	return 1;
@@ -15037,30 +15021,21 @@ serve_unlink_push(void)
 		unlink(settings.push_path);
 }
 
-/* The certificate: the user's, or one made in --state. */
+/* The user's certificate, or the one in --state. */
 static int
 serve_load_certificate(void)
 {
 	if (!serve_has_tls())
 		return 0;
 	if (settings.cert)
-		return tls_load(settings.cert, settings.key) < 0;
-	return cert_set_paths(settings.state) < 0 || tls_reload() < 0;
-}
-
-static int
-serve_certificate(void)
-{
-	if (serve_has_tls() && !settings.cert && tls_state_certificate(
-	    settings.state) < 0)
-		return 1;
-	return serve_load_certificate();
+		return tls_load(settings.cert, settings.key);
+	return cert_set_paths(settings.state) < 0 ? -1 : tls_reload();
 }
 
 static int
 serve_token_keys(void)
 {
-	return token_keys_load(settings.token_key, settings.token_keys) < 0;
+	return token_keys_load(settings.token_key, settings.token_keys);
 }
 
 /* Descriptors for everybody: the soft limit is raised to the hard one, and
@@ -15100,7 +15075,7 @@ serve_watch_signals(void)
 	srv.signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 	srv.epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (srv.signals < 0 || srv.epoll < 0)
-		return serve_cannot("no descriptors: %s", strerror(errno));
+		return serve_failed("cannot watch", "signals");
 	return 0;
 }
 
@@ -15130,12 +15105,10 @@ serve_become_user(void)
 		return serve_cannot("there is no user %.*s in /etc/passwd",
 		    STR_ARGS(name));
 	gid = (u32)number;
-	if (rest.p && !account_find(true, rest, &gid, &behind))
-		return serve_cannot("there is no group %s in /etc/group",
-		    rest.p);
+	if (rest.p && serve_find_group(rest, &gid) != 0)
+		return 1;
 	if (setgroups(0, NULL) < 0 || setgid(gid) < 0 || setuid(uid) < 0)
-		return serve_cannot("cannot become %s: %s", serve.user,
-		    strerror(errno));
+		return serve_failed("cannot become", serve.user);
 	return 0;
 }
 
@@ -15163,12 +15136,10 @@ serve_start_helper(void)
 
 	if (handler_children() == 0)
 		return 0;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-		return serve_cannot("no socket pair: %s", strerror(errno));
-	pid = fork();
-	if (pid < 0)
-		return serve_cannot("cannot start the helper for exec: "
-		    "services: %s", strerror(errno));
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0 ||
+	    (pid = fork()) < 0)
+		return serve_failed("cannot start", "the helper for exec: "
+		    "services");
 	if (pid == 0) {
 		close(pair[0]);
 		for (u32 i = 0; i < manager.listeners; i++)
@@ -15189,13 +15160,15 @@ serve_start_helper(void)
 static int
 serve_acquire(void)
 {
-	if (serve_certificate() != 0 || serve_token_keys() != 0)
+	if ((serve_has_tls() && !settings.cert &&
+	    tls_state_certificate(settings.state) < 0) ||
+	    serve_load_certificate() != 0 || serve_token_keys() != 0)
 		return 1;
 	for (u32 i = 0; i <= LISTEN_METRICS; i++)
 		if (listener_is_used(i) &&
 		    serve_listen(&settings.listen[i]) != 0)
 			return 1;
-	return serve_bind_push();
+	return serve_open_push();
 }
 
 /* Tries for --wait seconds; says so once. */
@@ -15228,20 +15201,24 @@ serve_acquire_patiently(void)
 }
 
 static int
+serve_watch(int fd, u64 what)
+{
+	errno = -sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, fd, EPOLLIN, what);
+	return errno == 0 ? 0 : serve_failed("cannot watch", "the sockets");
+}
+
+static int
 serve_arm(void)
 {
-	int err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, srv.push, EPOLLIN,
-	    LOOP_PUSH);
-
-	if (err == 0)
-		err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, srv.signals,
-		    EPOLLIN, LOOP_SIGNAL);
-	for (u32 i = 0; i <= LISTEN_METRICS && err == 0; i++)
-		if (listener_is_used(i))
-			err = sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD,
-			    settings.listen[i].fd, EPOLLIN, LOOP_LISTENER + i);
+	if (serve_watch(srv.push, LOOP_PUSH) != 0 ||
+	    serve_watch(srv.signals, LOOP_SIGNAL) != 0)
+		return 1;
+	for (u32 i = 0; i <= LISTEN_METRICS; i++)
+		if (listener_is_used(i) && serve_watch(settings.listen[i].fd,
+		    LOOP_LISTENER + i) != 0)
+			return 1;
 	srv.listening = true;
-	return err == 0 ? 0 : serve_cannot("epoll: %s", strerror(-err));
+	return 0;
 }
 
 static void
@@ -15521,7 +15498,7 @@ serve_command(int argc, char **argv)
 	if (serve.memory)
 		return serve_print_memory();
 	if (serve.syslog)
-		log_to.syslog = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+		log_to.syslog = sys_unix_socket();
 	if (serve_start() == 0)
 		return serve_run();
 	if (log_to.syslog >= 0)
@@ -15724,7 +15701,7 @@ client_open(struct client *c, bool connected)
 	size_t n = WSP_MAX_REQUEST_LINE + 1 + c->body.n;
 
 	c->deadline_ms = sys_clock_ms(CLOCK_MONOTONIC) + c->limit_ms;
-	c->fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	c->fd = sys_unix_socket();
 	if (c->fd < 0 || bind(c->fd, (struct sockaddr *)&me,
 	    sizeof me.sun_family) < 0 || (connected && connect(c->fd,
 	    (struct sockaddr *)&c->to, sizeof c->to) < 0))

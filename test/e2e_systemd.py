@@ -111,8 +111,8 @@ def test_sockets_for_another_process_are_left_alone(serve, launcher):
 
 
 @pytest.mark.parametrize("words, says", [
-    (["http=listening"], "name http"),
-    (["=listening"], "name"),
+    (["http=listening"], "passed as http is none of wss, ws and push"),
+    (["=listening"], "passed as  is none of wss, ws and push"),
     (["push=listening"], "push is not a UNIX datagram socket"),
     (["wss=bound"], "wss is not a listening TCP socket"),
     (["ws=udp"], "ws is not a listening TCP socket"),
