@@ -15532,7 +15532,8 @@ struct client {
 	char **args;          /* what follows the options */
 	int count;
 	int fd;
-	int64_t limit_ms, deadline_ms;
+	int limit_ms;         /* for all requests, until the deadline */
+	int64_t deadline_ms;
 	char ref[17];     /* fresh with every request */
 	struct out head;  /* the request line, over `line` */
 	struct str body;
@@ -15555,29 +15556,13 @@ static char *client_input;
  * ---- The command line
  */
 
-/* Of an option given twice the last counts. */
-static int
-client_options(struct client *c, const char *known, int argc, char **argv)
-{
-	struct words w = { .at = argv + 1 };
-	int letter;
-
-	while ((letter = words_option(&w, known)) > 0)
-		c->opt[letter] = w.value;
-	c->args = w.at;
-	c->count = argc - (int)(w.at - argv);
-	return letter;
-}
-
 static int
 client_address(struct client *c)
 {
-	const char *path = c->opt['s'];
+	const char *path = c->opt['s'], *set = getenv("WSPUSH_SOCKET");
 
 	if (!path)
-		path = getenv("WSPUSH_SOCKET");
-	if (!path || (!*path && !c->opt['s']))
-		path = WSP_PUSH_PATH;
+		path = set && *set ? set : WSP_PUSH_PATH;
 	if (!*path || strlen(path) >= sizeof c->to.sun_path)
 		return client_wrong("the path of the push socket must have 1 "
 		    "to %zu bytes", sizeof c->to.sun_path - 1);
@@ -15598,12 +15583,9 @@ client_head(struct client *c)
 	u64 noise;
 
 	sys_random(&noise, sizeof noise);
-	text_print(c->ref, sizeof c->ref, "%016llx",
-	    noise);
+	text_print(c->ref, sizeof c->ref, "%016llx", noise);
 	c->head = out_to(c->line, WSP_MAX_REQUEST_LINE);
-	out_text(&c->head, c->verb);
-	out_text(&c->head, " ref=");
-	out_text(&c->head, c->ref);
+	out_print(&c->head, "%s ref=%s", c->verb, c->ref);
 	for (size_t i = 0; i < COUNT(letter); i++) {
 		const char *value = c->opt[(u8)letter[i]];
 
@@ -15615,13 +15597,10 @@ client_head(struct client *c)
 		    value[strcspn(value, " \n")])
 			return client_wrong("-%c%s'%s'", letter[i],
 			    option_rules[i].takes, value);
-		out_char(&c->head, ' ');
-		out_text(&c->head, option_rules[i].name);
-		out_char(&c->head, '=');
-		out_text(&c->head, value);
+		out_print(&c->head, " %s=%s", option_rules[i].name, value);
 	}
 	if (c->opt['w'])
-		c->limit_ms = ((int64_t)r.ack_s + 1) * 1000;
+		c->limit_ms = ((int)r.ack_s + 1) * 1000;
 	return CLIENT_DONE;
 }
 
@@ -15638,10 +15617,8 @@ client_target(struct client *c)
 	if (!strchr("*/$=", *t) || strchr(t, '\n'))
 		return client_wrong("TARGET must begin with *, /, $ or = and "
 		    "be one line, not '%s'", t);
-	if (c->count > 0) {
-		out_char(&c->head, ' ');
-		out_text(&c->head, t);
-	}
+	if (c->count > 0)
+		out_print(&c->head, " %s", t);
 	if (c->head.full)
 		return client_wrong("the request line would be longer than %d "
 		    "bytes; shorten TARGET", WSP_MAX_REQUEST_LINE);
@@ -15655,13 +15632,21 @@ static int
 client_start(struct client *c, const char *known, int argc, char **argv,
     int min, int max)
 {
+	struct words w = { .at = argv + 1 };
+	int letter;
+
 	memset(c, 0, sizeof *c);
 	c->verb = say_verb = argv[0];
 	c->fd = -1;
 	c->limit_ms = CLIENT_LIMIT_MS;
 	signal(SIGPIPE, SIG_IGN);
-	if (client_options(c, known, argc, argv))
+	/* Of an option given twice the last counts. */
+	while ((letter = words_option(&w, known)) > 0)
+		c->opt[letter] = w.value;
+	if (letter < 0)
 		return CLIENT_USAGE;
+	c->args = w.at;
+	c->count = argc - (int)(w.at - argv);
 	if (c->count < min)
 		return client_wrong("TARGET is missing");
 	if (c->count > max)
@@ -15749,7 +15734,7 @@ client_send(struct client *c)
 		if (!client_wait(c, POLLOUT))
 			return say(CLIENT_NO_SERVER, "the server took "
 			    "no request for %d s; its queue is full",
-			    (int)(c->limit_ms / 1000));
+			    c->limit_ms / 1000);
 	}
 	return CLIENT_DONE;
 }
@@ -15800,7 +15785,7 @@ client_receive(struct client *c, const char *what)
 			return client_unreachable(c, n);
 		if (n == 0 && !client_wait(c, POLLIN))
 			return say(CLIENT_NO_SERVER, "the server sent "
-			    "no %s in %d s", what, (int)(c->limit_ms / 1000));
+			    "no %s in %d s", what, c->limit_ms / 1000);
 	}
 	return c->reply.kind == REPLY_ERROR ? client_refused(&c->reply) :
 	    CLIENT_DONE;
@@ -15833,14 +15818,12 @@ client_print_count(const char *did, const struct reply *r)
 		print("no socket matched\n");
 		return CLIENT_NO_SOCKET;
 	}
-	print("%s %llu socket%s", did, r->count,
-	    r->count == 1 ? "" : "s");
+	print("%s %llu socket%s", did, r->count, r->count == 1 ? "" : "s");
 	if (r->away > 0)
-		print(" (%llu away", r->away);
+		print(" (%llu away%s", r->away, r->full > 0 ? "" : ")");
 	if (r->full > 0)
-		print("%s%llu full", r->away > 0 ? ", " : " (",
-		    r->full);
-	print(r->away > 0 || r->full > 0 ? ")\n" : "\n");
+		print("%s%llu full)", r->away > 0 ? ", " : " (", r->full);
+	print("\n");
 	return CLIENT_DONE;
 }
 
