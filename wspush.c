@@ -14773,12 +14773,12 @@ serve_listen(struct listener *l)
 static struct {
 	struct listener listen[SETTINGS_LISTENERS];
 	u32 listeners;
-	int push;                  /* -1: none */
-	char push_path[108];
-	int notify;                /* the socket to notify through, or -1 */
+	int push;                  /* 0: none, for they begin at 3 */
+	char push_path[108 + 1];   /* without an end when it is long */
+	int notify;                /* the socket to notify through */
 	struct sockaddr_un notify_to;
-	socklen_t notify_n;
-} manager = { .push = -1, .notify = -1 };
+	socklen_t notify_n;        /* 0: nobody is to be notified */
+} manager;
 
 /* Takes a socket if it is what its name says; else says what it is. */
 static const char *
@@ -14852,7 +14852,7 @@ manager_stand_in(void)
 		    sizeof manager.listen);
 		settings.listeners = manager.listeners;
 	}
-	if (manager.push >= 0)
+	if (manager.push > 0)
 		settings.push_path = manager.push_path;
 }
 
@@ -14878,7 +14878,7 @@ manager_open(void)
 static void
 manager_notify(const char *what)
 {
-	if (manager.notify >= 0)
+	if (manager.notify_n > 0)
 		(void)sys_sendto(manager.notify, what, strlen(what),
 		    &manager.notify_to, manager.notify_n);
 }
@@ -14997,10 +14997,10 @@ serve_open_push(void)
 		srv.events = sys_unix_socket();
 		serve_set_datagrams(srv.events);
 	}
-	srv.push = manager.push >= 0 ? manager.push : sys_unix_socket();
+	srv.push = manager.push > 0 ? manager.push : sys_unix_socket();
 	serve_set_datagrams(srv.push);
 	sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
-	if (manager.push >= 0)
+	if (manager.push > 0)
 		return 0;
 	strcpy(a.sun_path, settings.push_path); /* no longer, checked */
 	if (serve_clear_path(&a) == 0 && serve_bind_path(&a) == 0)
@@ -15144,7 +15144,7 @@ serve_start_helper(void)
 		close(pair[0]);
 		for (u32 i = 0; i < manager.listeners; i++)
 			close(manager.listen[i].fd);
-		if (manager.push >= 0)
+		if (manager.push > 0)
 			close(manager.push);
 		if (serve_become_user() != 0)
 			_exit(1);
@@ -15222,17 +15222,20 @@ serve_arm(void)
 }
 
 static void
-serve_say_listener(struct out *o, const char *word, const struct listener *l)
+serve_say_listeners(struct out *o, const char *word, u32 i, u32 end,
+    bool is_tls)
 {
-	struct sockaddr_storage a;
-	socklen_t n = sizeof a;
-	struct conn c = { 0 };
+	for (; i < end; i++) {
+		struct sockaddr_storage a;
+		socklen_t n = sizeof a;
+		struct conn c = { 0 };
 
-	if (getsockname(l->fd, (struct sockaddr *)&a, &n) < 0)
-		return;
-	conn_set_peer(&c, &a);
-	out_text(o, word);
-	out_text(o, conn_peer(&c));
+		if (settings.listen[i].tls != is_tls || getsockname(
+		    settings.listen[i].fd, (struct sockaddr *)&a, &n) < 0)
+			continue;
+		conn_set_peer(&c, &a);
+		out_print(o, " %s=%s", word, conn_peer(&c));
+	}
 }
 
 /* The one line that scripts wait for. */
@@ -15241,17 +15244,12 @@ serve_say_ready(void)
 {
 	char line[1024];
 	struct out o = out_to(line, sizeof line);
-	const struct listener *l = settings.listen;
 
 	out_text(&o, "wspush: ready");
-	for (u32 i = 0; i < settings.listeners; i++)
-		if (l[i].tls)
-			serve_say_listener(&o, " wss=", &l[i]);
-	for (u32 i = 0; i < settings.listeners; i++)
-		if (!l[i].tls)
-			serve_say_listener(&o, " ws=", &l[i]);
-	if (listener_is_used(LISTEN_METRICS))
-		serve_say_listener(&o, " metrics=", &l[LISTEN_METRICS]);
+	serve_say_listeners(&o, "wss", 0, settings.listeners, true);
+	serve_say_listeners(&o, "ws", 0, settings.listeners, false);
+	serve_say_listeners(&o, "metrics", LISTEN_METRICS, LISTEN_METRICS + 1,
+	    false);
 	out_print(&o, " push=%s\n", settings.push_path);
 	(void)!sys_write(STDERR_FILENO, line, o.n);
 }
