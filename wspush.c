@@ -5982,6 +5982,15 @@ sys_unix_socket(void)
 	return socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 }
 
+/* A buffer for what is sent: the kernel doubles n, so that it never is too
+ * small.  Only root may go beyond net.core.wmem_max. */
+static void
+sys_set_sending(int fd, int n)
+{
+	if (sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, n) < 0)
+		sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, n);
+}
+
 /* A directory, and those above it that are missing, as mkdir -p makes them.
  * Returns 0 or the error of the first that is not there and cannot be made. */
 static int
@@ -14347,19 +14356,18 @@ static int
 serve_read_arguments(int argc, char **argv, enum option_pass pass)
 {
 	for (int i = 1; i < argc; i++) {
-		struct str arg = text_of(argv[i]), name;
+		const char *arg = argv[i], *end = arg + strcspn(arg, "=");
+		const char *value = *end ? end + 1 : NULL, *why;
 		const struct serve_option *o = NULL;
-		const char *value, *why;
 
-		if (str_begins(arg, "--")) {
-			arg = text_from(arg, 2);
-			(void)split_next(&arg, '=', &name);
-			o = serve_find_option(name);
-		}
+		if (arg[0] == '-' && arg[1] == '-')
+			o = serve_find_option((struct str){ arg + 2,
+			    (size_t)(end - arg) - 2 });
 		if (!o)
 			return serve_cannot("unknown option %s; see wspush "
-			    "help serve", argv[i]);
-		value = arg.p || o->kind == OPT_FLAG ? arg.p : argv[++i];
+			    "help serve", arg);
+		if (!value && o->kind != OPT_FLAG)
+			value = argv[++i];
 		if (pass == PASS_LISTS && o->kind == OPT_LIST)
 			*(u32 *)o->to = 0;
 		if (pass != (o->to == &serve.config ? PASS_CONFIG :
@@ -14821,9 +14829,8 @@ manager_take_sockets(void)
 {
 	enum { FIRST = 3, MOST = SETTINGS_LISTENERS + 1 };
 	const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
-	const char *names = getenv("LISTEN_FDNAMES");
+	const char *names = getenv("LISTEN_FDNAMES"), *why;
 	struct str rest = text_of(names ? names : ""), name;
-	const char *why;
 	int64_t v;
 
 	if (!pid || !count || text_number(text_of(pid), INT_MAX) != getpid())
@@ -14883,16 +14890,6 @@ manager_notify(const char *what)
 		    &manager.notify_to, manager.notify_n);
 }
 
-static void
-manager_notify_reload(void)
-{
-	char text[64];
-
-	text_print(text, sizeof text, "RELOADING=1\nMONOTONIC_USEC=%lld",
-	    (long long)sys_clock_ms(CLOCK_MONOTONIC) * 1000);
-	manager_notify(text);
-}
-
 /*
  * ---- The push socket
  */
@@ -14918,8 +14915,7 @@ serve_clear_path(const struct sockaddr_un *a)
 	struct stat st;
 	char *slash;
 
-	text_print(dir, sizeof dir, "%s", a->sun_path);
-	slash = strrchr(dir, '/');
+	slash = strrchr(strcpy(dir, a->sun_path), '/');
 	if (slash && slash != dir) {
 		*slash = '\0';
 		if (mkdir(dir, 0755) < 0 && errno != EEXIST)
@@ -14948,17 +14944,8 @@ serve_find_group(struct str name, u32 *gid)
 
 /* What waits unread at any receiver counts against the sender's buffer, and
  * with a deep net.unix.max_dgram_qlen one that does not read would use up the
- * usual 208 KiB: then nobody gets an answer any more.  Only root may go
- * beyond net.core.wmem_max. */
+ * usual 208 KiB: then nobody gets an answer any more. */
 #define SERVE_DATAGRAMS (2 << 20)
-
-static void
-serve_set_datagrams(int fd)
-{
-	if (sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, SERVE_DATAGRAMS) <
-	    0)
-		sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, SERVE_DATAGRAMS);
-}
 
 /* Binds the push socket; its mode is right from the first moment on. */
 static int
@@ -14995,10 +14982,10 @@ serve_open_push(void)
 		return 0;
 	if (srv.events <= 0) {
 		srv.events = sys_unix_socket();
-		serve_set_datagrams(srv.events);
+		sys_set_sending(srv.events, SERVE_DATAGRAMS);
 	}
 	srv.push = manager.push > 0 ? manager.push : sys_unix_socket();
-	serve_set_datagrams(srv.push);
+	sys_set_sending(srv.push, SERVE_DATAGRAMS);
 	sys_setsockopt(srv.push, SOL_SOCKET, SO_PASSCRED, 1);
 	if (manager.push > 0)
 		return 0;
@@ -15093,12 +15080,10 @@ serve_warn_unreadable(const char *path)
 static int
 serve_become_user(void)
 {
-	struct str rest = text_of(serve.user ? serve.user : ""), name, behind;
+	struct str rest = text_of(serve.user), name, behind;
 	u32 uid, gid;
 	int64_t number;
 
-	if (!serve.user)
-		return 0;
 	(void)split_next(&rest, ':', &name);
 	if (!account_find(false, name, &uid, &behind) ||
 	    (number = text_number(behind, UINT32_MAX)) < 0)
@@ -15146,7 +15131,7 @@ serve_start_helper(void)
 			close(manager.listen[i].fd);
 		if (manager.push > 0)
 			close(manager.push);
-		if (serve_become_user() != 0)
+		if (serve.user && serve_become_user() != 0)
 			_exit(1);
 		helper_run(pair[1]);
 	}
@@ -15181,18 +15166,17 @@ serve_acquire_patiently(void)
 	bool said = false;
 
 	while (serve_acquire() != 0) {
-		int64_t now = sys_clock_ms(CLOCK_MONOTONIC);
 		struct signalfd_siginfo info;
 		struct pollfd p = { .fd = srv.signals, .events = POLLIN };
 
-		if (now >= until)
+		if (sys_clock_ms(CLOCK_MONOTONIC) >= until)
 			return 1;
 		if (!said)
 			log_event(LOG_LEVEL_WARN, "waiting", "why=%s for=%us",
 			    log_quote(&room, text_of(refusal)),
 			    settings.wait);
 		said = true;
-		poll(&p, 1, (int)min_size(1000, (size_t)(until - now)));
+		poll(&p, 1, 1000);
 		if (p.revents && read(srv.signals, &info, sizeof info) > 0 &&
 		    info.ssi_signo != SIGHUP)
 			return serve_cannot("stopped while waiting");
@@ -15386,8 +15370,11 @@ serve_reload(void)
 {
 	static struct settings was;
 	enum log_level level = log_to.level;
+	char text[64];
 
-	manager_notify_reload();
+	manager_notify(text_print(text, sizeof text, "RELOADING=1\n"
+	    "MONOTONIC_USEC=%lld000",
+	    (long long)sys_clock_ms(CLOCK_MONOTONIC)));
 	was = settings;
 	if (serve_read_settings(serve.argc, serve.argv) != 0) {
 		serve_log_why("reload");
@@ -15457,9 +15444,8 @@ serve_start(void)
 	if (serve_start_helper() != 0)
 		return 1;
 	sandbox_hide_memory();
-	if (serve_raise_limits() != 0 || serve_watch_signals() != 0)
-		return 1;
-	if (serve_take_memory() != 0)
+	if (serve_raise_limits() != 0 || serve_watch_signals() != 0 ||
+	    serve_take_memory() != 0)
 		return 1;
 	serve_place();
 	if (serve_has_tls()) {
@@ -15471,7 +15457,7 @@ serve_start(void)
 		return serve_cannot("no socket for unix: services");
 	for (u32 i = 0; i < settings.services; i++)
 		if (settings.service[i].handler == HANDLER_UNIX)
-			serve_set_datagrams(handlers[i].fd);
+			sys_set_sending(handlers[i].fd, SERVE_DATAGRAMS);
 	srv.push = -1;
 	srv.now = srv.started = sys_clock_ms(CLOCK_MONOTONIC);
 	if (serve_acquire_patiently() != 0)
@@ -15662,14 +15648,15 @@ client_start(struct client *c, const char *known, int argc, char **argv,
 static int
 client_unreachable(const struct client *c, ssize_t err)
 {
-	const char *why = strerror((int)-err);
+	const char *why = NULL;
 
 	if (err == -ENOENT || err == -ENOTDIR)
-		why = "there is no such path; is wspush serve running?";
+		why = "there is no such path";
 	if (err == -ECONNREFUSED || err == -ECONNRESET || err == -ENOTCONN)
-		why = "nobody listens there; is wspush serve running?";
-	return say(CLIENT_NO_SERVER, "the server cannot be reached at "
-	    "%s: %s", c->to.sun_path, why);
+		why = "nobody listens there";
+	return say(CLIENT_NO_SERVER, "the server cannot be reached at %s: "
+	    "%s%s", c->to.sun_path, why ? why : strerror((int)-err),
+	    why ? "; is wspush serve running?" : "");
 }
 
 /*
@@ -15689,11 +15676,8 @@ client_open(struct client *c, bool connected)
 	    sizeof me.sun_family) < 0 || (connected && connect(c->fd,
 	    (struct sockaddr *)&c->to, sizeof c->to) < 0))
 		return client_unreachable(c, -errno);
-	/* The kernel doubles this, so that it never makes the buffer too
-	 * small; only root may go beyond net.core.wmem_max. */
-	if (n > 32768 && sys_setsockopt(c->fd, SOL_SOCKET, SO_SNDBUFFORCE,
-	    (int)n) < 0)
-		sys_setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, (int)n);
+	if (n > 32768)
+		sys_set_sending(c->fd, (int)n);
 	return CLIENT_DONE;
 }
 
