@@ -404,6 +404,10 @@ def test_a_new_path_of_the_certificate_is_taken_at_sighup(serve, conf,
     # And the next reload reads the new files, not the first ones.
     reload(server)
     assert peer_certificate(server.address(tls=True)) == after
+    # So does one whose settings are no good.
+    conf("frobnicate")
+    reload(server)
+    assert peer_certificate(server.address(tls=True)) == after
 
 
 def test_check_makes_no_file(tmp_path):
