@@ -8437,11 +8437,13 @@ conn_give_context(struct conn *c)
 static void
 conn_mark_dirty(struct conn *c)
 {
+	u32 end = srv.first_dirty + srv.dirties;
+
 	if (c->dirty)
 		return;
 	c->dirty = true;
-	srv.dirty[(srv.first_dirty + srv.dirties++) % srv.conns] =
-	    conn_slot(c);
+	srv.dirty[end < srv.conns ? end : end - srv.conns] = conn_slot(c);
+	srv.dirties++;
 }
 
 /* The one place where a state begins. */
@@ -9705,8 +9707,9 @@ conn_flush_dirty(u32 slice)
 	for (; srv.dirties > 0 && slice > 0; slice--) {
 		struct conn *c = &srv.conn[srv.dirty[srv.first_dirty]];
 
-		srv.first_dirty = (srv.first_dirty + 1) % srv.conns;
 		srv.dirties--;
+		if (++srv.first_dirty == srv.conns)
+			srv.first_dirty = 0;
 		c->dirty = false;
 		conn_go_on(c);
 	}
