@@ -13326,151 +13326,112 @@ SMALL_CODE
 #define SECCOMP_RET_KILL_PROCESS 0x80000000U /* before 4.14: the thread */
 #endif
 
-/* A call; when `mask` is not 0 only if that part of argument `arg` is
- * `value`. */
-struct sandbox_call {
-	u32 nr;
-	u32 arg, mask, value;
+/* A call that passes when what `mask` leaves of argument `arg` is `value`. */
+struct sandbox_rule {
+	u16 nr, arg;
+	u32 mask, value;
 };
 
 /*
  * What the server may call once it is ready.  A name that some machine does
  * not have, or that the kernel's headers learnt late, stands under #ifdef.
  * The loop's own calls come first: a kernel without a cache of verdicts reads
- * from the top.
+ * from the top, and the rules are before the list.
  */
-static const struct sandbox_call sandbox_allowed[] = {
-#ifdef __NR_epoll_wait
-	{ .nr = __NR_epoll_wait },
+static const struct sandbox_rule sandbox_rules[] = {
+	{ __NR_sendmsg, 2, MSG_FASTOPEN, 0 },
+	{ __NR_sendto, 3, MSG_FASTOPEN, 0 }, /* connects */
+	{ __NR_ioctl, 1, ~0U, TIOCOUTQ },
+	{ __NR_ioctl, 1, ~0U, FIONREAD },
+	/* A reload reads files, and nothing writes one. */
+#ifdef __NR_open
+	{ __NR_open, 1, O_ACCMODE, O_RDONLY },
 #endif
-	{ .nr = __NR_epoll_pwait },
-	{ .nr = __NR_recvmsg },
-	{ .nr = __NR_sendmsg, .arg = 2, .mask = MSG_FASTOPEN },
-	{ .nr = __NR_recvfrom },
-	{ .nr = __NR_sendto, .arg = 3, .mask = MSG_FASTOPEN }, /* connects */
+	{ __NR_openat, 2, O_ACCMODE, O_RDONLY },
+#ifdef __NR_mmap2
+	{ __NR_mmap2, 2, PROT_EXEC, 0 },
+#else
+	{ __NR_mmap, 2, PROT_EXEC, 0 },
+#endif
+	{ __NR_mprotect, 2, PROT_EXEC, 0 },
+	/* assert() ends in abort(). */
+	{ __NR_tgkill, 2, ~0U, SIGABRT },
+	{ __NR_tkill, 1, ~0U, SIGABRT },
+};
+
+static const u16 sandbox_allowed[] = {
+#ifdef __NR_epoll_wait
+	__NR_epoll_wait,
+#endif
+	__NR_epoll_pwait, __NR_recvmsg, __NR_recvfrom,
 #ifdef __NR_recv
-	{ .nr = __NR_recv },
-	{ .nr = __NR_send },
+	__NR_recv, __NR_send,
 #endif
 #ifdef __NR_socketcall /* all of them in one, for libc on i386 */
-	{ .nr = __NR_socketcall },
+	__NR_socketcall,
 #endif
-	{ .nr = __NR_read },
-	{ .nr = __NR_write },
-	{ .nr = __NR_writev },
-	{ .nr = __NR_epoll_ctl },
-	{ .nr = __NR_accept4 },
-	{ .nr = __NR_close },
-	{ .nr = __NR_shutdown },
-	{ .nr = __NR_setsockopt },
-	{ .nr = __NR_getsockname },
-	{ .nr = __NR_ioctl, .arg = 1, .mask = ~0U, .value = TIOCOUTQ },
-	{ .nr = __NR_ioctl, .arg = 1, .mask = ~0U, .value = FIONREAD },
-	{ .nr = __NR_getrandom },
+	__NR_read, __NR_write, __NR_writev, __NR_epoll_ctl, __NR_accept4,
+	__NR_close, __NR_shutdown, __NR_setsockopt, __NR_getsockname,
+	__NR_getrandom,
 
 	/* The clock, where the vDSO does not show it. */
 #ifdef __NR_clock_gettime
-	{ .nr = __NR_clock_gettime },
-	{ .nr = __NR_gettimeofday },
+	__NR_clock_gettime, __NR_gettimeofday,
 #else /* musl's words for those that end in 2038 */
-	{ .nr = __NR_clock_gettime32 },
-	{ .nr = __NR_gettimeofday_time32 },
+	__NR_clock_gettime32, __NR_gettimeofday_time32,
 #endif
 #ifdef __NR_time
-	{ .nr = __NR_time },
+	__NR_time,
 #endif
 #ifdef __NR_clock_gettime64
-	{ .nr = __NR_clock_gettime64 },
-	{ .nr = __NR_ppoll_time64 },
-	{ .nr = __NR_futex_time64 },
+	__NR_clock_gettime64, __NR_ppoll_time64, __NR_futex_time64,
 #endif
-	{ .nr = __NR_ppoll },
+	__NR_ppoll,
 
-	/* A reload reads files, and nothing writes one; the end unlinks. */
+	/* Files for a reload; the end unlinks. */
 #ifdef __NR_open
-	{ .nr = __NR_poll },
-	{ .nr = __NR_open, .arg = 1, .mask = O_ACCMODE, .value = O_RDONLY },
-	{ .nr = __NR_stat },
-	{ .nr = __NR_lstat },
-	{ .nr = __NR_access },
-	{ .nr = __NR_unlink },
+	__NR_poll, __NR_stat, __NR_lstat, __NR_access, __NR_unlink,
 #endif
 #ifdef __NR_fstat64
-	{ .nr = __NR_stat64 },
-	{ .nr = __NR_lstat64 },
-	{ .nr = __NR_fstat64 },
-	{ .nr = __NR_fstatat64 },
-	{ .nr = __NR_fcntl64 },
-	{ .nr = __NR__llseek },
+	__NR_stat64, __NR_lstat64, __NR_fstat64, __NR_fstatat64,
+	__NR_fcntl64, __NR__llseek,
 #endif
 #ifdef __NR_fstat
-	{ .nr = __NR_fstat },
+	__NR_fstat,
 #endif
 #ifdef __NR_newfstatat
-	{ .nr = __NR_newfstatat },
+	__NR_newfstatat,
 #endif
 #ifdef __NR_statx
-	{ .nr = __NR_statx },
+	__NR_statx,
 #endif
-	{ .nr = __NR_openat, .arg = 2, .mask = O_ACCMODE, .value = O_RDONLY },
-	{ .nr = __NR_faccessat },
+	__NR_faccessat,
 #ifdef __NR_faccessat2
-	{ .nr = __NR_faccessat2 },
+	__NR_faccessat2,
 #endif
-	{ .nr = __NR_unlinkat },
-	{ .nr = __NR_fcntl },
-	{ .nr = __NR_lseek },
+	__NR_unlinkat, __NR_fcntl, __NR_lseek,
 
-	{ .nr = __NR_getpid }, /* for a line of the syslog */
+	__NR_getpid, /* for a line of the syslog */
 
-	/* libc's memory and locks. */
-	{ .nr = __NR_brk },
-#ifdef __NR_mmap2
-	{ .nr = __NR_mmap2, .arg = 2, .mask = PROT_EXEC },
-#else
-	{ .nr = __NR_mmap, .arg = 2, .mask = PROT_EXEC },
-#endif
-	{ .nr = __NR_mprotect, .arg = 2, .mask = PROT_EXEC },
-	{ .nr = __NR_mremap },
-	{ .nr = __NR_munmap },
-	{ .nr = __NR_madvise },
-	{ .nr = __NR_futex },
-
-	/* Signals, and an end: assert() ends in abort(). */
-	{ .nr = __NR_rt_sigaction },
-	{ .nr = __NR_rt_sigprocmask },
-	{ .nr = __NR_rt_sigreturn },
+	/* libc's memory and locks; signals, and an end. */
+	__NR_brk, __NR_mremap, __NR_munmap, __NR_madvise, __NR_futex,
+	__NR_rt_sigaction, __NR_rt_sigprocmask, __NR_rt_sigreturn,
 #ifdef __NR_sigreturn
-	{ .nr = __NR_sigreturn },
+	__NR_sigreturn,
 #endif
-	{ .nr = __NR_restart_syscall },
-	{ .nr = __NR_gettid },
-	{ .nr = __NR_tgkill, .arg = 2, .mask = ~0U, .value = SIGABRT },
-	{ .nr = __NR_tkill, .arg = 1, .mask = ~0U, .value = SIGABRT },
-	{ .nr = __NR_exit },
-	{ .nr = __NR_exit_group },
+	__NR_restart_syscall, __NR_gettid, __NR_exit, __NR_exit_group,
 #ifdef UNDER_ASAN /* its search for leaks forks a process that traces us */
-	{ .nr = __NR_clone },
-	{ .nr = __NR_getdents64 },
-	{ .nr = __NR_getppid },
-	{ .nr = __NR_nanosleep },
-	{ .nr = __NR_prctl },
-	{ .nr = __NR_ptrace },
-	{ .nr = __NR_readlinkat },
-	{ .nr = __NR_sched_getaffinity },
-	{ .nr = __NR_sched_yield },
-	{ .nr = __NR_sigaltstack },
-	{ .nr = __NR_uname },
-	{ .nr = __NR_wait4 },
+	__NR_clone, __NR_getdents64, __NR_getppid, __NR_nanosleep, __NR_prctl,
+	__NR_ptrace, __NR_readlinkat, __NR_sched_getaffinity,
+	__NR_sched_yield, __NR_sigaltstack, __NR_uname, __NR_wait4,
 #ifdef __NR_readlink
-	{ .nr = __NR_getdents },
-	{ .nr = __NR_readlink },
+	__NR_getdents, __NR_readlink,
 #endif
 #endif
 };
 
 /* To call one of these is death: whoever does is not the server any more. */
-static const u32 sandbox_deadly[] = {
+static const u16 sandbox_deadly[] = {
 	__NR_execve,
 #ifdef __NR_execveat
 	__NR_execveat,
@@ -13538,52 +13499,48 @@ sandbox_report(void)
 
 #ifdef SANDBOX_MACHINE
 
-/* The longest program: four instructions at its head, one at its end. */
-#define SANDBOX_OPS (5 + 6 * COUNT(sandbox_allowed) + 2 * COUNT(sandbox_deadly))
-static_assert(SANDBOX_OPS <= BPF_MAXINSNS, "the kernel takes no longer one");
+#define SANDBOX_LISTED (COUNT(sandbox_allowed) + COUNT(sandbox_deadly))
+
+/* Four instructions at the head, six for a rule, one for a call on a list,
+ * three at the end. */
+#define SANDBOX_OPS (4 + 6 * COUNT(sandbox_rules) + SANDBOX_LISTED + 3)
+_Static_assert(SANDBOX_LISTED + 2 <= UINT8_MAX, "no jump leads further");
 
 static void
-sandbox_op(struct sock_fprog *f, u16 code, u32 k, u8 when_true, u8 when_false)
+sandbox_add(struct sock_fprog *f, const struct sock_filter *op, size_t n)
 {
-	f->filter[f->len++] = (struct sock_filter){ .code = code,
-		.jt = when_true, .jf = when_false, .k = k };
+	memcpy(f->filter + f->len, op, n * sizeof *op);
+	f->len += (unsigned short)n;
 }
 
 static void
-sandbox_load(struct sock_fprog *f, size_t at)
+sandbox_rule(struct sock_fprog *f, const struct sandbox_rule *r)
 {
-	sandbox_op(f, BPF_LD | BPF_W | BPF_ABS, (u32)at, 0, 0);
+	size_t low = offsetof(struct seccomp_data, args) + r->arg * 8u +
+	    (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? 4 : 0);
+	const struct sock_filter op[] = {
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, r->nr, 0, 5),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (u32)low),
+		BPF_STMT(BPF_ALU | BPF_AND | BPF_K, r->mask),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, r->value, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+		    offsetof(struct seccomp_data, nr)),
+	};
+
+	sandbox_add(f, op, COUNT(op));
 }
 
-/* Goes on where the value loaded is k, else `by` instructions further down. */
+/* The calls of a list jump to what is `beyond` instructions behind it. */
 static void
-sandbox_unless_skip(struct sock_fprog *f, u32 k, u8 by)
+sandbox_list(struct sock_fprog *f, const u16 *nr, size_t n, size_t beyond)
 {
-	sandbox_op(f, BPF_JMP | BPF_JEQ | BPF_K, k, 0, by);
-}
+	while (n-- > 0) {
+		const struct sock_filter op = BPF_JUMP(BPF_JMP | BPF_JEQ |
+		    BPF_K, *nr++, (u8)(n + beyond), 0);
 
-static void
-sandbox_return(struct sock_fprog *f, u32 verdict)
-{
-	sandbox_op(f, BPF_RET | BPF_K, verdict, 0, 0);
-}
-
-static void
-sandbox_allow(struct sock_fprog *f, const struct sandbox_call *c)
-{
-	size_t low = offsetof(struct seccomp_data, args) + c->arg * 8;
-
-	if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
-		low += 4;
-	sandbox_unless_skip(f, c->nr, c->mask ? 5 : 1);
-	if (c->mask) {
-		sandbox_load(f, low);
-		sandbox_op(f, BPF_ALU | BPF_AND | BPF_K, c->mask, 0, 0);
-		sandbox_unless_skip(f, c->value, 1);
+		sandbox_add(f, &op, 1);
 	}
-	sandbox_return(f, SECCOMP_RET_ALLOW);
-	if (c->mask)
-		sandbox_load(f, offsetof(struct seccomp_data, nr));
 }
 
 /* The program that the kernel runs before each call.  A call in the manner of
@@ -13592,17 +13549,26 @@ sandbox_allow(struct sock_fprog *f, const struct sandbox_call *c)
 static void
 sandbox_build(struct sock_fprog *f)
 {
-	sandbox_load(f, offsetof(struct seccomp_data, arch));
-	sandbox_op(f, BPF_JMP | BPF_JEQ | BPF_K, SANDBOX_MACHINE, 1, 0);
-	sandbox_return(f, SECCOMP_RET_KILL_PROCESS);
-	sandbox_load(f, offsetof(struct seccomp_data, nr));
-	for (size_t i = 0; i < COUNT(sandbox_allowed); i++)
-		sandbox_allow(f, &sandbox_allowed[i]);
-	for (size_t i = 0; i < COUNT(sandbox_deadly); i++) {
-		sandbox_unless_skip(f, sandbox_deadly[i], 1);
-		sandbox_return(f, SECCOMP_RET_KILL_PROCESS);
-	}
-	sandbox_return(f, SECCOMP_RET_TRAP);
+	static const struct sock_filter head[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+		    offsetof(struct seccomp_data, arch)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SANDBOX_MACHINE, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+		    offsetof(struct seccomp_data, nr)),
+	}, end[] = {
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+
+	sandbox_add(f, head, COUNT(head));
+	for (size_t i = 0; i < COUNT(sandbox_rules); i++)
+		sandbox_rule(f, &sandbox_rules[i]);
+	sandbox_list(f, sandbox_allowed, COUNT(sandbox_allowed),
+	    COUNT(sandbox_deadly) + 2);
+	sandbox_list(f, sandbox_deadly, COUNT(sandbox_deadly), 1);
+	sandbox_add(f, end, COUNT(end));
 }
 
 /* A call was refused.  The kernel would log it for us (SECCOMP_RET_LOG) only
@@ -13671,7 +13637,7 @@ sandbox_enter(void)
 		    "system calls here: %s\"", strerror(-err));
 	else
 		log_event(LOG_LEVEL_DEBUG, "sandbox", "calls=%zu",
-		    COUNT(sandbox_allowed));
+		    COUNT(sandbox_rules) + COUNT(sandbox_allowed));
 }
 
 FAST_CODE
