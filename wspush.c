@@ -41,8 +41,8 @@
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
- * service_ended() in Connections, handler_opened(), handler_closed(),
- * handler_message() and handler_auth() in Services, serve_signal() in Loop.
+ * service_ended() in Connections, handler_tell(), handler_message()
+ * and handler_auth() in Services, serve_signal() in Loop.
  *
  * Define WSP_PURE_ONLY to compile the upper half alone, WSP_FAKE_SYS to
  * supply System calls from a test.
@@ -9925,9 +9925,8 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 
 /* The calls down from here into Handlers, which tells the services' programs:
  * Handlers itself does what those programs ask, and so is below Verbs. */
-static void handler_opened(u32 sock);
-static void handler_closed(u32 sock, u16 code);
-static void handler_message(u32 sock, u8 opcode, const u8 *p, size_t n);
+static void handler_tell(u32 sock, const char *word, u16 code);
+static void handler_message(u32 sock, u8 opcode, struct str body);
 static bool handler_auth(u32 service, u64 ticket, struct str id,
     bool stateful, struct str body);
 
@@ -10030,7 +10029,7 @@ service_ended(struct conn *c, u16 code)
 
 	assert(s->conn == conn_slot(c) && s->conn_gen == c->gen);
 	service_event("close", sock, code);
-	handler_closed(sock, code);
+	handler_tell(sock, "close", code);
 	c->sock = NONE;
 	c->done = 0;
 	c->rec_n = c->rec_sent = 0;
@@ -11027,7 +11026,7 @@ service_open(struct conn *c, const struct arrival *a)
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
 	service_event("open", sock, NONE);
-	handler_opened(sock);
+	handler_tell(sock, "open", 0);
 	conn_aside(c, (u8 *)text, o.n);
 	retained_offer(sock, had);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
@@ -11659,7 +11658,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		return;
 	}
 	if (handler == HANDLER_UNIX || handler == HANDLER_EXEC) {
-		handler_message(c->sock, opcode, p, n);
+		handler_message(c->sock, opcode, text);
 		return;
 	}
 	if (opcode == FRAME_TEXT && str_is(text, "$hbt")) {
@@ -11690,6 +11689,18 @@ struct asking {
 	socklen_t from_n;    /* 0: the sender has no address */
 	struct target target;
 };
+
+/* The request at hand: there is only one at a time. */
+static struct asking *
+asking_begin(const struct sockaddr_un *from, socklen_t from_n)
+{
+	static struct asking q;
+
+	q.reply = out_to(srv.scratch_reply, srv.reply_size);
+	q.from = from;
+	q.from_n = from_n;
+	return &q;
+}
 
 static void
 asking_ok(struct asking *q, u32 count)
@@ -12401,15 +12412,11 @@ enum pipe_end { PIPE_IN, PIPE_OUT, PIPE_ERR, PIPES };
 static struct handler_row {
 	int fd;                 /* of unix:, the socket its events leave by */
 	int pipe[PIPES];        /* of exec:, -1 when it has none */
-	char *line;             /* a line half out, HANDLER_LINE */
-	size_t line_n, line_at;
-	char *got;              /* a line half in, HANDLER_LINE */
-	size_t got_n;
-	bool skip;              /* it is too long */
-	size_t said_n;
+	struct out part[PIPES]; /* of each: a line that is half through it; a
+	                         * request that is too long has it `full` */
 	int64_t says_until;     /* when the next second begins */
-	u32 says, unsaid;       /* lines logged in this one, and not logged */
-	char said[200];         /* of standard error */
+	u32 says;               /* lines in this one */
+	char said[200];         /* room for a line on standard error */
 	struct sockaddr_un to;  /* of unix: */
 } handlers[SETTINGS_SERVICES];
 
@@ -12424,13 +12431,6 @@ static bool
 handler_is_exec(u32 service)
 {
 	return settings.service[service].handler == HANDLER_EXEC;
-}
-
-static bool
-handler_is_program(u32 service)
-{
-	return settings.service[service].handler == HANDLER_UNIX ||
-	    handler_is_exec(service);
 }
 
 static u32
@@ -12453,42 +12453,39 @@ handler_log(u32 service, const char *event, struct str text)
 	struct log_room room;
 
 	if (srv.now >= h->says_until) {
-		if (h->unsaid > 0)
+		if (h->says > HANDLER_SAYS)
 			log_line(LOG_LEVEL_WARN, "handler", "service=%.*s "
 			    "lines_not_logged=%u", STR_ARGS(name),
-			    h->unsaid);
-		h->says = h->unsaid = 0;
+			    h->says - HANDLER_SAYS);
+		h->says = 0;
 		h->says_until = srv.now + 1000;
 	}
-	if (++h->says > HANDLER_SAYS) {
-		h->unsaid++;
-		return;
-	}
-	log_line(LOG_LEVEL_WARN, event, "service=%.*s text=%s",
-	    STR_ARGS(name), log_quote(&room, text));
+	if (h->says++ < HANDLER_SAYS)
+		log_line(LOG_LEVEL_WARN, event, "service=%.*s text=%s",
+		    STR_ARGS(name), log_quote(&room, text));
 }
 
 /*
  * ---- Events
  */
 
-/* `head`, a line feed, the body.  `body` may lie where the datagram is put
- * together, behind its head or not. */
+/* `head`, a line feed, the body, which may lie where the datagram is put
+ * together. */
 static bool
-handler_datagram(struct handler_row *h, struct str head, const u8 *body,
-    size_t n)
+handler_datagram(struct handler_row *h, struct out *head,
+    const struct str *body)
 {
-	u8 *p = srv.scratch_answer;
-	char plain[HANDLER_HEAD + 1];
+	u8 *p = (u8 *)head->p;
 
+	out_char(head, '\n');
 	/* An event without a body may come while others use the scratch. */
-	if (n == 0)
-		p = (u8 *)plain;
-	else
-		memmove(p + head.n + 1, body, n);
-	memcpy(p, head.p, head.n);
-	p[head.n] = '\n';
-	return sys_sendto(h->fd, p, head.n + 1 + n, &h->to, sizeof h->to) >= 0;
+	if (body) {
+		p = srv.scratch_answer;
+		memmove(p + head->n, body->p, body->n);
+		memcpy(p, head->p, head->n);
+	}
+	return sys_sendto(h->fd, p, head->n + (body ? body->n : 0), &h->to,
+	    sizeof h->to) >= 0;
 }
 
 static void
@@ -12499,127 +12496,113 @@ handler_close_pipe(struct handler_row *h, enum pipe_end which)
 	sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, h->pipe[which], 0, 0);
 	sys_close(h->pipe[which]);
 	h->pipe[which] = -1;
-	if (which == PIPE_IN)
-		h->line_n = h->line_at = 0;
+	h->part[which].n = 0;
+	h->part[which].full = false;
 }
 
-/* Writes what is left of the line.  Returns what was written, or below 0. */
-static ssize_t
-handler_flush(u32 service)
+/* Writes a line, or the rest of one that has waited.  False: none of it. */
+static bool
+handler_flush(u32 service, bool waited)
 {
 	struct handler_row *h = &handlers[service];
-	bool waited = h->line_at > 0;
-	ssize_t r;
+	struct out *line = &h->part[PIPE_IN];
+	ssize_t r = sys_write(h->pipe[PIPE_IN], line->p, line->n);
 
-	if (h->pipe[PIPE_IN] < 0 || h->line_n == 0)
-		return 0;
-	r = sys_write(h->pipe[PIPE_IN], h->line + h->line_at,
-	    h->line_n - h->line_at);
 	if (r < 0 && r != -EAGAIN) {
 		handler_close_pipe(h, PIPE_IN);
-		return r;
+		return false;
 	}
-	if (r > 0)
-		h->line_at += (size_t)r;
-	if (h->line_at == h->line_n || (h->line_at == 0 && r < 0))
-		h->line_n = h->line_at = 0;
-	if (waited != (h->line_at > 0))
+	if (r > 0) {
+		line->n -= (size_t)r;
+		memmove(line->p, line->p + r, line->n);
+	} else if (!waited) {
+		line->n = 0;
+	}
+	if (waited != (line->n > 0))
 		sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD, h->pipe[PIPE_IN],
-		    h->line_at > 0 ? EPOLLOUT : 0,
+		    line->n > 0 ? EPOLLOUT : 0,
 		    LOOP_HANDLER + service * PIPES + PIPE_IN);
-	return r;
+	return r > 0;
 }
 
 /* `head`, and the body as a JSON string. */
 static bool
-handler_line(u32 service, struct str head, const u8 *body, size_t n,
+handler_line(u32 service, const struct out *head, const struct str *body,
     bool binary)
 {
 	struct handler_row *h = &handlers[service];
-	struct out o = out_to(h->line, HANDLER_LINE);
+	struct out *o = &h->part[PIPE_IN];
 
-	if (h->pipe[PIPE_IN] < 0 || h->line_n > 0)
+	if (h->pipe[PIPE_IN] < 0 || o->n > 0)
 		return false;
-	out_str(&o, head);
+	out_bytes(o, head->p, head->n);
 	if (binary) {
-		out_text(&o, " \"");
-		if ((n + 2) / 3 * 4 > o.cap - o.n)
-			return false;
-		o.n += base64_encode(o.p + o.n, body, n, BASE64);
-		out_char(&o, '"');
+		out_text(o, " \"");
+		if ((body->n + 2) / 3 * 4 > o->cap - o->n)
+			o->full = true;
+		else
+			o->n += base64_encode(o->p + o->n,
+			    (const u8 *)body->p, body->n, BASE64);
+		out_char(o, '"');
 	} else if (body) {
-		out_char(&o, ' ');
-		json_string(&o, (struct str){ (const char *)body, n });
+		out_char(o, ' ');
+		json_string(o, *body);
 	}
-	out_char(&o, '\n');
-	if (o.full)
-		return false;
-	h->line_n = o.n;
-	return handler_flush(service) > 0; /* of half a line the rest follows */
+	out_char(o, '\n');
+	if (!o->full)
+		return handler_flush(service, false);
+	o->full = false;
+	o->n = 0;
+	return false;
 }
 
 /* Gives an event to a service's program.  `body` NULL: it has none.  False:
  * it was dropped. */
 static bool
-handler_event(u32 service, struct str head, const u8 *body, size_t n,
+handler_event(u32 service, struct out *head, const struct str *body,
     bool binary)
 {
-	struct handler_row *h = &handlers[service];
-	bool taken;
+	bool taken = true;
 
-	if (!handler_is_program(service))
-		return true;
-	taken = handler_is_exec(service) ?
-	    handler_line(service, head, body, n, binary) :
-	    handler_datagram(h, head, body, n);
+	if (settings.service[service].handler == HANDLER_EXEC)
+		taken = handler_line(service, head, body, binary);
+	else if (settings.service[service].handler == HANDLER_UNIX)
+		taken = handler_datagram(&handlers[service], head, body);
 	srv.queues.total.handler_dropped += !taken;
 	return taken;
 }
 
 /* `WORD SOCKETID`, the way the events of a socket begin. */
-static struct out
-handler_head(char text[HANDLER_HEAD], const char *word, u32 sock)
+static void
+handler_head(struct out *o, const char *word, u32 sock)
 {
-	struct out o = out_to(text, HANDLER_HEAD);
+	out_print(o, "%s ", word);
+	sock_name(o, &srv.sockets, sock);
+}
 
-	out_text(&o, word);
-	out_char(&o, ' ');
-	sock_name(&o, &srv.sockets, sock);
-	return o;
+/* Tells of a socket that opens, or closes with a code. */
+static void
+handler_tell(u32 sock, const char *word, u16 code)
+{
+	char text[HANDLER_HEAD];
+	struct out o = out_to(text, sizeof text);
+
+	handler_head(&o, word, sock);
+	if (code != 0)
+		out_print(&o, " %u", code);
+	(void)handler_event(srv.sockets.row[sock].service, &o, NULL, false);
 }
 
 static void
-handler_opened(u32 sock)
+handler_message(u32 sock, u8 opcode, struct str body)
 {
 	char text[HANDLER_HEAD];
-	struct out o = handler_head(text, "open", sock);
-
-	(void)handler_event(srv.sockets.row[sock].service,
-	    (struct str){ text, o.n }, NULL, 0, false);
-}
-
-static void
-handler_closed(u32 sock, u16 code)
-{
-	char text[HANDLER_HEAD];
-	struct out o = handler_head(text, "close", sock);
-
-	out_char(&o, ' ');
-	out_u64(&o, code);
-	(void)handler_event(srv.sockets.row[sock].service,
-	    (struct str){ text, o.n }, NULL, 0, false);
-}
-
-static void
-handler_message(u32 sock, u8 opcode, const u8 *p, size_t n)
-{
-	char text[HANDLER_HEAD];
-	struct out o = handler_head(text, "message", sock);
+	struct out o = out_to(text, sizeof text);
 	bool binary = opcode == FRAME_BINARY;
 
+	handler_head(&o, "message", sock);
 	out_text(&o, binary ? " binary" : " text");
-	(void)handler_event(srv.sockets.row[sock].service,
-	    (struct str){ text, o.n }, p, n, binary);
+	(void)handler_event(srv.sockets.row[sock].service, &o, &body, binary);
 }
 
 /* Asks whether somebody may come in; `body` may lie in the scratch for
@@ -12635,8 +12618,7 @@ handler_auth(u32 service, u64 ticket, struct str id, bool stateful,
 	    STR_ARGS(settings.service[service].name), stateful ? 's' : 'v',
 	    STR_ARGS(id));
 	assert(!o.full);
-	return handler_event(service, (struct str){ text, o.n },
-	    (const u8 *)body.p, body.n, false);
+	return handler_event(service, &o, &body, false);
 }
 
 /*
@@ -12647,130 +12629,105 @@ handler_auth(u32 service, u64 ticket, struct str id, bool stateful,
  *
  *     send kind=json $room:a "{\"a\":1}"   ->   send kind=json $room:a\n{"a":1}
  *
- * Returns its length, or 0 with the sentence in *why. */
-static size_t
-handler_unfold(char *p, size_t n, const char **why)
+ * and reads its head into *r.  NULL, or the sentence why not. */
+static const char *
+handler_unfold(struct request *r, char *p, size_t *n)
 {
-	struct request r;
 	struct str quoted;
 	size_t at = 0;
 	int made;
 
-	while (at < n && (p[at] != '"' || at == 0 || p[at - 1] != ' '))
+	while (at < *n && (p[at] != '"' || at == 0 || p[at - 1] != ' '))
 		at++;
-	if (at == n)
-		return n;
-	quoted = (struct str){ p + at, n - at };
-	*why = "the body is not one JSON string";
+	(void)request_parse(r, (const u8 *)p, at, at, true);
+	if (at == *n)
+		return NULL;
+	quoted = (struct str){ p + at, *n - at };
 	if (!text_is_utf8(quoted.p, quoted.n) || quoted.p[quoted.n - 1] != '"'
 	    || json_tokens(NULL, 0, quoted) != 1)
-		return 0;
+		return "the body is not one JSON string";
 	p[at - 1] = '\n';
-	(void)request_parse(&r, (const u8 *)p, at, at, true);
 	/* What it stands for is never longer: the place is its own. */
 	made = json_decode(p + at, quoted.n, quoted);
-	if (made >= 0 && r.kind == KIND_BINARY && made > 0) {
-		*why = "the body of kind=binary is not base64";
-		made = base64_decode((u8 *)p + at, (size_t)made,
-		    (struct str){ p + at, (size_t)made }, BASE64);
-	}
-	return made < 0 ? 0 : at + (size_t)made;
+	if (made < 0)
+		return "the body is not one JSON string";
+	quoted.n = (size_t)made;
+	if (r->kind == KIND_BINARY)
+		made = base64_decode((u8 *)p + at, quoted.n, quoted, BASE64);
+	*n = at + (size_t)made;
+	return made < 0 ? "the body of kind=binary is not base64" : NULL;
 }
 
 /* One line of a child: a request that gets no reply. */
 static void
 handler_request(u32 service, char *p, size_t n)
 {
-	static struct asking q;
-	static struct request r;
-	const char *why = NULL;
+	struct str line = text_trim((struct str){ p, n });
+	struct asking *q = asking_begin(NULL, 0);
+	const char *why;
 
-	while (n > 0 && memchr(" \t\r", p[n - 1], 3))
-		n--;
-	for (; n > 0 && (*p == ' ' || *p == '\t'); n--)
-		p++;
-	if (n == 0)
+	if (line.n == 0)
 		return;
-	n = handler_unfold(p, n, &why);
-	q.reply = out_to(srv.scratch_reply, srv.reply_size);
-	q.from = NULL;
-	q.from_n = 0;
-	if (n == 0) {
-		q.r = (struct request){ .verb = VERB_SEND };
-		asking_refuse(&q, REFUSED_BAD_REQUEST, why);
-	} else if (request_parse(&r, (const u8 *)p, n, n, true) ==
-	    REFUSED_NOT && r.given & OPTION_BIT(OPTION_ACK)) {
-		q.r = r;
-		asking_refuse(&q, REFUSED_BAD_OPTION,
+	p += line.p - p;
+	why = handler_unfold(&q->r, p, &line.n);
+	if (why)
+		asking_refuse(q, REFUSED_BAD_REQUEST, why);
+	else if (q->r.refusal == REFUSED_NOT &&
+	    request_has(&q->r, OPTION_ACK))
+		asking_refuse(q, REFUSED_BAD_OPTION,
 		    "nobody could be told of ack=");
-	} else {
-		service_ask(&q, (const u8 *)p, n, n, true);
-	}
-	if (q.r.refusal != REFUSED_NOT)
-		handler_log(service, "refused", (struct str){ q.reply.p,
-		    min_size(q.reply.n, 120) });
+	else
+		service_ask(q, (const u8 *)p, line.n, line.n, true);
+	if (q->r.refusal != REFUSED_NOT)
+		handler_log(service, "refused", (struct str){ q->reply.p,
+		    min_size(q->reply.n, 120) });
+}
+
+/* One line of a child, on standard output or standard error. */
+static void
+handler_take(u32 service, enum pipe_end which, char *p, size_t n)
+{
+	bool *skip = &handlers[service].part[which].full;
+
+	if (which == PIPE_ERR && n > 0)
+		handler_log(service, "child", (struct str){ p, n });
+	if (which == PIPE_OUT && !*skip)
+		handler_request(service, p, n);
+	*skip = false;
 }
 
 /* Takes what a child writes, cuts it into lines. */
 static void
-handler_read_out(u32 service)
+handler_read(u32 service, enum pipe_end which)
 {
 	struct handler_row *h = &handlers[service];
-	char *p = h->got, *end, *line_end;
-	ssize_t r = read(h->pipe[PIPE_OUT], p + h->got_n,
-	    HANDLER_LINE - h->got_n);
-
-	if (r < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (r <= 0) {
-		handler_close_pipe(h, PIPE_OUT);
-		return;
-	}
-	end = p + h->got_n + r;
-	while ((line_end = memchr(p, '\n', (size_t)(end - p)))) {
-		if (!h->skip)
-			handler_request(service, p, (size_t)(line_end - p));
-		h->skip = false;
-		p = line_end + 1;
-	}
-	h->got_n = (size_t)(end - p);
-	memmove(h->got, p, h->got_n);
-	if (h->got_n < HANDLER_LINE && !h->skip)
-		return;
-	if (!h->skip)
-		handler_log(service, "refused",
-		    STR("a line over 64 KiB was dropped"));
-	h->skip = true;
-	h->got_n = 0;
-}
-
-/* Logs what a child says on standard error. */
-static void
-handler_read_err(u32 service)
-{
-	struct handler_row *h = &handlers[service];
-	ssize_t r = read(h->pipe[PIPE_ERR], h->said + h->said_n,
-	    sizeof h->said - h->said_n);
-	struct str rest, line;
+	struct out *part = &h->part[which];
+	char *p = part->p, *end = p + part->n, *line_end;
+	ssize_t r = read(h->pipe[which], end, part->cap - part->n);
 
 	if (r < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (r > 0)
-		h->said_n += (size_t)r;
-	rest = (struct str){ h->said, h->said_n };
-	while (rest.n > 0 && (r <= 0 || h->said_n == sizeof h->said ||
-	    memchr(rest.p, '\n', rest.n))) {
-		(void)split_next(&rest, '\n', &line);
-		h->said_n = 0; /* a piece of a long line is a line */
-		if (line.n > 0)
-			handler_log(service, "child", line);
-		if (!rest.p)
-			rest = STR("");
+		end += r;
+	for (; (line_end = memchr(p, '\n', (size_t)(end - p)));
+	    p = line_end + 1)
+		handler_take(service, which, p, (size_t)(line_end - p));
+	part->n = (size_t)(end - p);
+	memmove(part->p, p, part->n);
+	if (which == PIPE_ERR && (r <= 0 || part->n == part->cap)) {
+		/* A piece of a long line is a line. */
+		handler_take(service, which, part->p, part->n);
+		part->n = 0;
 	}
-	h->said_n = rest.n;
-	memmove(h->said, rest.p, rest.n);
+	if (part->n == part->cap) {
+		if (!part->full)
+			handler_log(service, "refused",
+			    STR("a line over 64 KiB was dropped"));
+		part->full = true;
+		part->n = 0;
+	}
 	if (r <= 0)
-		handler_close_pipe(h, PIPE_ERR);
+		handler_close_pipe(h, which);
 }
 
 /* epoll says that something is to be done about a pipe. */
@@ -12783,22 +12740,12 @@ handler_ready(u32 number, u32 events)
 
 	if (h->pipe[which] < 0)
 		return;
-	switch (which) {
-	case PIPE_IN:
-		if (events & EPOLLERR)
-			handler_close_pipe(h, PIPE_IN);
-		else
-			(void)handler_flush(service);
-		break;
-	case PIPE_OUT:
-		handler_read_out(service);
-		break;
-	case PIPE_ERR:
-		handler_read_err(service);
-		break;
-	case PIPES:
-		break;
-	}
+	if (which != PIPE_IN)
+		handler_read(service, which);
+	else if (events & EPOLLERR)
+		handler_close_pipe(h, PIPE_IN);
+	else
+		(void)handler_flush(service, true);
 }
 
 /* Rows, and a socket for every unix: service, for what waits unread at one
@@ -12812,17 +12759,17 @@ handler_open(void)
 		struct handler_row *h = &handlers[i];
 		struct str path = settings.service[i].program;
 
-		if (!handler_is_program(i))
-			continue;
-		*h = (struct handler_row){ .fd = -1, .pipe = { -1, -1, -1 },
-			.to = { .sun_family = AF_UNIX } };
 		if (handler_is_exec(i)) {
-			h->line = line;
-			h->got = line + HANDLER_LINE;
-			line += 2 * HANDLER_LINE;
+			memset(h->pipe, -1, sizeof h->pipe);
+			h->part[PIPE_IN] = out_to(line, HANDLER_LINE);
+			line += HANDLER_LINE;
+			h->part[PIPE_OUT] = out_to(line, HANDLER_LINE);
+			line += HANDLER_LINE;
+			h->part[PIPE_ERR] = out_to(h->said, sizeof h->said);
 		}
 		if (settings.service[i].handler != HANDLER_UNIX)
 			continue;
+		h->to.sun_family = AF_UNIX;
 		memcpy(h->to.sun_path, path.p, path.n);
 		h->fd = sys_unix_socket();
 		if (h->fd < 0)
@@ -13113,8 +13060,6 @@ helper_take_pipes(void)
 	for (int i = 0; i < PIPES; i++)
 		handler_close_pipe(h, (enum pipe_end)i);
 	memcpy(h->pipe, CMSG_DATA(c), sizeof h->pipe);
-	h->got_n = h->said_n = 0;
-	h->skip = false;
 	for (int i = 0; i < PIPES; i++)
 		sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, h->pipe[i],
 		    i == PIPE_IN ? 0 : EPOLLIN,
@@ -13211,20 +13156,16 @@ static void
 push_handle(size_t n, size_t full_n, const struct sockaddr_un *from,
     socklen_t from_n, const struct ucred *who)
 {
-	static struct asking q;
 	bool bound = from_n > offsetof(struct sockaddr_un, sun_path);
+	struct asking *q = asking_begin(from, bound ? from_n : 0);
 
-	q.reply = out_to(srv.scratch_reply, srv.reply_size);
-	q.from = from;
-	q.from_n = bound ? from_n : 0;
-	service_ask(&q, srv.scratch_push, n, full_n,
-	    push_allows(who));
-	assert(!q.reply.full);
+	service_ask(q, srv.scratch_push, n, full_n, push_allows(who));
+	assert(!q->reply.full);
 	if (bound)
-		push_reply(srv.push, from, from_n, q.reply.p, q.reply.n);
-	if (q.r.refusal == REFUSED_DENIED ||
-	    (!bound && q.r.refusal != REFUSED_NOT))
-		push_log_refusal(&q, who);
+		push_reply(srv.push, from, from_n, q->reply.p, q->reply.n);
+	if (q->r.refusal == REFUSED_DENIED ||
+	    (!bound && q->r.refusal != REFUSED_NOT))
+		push_log_refusal(q, who);
 }
 
 /* Takes what is there, up to the budget, and returns how many it took. */
