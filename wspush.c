@@ -2798,6 +2798,21 @@ struct tag_line {
 	const char *why; /* one sentence, after -1 */
 };
 
+/* What is wrong with a tag's name or value, or NULL. */
+static const char *
+tag_wrong(const struct tag_line *t)
+{
+	if (!tag_name_valid(t->name))
+		return "a tag's name is 1 to 32 bytes of UTF-8 without white "
+		    "space, control characters, : or a leading -";
+	if (str_is(t->name, "service"))
+		return "nobody may set or remove the tag service";
+	if (!tag_value_valid(t->value))
+		return "a tag's value is 0 to 96 bytes of UTF-8 without white "
+		    "space or control characters";
+	return NULL;
+}
+
 /* Reads `name:value` or `-name`: 1, or -1 for bad-tag. */
 static int
 tag_parse(struct tag_line *t, struct str text)
@@ -2810,40 +2825,40 @@ tag_parse(struct tag_line *t, struct str text)
 		t->value = text;
 		(void)split_next(&t->value, ':', &t->name);
 	}
-	if (t->value.p == NULL)
-		t->why = "a tag is name:value to set and -name to remove";
-	else if (!tag_name_valid(t->name))
-		t->why = "a tag's name is 1 to 32 bytes of UTF-8 without "
-		    "white space, control characters, : or a leading -";
-	else if (str_is(t->name, "service"))
-		t->why = "nobody may set or remove the tag service";
-	else if (!tag_value_valid(t->value))
-		t->why = "a tag's value is 0 to 96 bytes of UTF-8 without "
-		    "white space or control characters";
+	t->why = t->value.p ? tag_wrong(t) :
+	    "a tag is name:value to set and -name to remove";
 	return t->why == NULL ? 1 : -1;
+}
+
+/* Takes the next of the tags between which `at` stands, line feeds in the
+ * body of `tag`: 1, 0 at the end, -1 for bad-tag. */
+static int
+tag_line_next(struct tag_line *t, struct str *rest, char at)
+{
+	struct str line;
+
+	while (split_next(rest, at, &line))
+		if (line.n > 0)
+			return tag_parse(t, line);
+	return 0;
+}
+
+/* Of so many lines the one for a name, or n. */
+static u32
+tag_line_find(const struct tag_line *lines, u32 n, struct str name)
+{
+	u32 k = 0;
+
+	while (k < n && !str_eq(lines[k].name, name))
+		k++;
+	return k;
 }
 
 /* Do these set the tag of this name? */
 static bool
 tag_lines_set(const struct tag_line *line, u32 n, struct str name)
 {
-	for (u32 i = 0; i < n; i++)
-		if (str_eq(line[i].name, name))
-			return true;
-	return false;
-}
-
-/* Takes the next line of a `tag` body from `rest`: 1, 0 at the end, -1 for
- * bad-tag. */
-static int
-tag_line_next(struct tag_line *t, struct str *rest)
-{
-	struct str line;
-
-	while (split_next(rest, '\n', &line))
-		if (line.n > 0)
-			return tag_parse(t, line);
-	return 0;
+	return tag_line_find(line, n, name) < n;
 }
 
 /* Cuts the piece before the next `::` from an id. */
@@ -11384,6 +11399,71 @@ service_request(struct conn *c, const struct http_request *r)
  * Answers go aside: they are no queued messages.
  */
 
+/*
+ * ---- Tags that change while a socket lives: by commands, and by `tag`
+ */
+
+/* What is asked for, in lines of different names. */
+struct tag_change {
+	struct tag_line *line;
+	u32 n;
+	enum tag_origin origin;
+	bool replace; /* the other tags of this origin go */
+};
+
+static const char tagging_full[] = "a socket has at most 16 tags";
+
+/* May this be done to the socket?  NULL, or the sentence. */
+static const char *
+tagging_check(u32 sock, const struct tag_change *c)
+{
+	const struct sock *s = &srv.sockets.row[sock];
+	u32 count = s->tag_count;
+
+	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next)
+		count -= c->replace && srv.tags.row[i].origin == c->origin;
+	for (u32 k = 0; k < c->n; k++) {
+		u32 i = tag_find(&srv.tags, sock, c->line[k].name);
+		enum tag_origin origin = i == NONE ? c->origin :
+		    (enum tag_origin)srv.tags.row[i].origin;
+
+		if (origin < c->origin)
+			return "a tag that the id, a token or, for a page, "
+			    "the push socket set cannot be changed";
+		if (i != NONE && !(c->replace && origin == c->origin))
+			count -= c->line[k].remove;
+		else
+			count += !c->line[k].remove;
+	}
+	return count > WSP_MAX_TAGS ? tagging_full : NULL;
+}
+
+static void
+tagging_apply(u32 sock, const struct tag_change *c)
+{
+	bool had[SETTINGS_RETAINED];
+
+	retained_mark(sock, had, false);
+	if (c->replace)
+		tags_drop(&srv.tags, sock, c->origin, c->origin);
+	/* What goes makes room for what comes. */
+	for (u32 k = 0; k < c->n; k++) {
+		u32 i = tag_find(&srv.tags, sock, c->line[k].name);
+
+		if (i != NONE && c->line[k].remove)
+			tag_remove(&srv.tags, i);
+	}
+	for (u32 k = 0; k < c->n; k++)
+		if (!c->line[k].remove)
+			tag_set(&srv.tags, sock, c->origin, &c->line[k].name,
+			    &c->line[k].value);
+	retained_offer(sock, had);
+}
+
+/*
+ * ---- What clients say
+ */
+
 /* An answer: a text frame aside, no queued message. */
 static void
 service_answer(struct conn *c, u8 opcode, const void *p, size_t n)
@@ -11406,8 +11486,8 @@ service_answer(struct conn *c, u8 opcode, const void *p, size_t n)
 struct command_text {
 	struct json_token token[COMMAND_TOKENS];
 	char decoded[WSP_MAX_TAGS + 1][TAG_TEXT];
-	struct tag_line tag[WSP_MAX_TAGS + 1];
-	int tags;
+	struct tag_line tag[WSP_MAX_TAGS];
+	struct tag_change change;
 	struct out answer;
 };
 
@@ -11425,17 +11505,14 @@ command_raw(const struct command_text *t, int object, const char *name)
 }
 
 static void
-command_error(struct command_text *t, const char *code, const char *message,
-    struct str uid)
+command_error(struct out *o, const char *code, const char *message,
+    const struct str *uid)
 {
-	struct out *o = &t->answer;
-
-	out_print(o, "%s{\"error\":\"%s\",\"message\":\"%s\","
-	    "\"uid\":%.*s}", o->n > 1 ? "," : "", code, message,
-	    STR_ARGS(uid));
+	out_print(o, "{\"error\":\"%s\",\"message\":\"%s\",\"uid\":%.*s}",
+	    code, message, STR_ARGS(*uid));
 }
 
-/* A tag's name or value as text: a string, a number, true or false. */
+/* Decodes a tag's name or value: a string, a number, true or false. */
 static bool
 command_word(struct str *word, const struct command_text *t, int i, char *to,
     size_t cap)
@@ -11446,7 +11523,6 @@ command_word(struct str *word, const struct command_text *t, int i, char *to,
 	if (i < 0)
 		return false;
 	span = t->token[i].text;
-	*word = span;
 	switch ((enum json_kind)t->token[i].kind) {
 	case JSON_IS_STRING:
 		n = json_decode(to, cap, span);
@@ -11455,6 +11531,7 @@ command_word(struct str *word, const struct command_text *t, int i, char *to,
 	case JSON_IS_NUMBER:
 	case JSON_IS_TRUE:
 	case JSON_IS_FALSE:
+		*word = span;
 		return true;
 	case JSON_IS_NULL:
 	case JSON_IS_OBJECT:
@@ -11469,29 +11546,23 @@ command_word(struct str *word, const struct command_text *t, int i, char *to,
 static const char *
 command_add_tag(struct command_text *t, int name, int value)
 {
-	char *room = t->decoded[t->tags];
 	struct tag_line line = { .name = STR("socket_type") };
-	int k = 0;
+	bool good = name < 0 || command_word(&line.name, t, name,
+	    t->decoded[t->change.n], WSP_MAX_TAG_NAME);
+	u32 k = tag_line_find(t->tag, t->change.n, line.name);
+	const char *why;
 
-	if ((name >= 0 && !command_word(&line.name, t, name, room,
-	    WSP_MAX_TAG_NAME)) || !command_word(&line.value, t, value,
-	    room + WSP_MAX_TAG_NAME, WSP_MAX_TAG_VALUE))
+	if (!good || !command_word(&line.value, t, value,
+	    t->decoded[k] + WSP_MAX_TAG_NAME, WSP_MAX_TAG_VALUE))
 		return "a tag has a name of at most 32 and a value of at most "
 		    "96 bytes: strings, numbers, true or false";
-	if (!tag_name_valid(line.name) || str_is(line.name, "service") ||
-	    !tag_value_valid(line.value))
-		return "a tag's name or value is not allowed";
-	while (k < t->tags && !str_eq(t->tag[k].name, line.name))
-		k++;
+	why = tag_wrong(&line);
+	if (why)
+		return why;
 	if (k == WSP_MAX_TAGS)
-		return "more than 16 tags";
-	if (k < t->tags && line.value.p == room + WSP_MAX_TAG_NAME) {
-		memcpy(t->decoded[k] + WSP_MAX_TAG_NAME, line.value.p,
-		    line.value.n);
-		line.value.p = t->decoded[k] + WSP_MAX_TAG_NAME;
-	}
-	if (k == t->tags)
-		t->tag[t->tags++].name = line.name;
+		return tagging_full;
+	if (k == t->change.n)
+		t->tag[t->change.n++].name = line.name;
 	t->tag[k].value = line.value;
 	return NULL;
 }
@@ -11500,19 +11571,16 @@ command_add_tag(struct command_text *t, int name, int value)
 static const char *
 command_read_tags(struct command_text *t, int object)
 {
-	static const char word[] = "socket_type";
-	int type = json_member(t->token, object, word);
+	int type = json_member(t->token, object, "socket_type");
 	int list = json_member(t->token, object, "socket_tags");
 	const char *why = NULL;
 
-	t->tags = 0;
-	if (type >= 0 && t->token[type].kind != JSON_IS_NULL) {
+	t->change = (struct tag_change){ .line = t->tag, .origin = TAG_CLIENT,
+		.replace = true };
+	if (type >= 0 && t->token[type].kind != JSON_IS_NULL)
 		why = command_add_tag(t, -1, type);
-		if (why)
-			return why;
-	}
-	if (list < 0 || t->token[list].kind == JSON_IS_NULL)
-		return NULL;
+	if (why || list < 0 || t->token[list].kind == JSON_IS_NULL)
+		return why;
 	if (t->token[list].kind != JSON_IS_ARRAY)
 		return "socket_tags is an array of {name, value}";
 	for (int i = list + 1; i < (int)t->token[list].next && !why;
@@ -11527,84 +11595,40 @@ command_read_tags(struct command_text *t, int object)
 	return why;
 }
 
-/* May the client set these tags, in the place of those it has set? */
-static const char *
-command_check_tags(const struct command_text *t, u32 sock)
-{
-	const struct sock *s = &srv.sockets.row[sock];
-	int count = s->tag_count + t->tags;
-
-	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next)
-		count -= srv.tags.row[i].origin == TAG_CLIENT;
-	for (int k = 0; k < t->tags; k++) {
-		u32 i = tag_find(&srv.tags, sock, t->tag[k].name);
-
-		if (i != NONE && srv.tags.row[i].origin < TAG_CLIENT)
-			return "a tag is set by the id, a token or the server";
-	}
-	return count > WSP_MAX_TAGS ? "more than 16 tags" : NULL;
-}
-
-static void
-command_apply_tags(const struct command_text *t, u32 sock)
-{
-	bool had[SETTINGS_RETAINED];
-
-	retained_mark(sock, had, false);
-	tags_drop(&srv.tags, sock, TAG_CLIENT, TAG_CLIENT);
-	for (int k = 0; k < t->tags; k++)
-		tag_set(&srv.tags, sock, TAG_CLIENT, &t->tag[k].name,
-		    &t->tag[k].value);
-	retained_offer(sock, had);
-}
-
 static void
 command_do(struct command_text *t, int object, u32 sock)
 {
-	struct str uid = command_raw(t, object, "uid");
-	struct str action = command_raw(t, object, "socket_action"), type;
-	struct out *o = &t->answer;
-	const char *why;
+	struct str uid = command_raw(t, object, "uid"), type;
+	const char *code = "unknown-action";
+	const char *why = "the socket_action is init_socket";
 
-	if (!json_string_is(action, "init_socket")) {
-		command_error(t, "unknown-action",
-		    "the socket_action is init_socket", uid);
-		return;
+	if (json_string_is(command_raw(t, object, "socket_action"),
+	    "init_socket")) {
+		code = "bad-tag";
+		why = command_read_tags(t, object);
+		if (!why)
+			why = tagging_check(sock, &t->change);
 	}
-	why = command_read_tags(t, object);
-	if (!why)
-		why = command_check_tags(t, sock);
 	if (why) {
-		command_error(t, "bad-tag", why, uid);
+		command_error(&t->answer, code, why, &uid);
 		return;
 	}
-	command_apply_tags(t, sock);
+	tagging_apply(sock, &t->change);
 	type = command_raw(t, object, "socket_type");
-	out_print(o, "%s{\"socket_action\":\"init_socket\","
-	    "\"socket_type\":%.*s,\"uid\":%.*s}", o->n > 1 ? "," : "",
-	    STR_ARGS(type), STR_ARGS(uid));
+	out_print(&t->answer, "{\"socket_action\":\"init_socket\","
+	    "\"socket_type\":%.*s,\"uid\":%.*s}", STR_ARGS(type),
+	    STR_ARGS(uid));
 }
 
 /* Is token 0 an object, or an array of nothing but objects? */
 static bool
 command_is_shaped(const struct command_text *t)
 {
-	if (t->token[0].kind == JSON_IS_OBJECT)
-		return true;
-	if (t->token[0].kind != JSON_IS_ARRAY)
-		return false;
-	for (u32 i = 1; i < t->token[0].next; i = t->token[i].next)
+	for (u32 i = t->token[0].kind == JSON_IS_ARRAY; i < t->token[0].next;
+	    i = t->token[i].next)
 		if (t->token[i].kind != JSON_IS_OBJECT)
 			return false;
 	return true;
-}
-
-/* Is it the heartbeat `{"type":"ping",...}`? */
-static bool
-command_is_ping(const struct command_text *t)
-{
-	return t->token[0].kind == JSON_IS_OBJECT &&
-	    json_string_is(command_raw(t, 0, "type"), "ping");
 }
 
 /* A text on `main` that begins as an object or an array does. */
@@ -11612,34 +11636,38 @@ static void
 command_message(struct conn *c, struct str text)
 {
 	static struct command_text t;
-	char *room = (char *)srv.scratch_list;
+	const struct str null = STR("null");
+	char *room = srv.scratch_list;
 	int n;
 
 	t.answer = out_to(room, WSP_MAX_LIST);
 	out_char(&t.answer, '[');
 	n = json_tokens(t.token, COMMAND_TOKENS, text);
-	if (n > 0 && command_is_ping(&t)) {
+	if (n > 0 && t.token[0].kind == JSON_IS_OBJECT &&
+	    json_string_is(command_raw(&t, 0, "type"), "ping")) {
 		service_answer(c, FRAME_TEXT, "{\"type\":\"pong\"}", 15);
 		return;
 	}
 	if (n <= 0 || !command_is_shaped(&t))
-		command_error(&t, "bad-json", n == -2 ? "too many values in "
-		    "one message" : "a command is a JSON object, or an array "
-		    "of them", STR("null"));
-	else if (t.token[0].kind == JSON_IS_OBJECT)
-		command_do(&t, 0, c->sock);
+		command_error(&t.answer, "bad-json", n == -2 ? "too many "
+		    "values in one message" : "a command is a JSON object, or "
+		    "an array of them", &null);
 	else
 		/* A command may queue a retained value, and its write find
 		 * that the client is gone. */
-		for (u32 i = 1; i < t.token[0].next && !t.answer.full &&
-		    c->state == CONN_OPEN; i = t.token[i].next)
+		for (u32 i = t.token[0].kind == JSON_IS_ARRAY;
+		    i < t.token[0].next && !t.answer.full &&
+		    c->state == CONN_OPEN; i = t.token[i].next) {
+			if (i > 1)
+				out_char(&t.answer, ',');
 			command_do(&t, (int)i, c->sock);
+		}
 	out_char(&t.answer, ']');
 	if (t.answer.full) {
 		t.answer = out_to(room, WSP_MAX_LIST);
 		out_char(&t.answer, '[');
-		command_error(&t, "bad-json", "the answer would be too long, "
-		    "commands after that were not done", STR("null"));
+		command_error(&t.answer, "bad-json", "the answer would be too "
+		    "long, commands after that were not done", &null);
 		out_char(&t.answer, ']');
 	}
 	if (c->state == CONN_OPEN)
@@ -11715,26 +11743,34 @@ asking_end(struct asking *q)
 	out_char(&q->reply, '\n');
 }
 
-static void
+/*
+ * A function that does what a request asks returns the number for `ok`, or
+ * ANSWERED when the answer is there already.
+ */
+enum { ANSWERED = -1 };
+
+static int
 asking_refuse(struct asking *q, enum refusal why, const char *sentence)
 {
 	srv.queues.total.refused++;
 	q->reply.n = 0;
 	q->r.refusal = why;
 	reply_error(&q->reply, why, q->r.ref, sentence);
+	return ANSWERED;
 }
 
-/* Selects the target's sockets.  False, and the answer is there: a socketId
- * that is nobody's. */
-static bool
-asking_select(struct asking *q, u32 *count)
+/* Selects the target's sockets: their number, or ANSWERED when it is a
+ * socketId that is nobody's. */
+static int
+asking_select(struct asking *q)
 {
-	*count = tags_select(&srv.tags, &q->target, srv.selected);
-	if (*count > 0 || !q->target.socket ||
+	u32 count = tags_select(&srv.tags, &q->target, srv.selected);
+
+	if (count > 0 || !q->target.socket ||
 	    tags_find_socket(&srv.tags, q->target.socket) != NONE)
-		return true;
-	asking_refuse(q, REFUSED_UNKNOWN_SOCKET, "no socket has this id");
-	return false;
+		return (int)count;
+	return asking_refuse(q, REFUSED_UNKNOWN_SOCKET,
+	    "no socket has this id");
 }
 
 /* How many of the selected sockets will take the message: they come to the
@@ -11823,7 +11859,7 @@ asking_wait(struct asking *q, struct waiter *w, u32 message)
 		memcpy(a->ref, q->r.ref.p, q->r.ref.n);
 }
 
-static void
+static int
 asking_counts(struct asking *q, const struct sending *s)
 {
 	asking_ok(q, s->open + s->away);
@@ -11832,6 +11868,7 @@ asking_counts(struct asking *q, const struct sending *s)
 	if (s->full > 0)
 		reply_number(&q->reply, "full", s->full);
 	asking_end(q);
+	return ANSWERED;
 }
 
 /* Makes a place for the value to be retained; with an empty body that is
@@ -11861,51 +11898,52 @@ asking_take_value(struct asking *q, const struct sending *s, struct str target)
 		retained_keep(target, s->message);
 }
 
-static void
+static int
+asking_queue_full(struct asking *q)
+{
+	return asking_refuse(q, REFUSED_QUEUE_FULL,
+	    "the queues of all selected sockets are full");
+}
+
+static int
 asking_send(struct asking *q)
 {
 	struct sending s = { .r = &q->r, .last_value = NONE };
 	struct waiter *waiter = NULL;
 	char text[WSP_MAX_REQUEST_LINE];
 	struct out target = out_to(text, sizeof text);
+	int selected;
 	u32 count, fit;
 
-	if (!sending_shape(&s)) {
-		asking_refuse(q, REFUSED_TOO_BIG, "the message is longer than "
-		    "--max-message once it is a JSON string");
-		return;
-	}
+	if (!sending_shape(&s))
+		return asking_refuse(q, REFUSED_TOO_BIG, "the message is "
+		    "longer than --max-message once it is a JSON string");
 	if (request_has(&q->r, OPTION_RETAIN) && q->r.body.n == 0) {
 		(void)asking_retain(q, &s, &target);
 		asking_take_value(q, &s, (struct str){ text, target.n });
-		asking_counts(q, &s);
-		return;
+		return asking_counts(q, &s);
 	}
-	if (!asking_select(q, &count))
-		return;
+	selected = asking_select(q);
+	if (selected < 0)
+		return ANSWERED;
+	count = (u32)selected;
 	fit = sending_admit(&s, count);
 	if (count > 0 && fit == 0) {
 		sending_turn_away(&s, 0, count);
-		asking_refuse(q, REFUSED_QUEUE_FULL,
-		    "the queues of all selected sockets are full");
-		return;
+		return asking_queue_full(q);
 	}
 	if (request_has(&q->r, OPTION_RETAIN) && !asking_retain(q, &s, &target))
-		return;
+		return ANSWERED;
 	if (count > 0 && q->r.ack_s > 0 && q->from_n > 0) {
 		waiter = service_free_waiter();
-		if (!waiter) {
-			asking_refuse(q, REFUSED_NO_ROOM,
+		if (!waiter)
+			return asking_refuse(q, REFUSED_NO_ROOM,
 			    "too many senders wait for acknowledgement");
-			return;
-		}
 	}
 	if ((fit > 0 || request_has(&q->r, OPTION_RETAIN)) &&
-	    !sending_store(&s, fit)) {
-		asking_refuse(q, REFUSED_NO_ROOM,
+	    !sending_store(&s, fit))
+		return asking_refuse(q, REFUSED_NO_ROOM,
 		    "the store is full of messages that may not be dropped");
-		return;
-	}
 	sending_turn_away(&s, fit, count);
 	if (waiter)
 		asking_wait(q, waiter, s.message);
@@ -11918,14 +11956,12 @@ asking_send(struct asking *q)
 		if (waiter)
 			service_end_waiter(waiter);
 		store_release(&srv.queues.store, s.message);
-		asking_refuse(q, REFUSED_QUEUE_FULL,
-		    "the queues of all selected sockets are full");
-		return;
+		return asking_queue_full(q);
 	}
 	if (request_has(&q->r, OPTION_RETAIN))
 		asking_take_value(q, &s, (struct str){ text, target.n });
 	srv.queues.total.messages_taken++;
-	asking_counts(q, &s);
+	return asking_counts(q, &s);
 }
 
 /* ----- 39. Verbs ---------------------------------------------------------
@@ -11934,18 +11970,15 @@ asking_send(struct asking *q)
  * which leaves one answer.  At the end the door for all of them.
  */
 
+/* Writes a text as JSON or as it is. */
+typedef void (*list_text)(struct out *o, struct str s);
+
 static void
-list_tag(struct out *o, struct str name, struct str value, bool json)
+list_tag(struct out *o, list_text put, struct str name, struct str value)
 {
-	if (json)
-		json_string(o, name);
-	else
-		out_str(o, name);
+	put(o, name);
 	out_char(o, ':');
-	if (json)
-		json_string(o, value);
-	else
-		out_str(o, value);
+	put(o, value);
 }
 
 static void
@@ -11957,75 +11990,71 @@ list_row(struct out *o, u32 sock, bool json)
 	const char *quote = json && !away ? "\"" : "";
 	const char *peer = !away ? conn_peer(&srv.conn[s->conn]) :
 	    json ? "null" : "-";
+	list_text put = json ? json_string : out_str;
 	char name[WSP_MAX_SOCKET_ID];
 	struct out id = out_to(name, sizeof name);
 
 	sock_name(&id, &srv.sockets, sock);
-	if (json) {
+	if (json)
 		out_text(o, "{\"socketId\":");
-		json_string(o, (struct str){ name, id.n });
-	} else {
-		out_bytes(o, name, id.n);
-	}
+	put(o, (struct str){ name, id.n });
 	out_print(o, json ? ",\"state\":\"%s\",\"messages\":%u,\"bytes\":%u,"
 	    "\"age\":%u,\"peer\":%s%s%s,\"drops\":%u,\"tags\":{" :
 	    "\t%s\t%u\t%u\t%u\t%s%s%s\t%u\t", away ? "away" : "open",
 	    queue->count, queue->bytes, service_age(sock), quote, peer, quote,
 	    srv.queues.drops[sock]);
-	list_tag(o, STR("service"), sock_service(&srv.sockets, sock),
-	    json);
+	list_tag(o, put, STR("service"), sock_service(&srv.sockets, sock));
 	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
 		out_char(o, ',');
-		list_tag(o, tag_name(&srv.tags, i), tag_value(&srv.tags, i),
-		    json);
+		list_tag(o, put, tag_name(&srv.tags, i),
+		    tag_value(&srv.tags, i));
 	}
 	out_text(o, json ? "}}" : "\n");
 }
 
 /* Lists from a row on until the reply is full; that row is the cursor for
  * the next.  Rows keep their places, so nobody is listed twice. */
-static void
+static int
 asking_list(struct asking *q)
 {
-	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
-	u32 count = 0;
-	u64 i = q->r.from;
+	/* One byte stays for the `]`. */
+	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST - 1);
+	u32 count = 0, i = q->r.from < srv.sockets.fresh ? (u32)q->r.from :
+	    srv.sockets.fresh;
 
 	if (q->r.kind == KIND_JSON)
 		out_char(&o, '[');
 	for (; i < srv.sockets.fresh; i++) {
 		size_t before = o.n;
 
-		if (!sock_is_used(&srv.sockets, (u32)i) ||
-		    !tags_match(&srv.tags, (u32)i, &q->target))
+		if (!sock_is_used(&srv.sockets, i) ||
+		    !tags_match(&srv.tags, i, &q->target))
 			continue;
 		if (q->r.kind == KIND_JSON && count > 0)
 			out_char(&o, ',');
-		list_row(&o, (u32)i, q->r.kind == KIND_JSON);
-		if (o.full || o.n + 1 > o.cap) {
-			o.full = false;
+		list_row(&o, i, q->r.kind == KIND_JSON);
+		if (o.full) {
 			o.n = before;
 			break;
 		}
 		count++;
 	}
-	if (q->r.kind == KIND_JSON)
-		out_char(&o, ']');
 	asking_ok(q, count);
-	if (i < srv.sockets.fresh)
-		reply_number(&q->reply, "next", (u32)i);
+	if (o.full)
+		reply_number(&q->reply, "next", i);
 	asking_end(q);
 	out_bytes(&q->reply, o.p, o.n);
+	if (q->r.kind == KIND_JSON)
+		out_char(&q->reply, ']');
+	return ANSWERED;
 }
 
-static void
+static int
 asking_close(struct asking *q)
 {
-	u32 count;
+	int count = asking_select(q);
 
-	if (!asking_select(q, &count))
-		return;
-	for (u32 k = 0; k < count; k++) {
+	for (int k = 0; k < count; k++) {
 		u32 sock = srv.selected[k];
 		struct conn *c = service_conn(sock);
 
@@ -12038,153 +12067,76 @@ asking_close(struct asking *q)
 		if (sock_is_used(&srv.sockets, sock))
 			service_forget(sock, LEAVE_FORGOTTEN);
 	}
-	asking_ok(q, count);
-	asking_end(q);
+	return count;
 }
 
-static void
+static int
 asking_abort(struct asking *q)
 {
-	u32 count;
+	int count = asking_select(q);
 
-	if (!asking_select(q, &count))
-		return;
-	for (u32 k = 0; k < count; k++) {
+	for (int k = 0; k < count; k++) {
 		struct conn *c = service_conn(srv.selected[k]);
 
 		if (sock_is_used(&srv.sockets, srv.selected[k]) && c)
 			conn_kill(c, "aborted by a request");
 	}
-	asking_ok(q, count);
-	asking_end(q);
+	return count;
 }
 
-/*
- * ---- tag
- */
-
-/* More names than this in one request are an error. */
-#define TAG_LINES 64
-
-/* Reads the body: the last line for a name counts.  Returns their number, or
- * -1 with the sentence in *why. */
-static int
-tagging_read(struct tag_line *lines, struct str body, const char **why)
+/* Reads tags with `at` between them into at most so many lines: the last for
+ * a name counts.  NULL, or the sentence. */
+static const char *
+tagging_read(struct tag_change *c, u32 most, struct str text, char at)
 {
 	struct tag_line line;
-	int n = 0, k, r;
+	int r;
 
-	while ((r = tag_line_next(&line, &body)) > 0) {
-		for (k = 0; k < n && !str_eq(lines[k].name, line.name); k++)
-			continue;
-		if (k == TAG_LINES) {
-			*why = "more than 64 names in one request";
-			return -1;
-		}
-		lines[k] = line;
-		n += k == n;
+	while ((r = tag_line_next(&line, &text, at)) > 0) {
+		u32 k = tag_line_find(c->line, c->n, line.name);
+
+		if (k == most)
+			return "too many names in one request: 64 in `tag`, "
+			    "16 in `allow`";
+		c->line[k] = line;
+		c->n += k == c->n;
 	}
-	*why = line.why;
-	return r < 0 ? -1 : n;
+	return r < 0 ? line.why : NULL;
 }
 
-/* Would the push socket's `replace` drop this tag? */
-static bool
-tagging_drops(u32 tag, bool replace)
-{
-	return replace && srv.tags.row[tag].origin == TAG_PUSH;
-}
-
-/* May these lines be applied to the socket?  NULL, or the sentence. */
-static const char *
-tagging_check(u32 sock, const struct tag_line *lines, int n, bool replace)
-{
-	const struct sock *s = &srv.sockets.row[sock];
-	int count = s->tag_count;
-
-	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next)
-		count -= tagging_drops(i, replace);
-	for (int k = 0; k < n; k++) {
-		u32 i = tag_find(&srv.tags, sock, lines[k].name);
-
-		if (i != NONE && srv.tags.row[i].origin < TAG_PUSH)
-			return "a tag that the id or a token set cannot be "
-			    "changed";
-		if (i != NONE && !tagging_drops(i, replace))
-			count -= lines[k].remove;
-		else
-			count += !lines[k].remove;
-	}
-	return count > WSP_MAX_TAGS ? "a socket would have more than 16 tags" :
-	    NULL;
-}
-
-static void
-tagging_apply(u32 sock, const struct tag_line *lines, int n, bool replace)
-{
-	if (replace)
-		tags_drop(&srv.tags, sock, TAG_PUSH, TAG_PUSH);
-	/* What goes makes room for what comes. */
-	for (int k = 0; k < n; k++) {
-		u32 i = tag_find(&srv.tags, sock, lines[k].name);
-
-		if (i != NONE && lines[k].remove)
-			tag_remove(&srv.tags, i);
-	}
-	for (int k = 0; k < n; k++)
-		if (!lines[k].remove)
-			tag_set(&srv.tags, sock, TAG_PUSH, &lines[k].name,
-			    &lines[k].value);
-}
-
-static void
+static int
 asking_tag(struct asking *q)
 {
-	static struct tag_line lines[TAG_LINES];
-	const char *why;
-	u32 count;
-	int n = tagging_read(lines, q->r.body, &why);
+	static struct tag_line lines[64];
+	struct tag_change change = { .line = lines, .origin = TAG_PUSH,
+		.replace = request_has(&q->r, OPTION_REPLACE) };
+	const char *why = tagging_read(&change, COUNT(lines), q->r.body, '\n');
+	int count;
 
-	if (n < 0) {
-		asking_refuse(q, REFUSED_BAD_TAG, why);
-		return;
+	if (why)
+		return asking_refuse(q, REFUSED_BAD_TAG, why);
+	count = asking_select(q);
+	for (int k = 0; k < count; k++) {
+		why = tagging_check(srv.selected[k], &change);
+		if (why)
+			return asking_refuse(q, REFUSED_BAD_TAG, why);
 	}
-	if (!asking_select(q, &count))
-		return;
-	for (u32 k = 0; k < count; k++) {
-		why = tagging_check(srv.selected[k], lines, n,
-		    request_has(&q->r, OPTION_REPLACE));
-		if (why) {
-			asking_refuse(q, REFUSED_BAD_TAG, why);
-			return;
-		}
-	}
-	for (u32 k = 0; k < count; k++) {
-		bool had[SETTINGS_RETAINED];
-
-		if (!sock_is_used(&srv.sockets, srv.selected[k]))
-			continue;
-		retained_mark(srv.selected[k], had, false);
-		tagging_apply(srv.selected[k], lines, n,
-		    request_has(&q->r, OPTION_REPLACE));
-		retained_offer(srv.selected[k], had);
-	}
-	asking_ok(q, count);
-	asking_end(q);
+	for (int k = 0; k < count; k++)
+		if (sock_is_used(&srv.sockets, srv.selected[k]))
+			tagging_apply(srv.selected[k], &change);
+	return count;
 }
 
 /* Events for this sender from now on.  Its address is its name: asking again
  * changes the target. */
-static void
+static int
 asking_watch(struct asking *q)
 {
 	struct watcher *w = NULL;
 
-	if (q->from_n == 0) {
-		asking_refuse(q, REFUSED_BAD_REQUEST, "a watcher needs an "
-		    "address that events can be sent to");
-		return;
-	}
+	if (q->from_n == 0)
+		return asking_refuse(q, REFUSED_BAD_REQUEST, "a watcher needs "
+		    "an address that events can be sent to");
 	for (u32 i = 0; i < WSP_WATCHERS; i++) {
 		struct watcher *each = &watchers[i];
 
@@ -12196,19 +12148,16 @@ asking_watch(struct asking *q)
 		if (each->to_n == 0 && !w)
 			w = each;
 	}
-	if (!w) {
-		asking_refuse(q, REFUSED_NO_ROOM,
+	if (!w)
+		return asking_refuse(q, REFUSED_NO_ROOM,
 		    "there are as many watchers as there may be");
-		return;
-	}
 	*w = (struct watcher){ .to = *q->from, .to_n = q->from_n,
 		.target_n = (u16)q->r.target.n };
 	memcpy(w->target, q->r.target.p, q->r.target.n);
-	asking_ok(q, tags_select(&srv.tags, &q->target, srv.selected));
-	asking_end(q);
+	return (int)tags_select(&srv.tags, &q->target, srv.selected);
 }
 
-static void
+static int
 asking_stats(struct asking *q)
 {
 	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
@@ -12220,13 +12169,14 @@ asking_stats(struct asking *q)
 	asking_ok(q, lines);
 	asking_end(q);
 	out_bytes(&q->reply, o.p, o.n);
+	return ANSWERED;
 }
 
-static void
+static int
 asking_ping(struct asking *q)
 {
-	asking_ok(q, 0);
-	asking_end(q);
+	(void)q;
+	return 0;
 }
 
 /*
@@ -12246,61 +12196,38 @@ asking_judged(struct asking *q)
 	return c;
 }
 
-/* Reads the tags behind `allow N`; the last of a name counts. */
-static bool
-asking_allow_tags(struct asking *q)
-{
-	struct verdict *v = &verdict_now;
-	struct str rest = q->r.target, word;
-	struct tag_line line;
-	u32 k;
-
-	v->tags = 0;
-	while (token_next(&rest, &word)) {
-		if (tag_parse(&line, word) < 0 || line.remove) {
-			asking_refuse(q, REFUSED_BAD_TAG, line.why ? line.why :
-			    "allow only sets tags");
-			return false;
-		}
-		for (k = 0; k < v->tags && !str_eq(v->tag[k].name, line.name);)
-			k++;
-		if (k == WSP_MAX_TAGS) {
-			asking_refuse(q, REFUSED_BAD_TAG, "more than 16 tags");
-			return false;
-		}
-		v->tag[k] = line;
-		v->tags += k == v->tags;
-	}
-	return true;
-}
-
-static void
+static int
 asking_allow(struct asking *q)
 {
+	struct verdict *v = &verdict_now;
+	struct tag_change tags = { .line = v->tag };
+	const char *why = tagging_read(&tags, WSP_MAX_TAGS, q->r.target, ' ');
 	struct conn *c;
 
-	if (!asking_allow_tags(q))
-		return;
+	v->tags = tags.n;
+	for (u32 k = 0; k < v->tags; k++)
+		if (v->tag[k].remove)
+			why = "allow only sets tags";
+	if (why)
+		return asking_refuse(q, REFUSED_BAD_TAG, why);
 	c = asking_judged(q);
 	if (!c)
-		return;
+		return ANSWERED;
 	verdict_now.of = c;
 	conn_go_on(c);
 	verdict_now.of = NULL;
-	asking_ok(q, 1);
-	asking_end(q);
+	return 1;
 }
 
-static void
+static int
 asking_deny(struct asking *q)
 {
 	struct conn *c = asking_judged(q);
 
 	if (!c)
-		return;
+		return ANSWERED;
 	conn_refuse(c, q->r.code, NULL, "the service does not let you in");
-	asking_ok(q, 1);
-	asking_end(q);
+	return 1;
 }
 
 /* A target that names a service which is not configured is an error: a typo
@@ -12318,42 +12245,13 @@ asking_knows_services(struct asking *q)
 	return true;
 }
 
-static void
-asking_do(struct asking *q)
-{
-	switch (q->r.verb) {
-	case VERB_SEND:
-		asking_send(q);
-		break;
-	case VERB_LIST:
-		asking_list(q);
-		break;
-	case VERB_CLOSE:
-		asking_close(q);
-		break;
-	case VERB_ABORT:
-		asking_abort(q);
-		break;
-	case VERB_STATS:
-		asking_stats(q);
-		break;
-	case VERB_PING:
-		asking_ping(q);
-		break;
-	case VERB_TAG:
-		asking_tag(q);
-		break;
-	case VERB_WATCH:
-		asking_watch(q);
-		break;
-	case VERB_ALLOW:
-		asking_allow(q);
-		break;
-	case VERB_DENY:
-		asking_deny(q);
-		break;
-	}
-}
+static int (*const asking_verb[])(struct asking *q) = {
+	[VERB_SEND] = asking_send, [VERB_LIST] = asking_list,
+	[VERB_TAG] = asking_tag, [VERB_CLOSE] = asking_close,
+	[VERB_ABORT] = asking_abort, [VERB_STATS] = asking_stats,
+	[VERB_WATCH] = asking_watch, [VERB_PING] = asking_ping,
+	[VERB_ALLOW] = asking_allow, [VERB_DENY] = asking_deny,
+};
 
 /* One datagram, of which n bytes of full_n were received: does what it asks
  * and leaves the answer in q->reply. */
@@ -12363,6 +12261,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 {
 	const char *why = NULL;
 	enum refusal bad = request_parse(&q->r, p, n, full_n, allowed);
+	int count;
 
 	if (bad == REFUSED_NOT && q->r.target.n > 0 &&
 	    q->r.verb != VERB_ALLOW) {
@@ -12381,10 +12280,12 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 	}
 	if (bad == REFUSED_NOT)
 		bad = request_body(&q->r, settings.max_message);
-	if (bad == REFUSED_NOT)
-		asking_do(q);
-	else
-		asking_refuse(q, bad, why ? why : q->r.why);
+	count = bad == REFUSED_NOT ? asking_verb[q->r.verb](q) :
+	    asking_refuse(q, bad, why ? why : q->r.why);
+	if (count == ANSWERED)
+		return;
+	asking_ok(q, (u32)count);
+	asking_end(q);
 }
 
 /* ----- 40. Handlers ------------------------------------------------------
