@@ -6030,6 +6030,23 @@ sys_make_directories(const char *path)
 	return 0;
 }
 
+/* A descriptor that says which of the signals for us has come, those of
+ * children among them or not; none of them interrupts us any more. */
+static int
+sys_signals(bool children)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	if (children)
+		sigaddset(&set, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	return signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+}
+
 SMALL_CODE
 
 /* ----- 20. Log and print -------------------------------------------------
@@ -12758,57 +12775,61 @@ helper_exec(u32 service, const int ends[PIPES])
 	_exit(say(127, "%s: %s", word[0], strerror(errno)));
 }
 
-/* Passes our ends of a new child's pipes to the server. */
-static void
-helper_pass(int to, u32 service, const int ours[PIPES])
-{
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(sizeof(int) * PIPES)];
-	} control = { .room = { 0 } };
-	struct iovec iov = { &service, sizeof service };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = &control, .msg_controllen = sizeof control };
-	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+/* What the helper sends of a new child: its service, and beside it our ends
+ * of its pipes. */
+struct helper_message {
+	struct msghdr m;
+	struct iovec iov;
+	u32 service;
+	_Alignas(struct cmsghdr) char beside[CMSG_SPACE(sizeof(int) * PIPES)];
+};
 
-	c->cmsg_level = SOL_SOCKET;
-	c->cmsg_type = SCM_RIGHTS;
-	c->cmsg_len = CMSG_LEN(sizeof(int) * PIPES);
-	memcpy(CMSG_DATA(c), ours, sizeof(int) * PIPES);
-	(void)!sendmsg(to, &m, MSG_NOSIGNAL);
+/* Makes it ready to be sent or received; returns what is beside. */
+static struct cmsghdr *
+helper_message(struct helper_message *h)
+{
+	h->iov = (struct iovec){ &h->service, sizeof h->service };
+	h->m = (struct msghdr){ .msg_iov = &h->iov, .msg_iovlen = 1,
+		.msg_control = h->beside, .msg_controllen = sizeof h->beside };
+	return CMSG_FIRSTHDR(&h->m);
 }
 
 /* Starts a service's child, or leaves it for the next try. */
 static void
 helper_start(int to, u32 service, struct helper_child *child)
 {
-	int pair[PIPES][2], theirs[PIPES], ours[PIPES], made = 0;
+	struct helper_message h = { .service = service };
+	struct cmsghdr *beside = helper_message(&h);
+	int ours[PIPES], theirs[PIPES], pair[2], made = 0;
 
-	while (made < PIPES && pipe2(pair[made], O_CLOEXEC) == 0)
-		made++;
-	for (int i = 0; i < made; i++) {
-		theirs[i] = pair[i][i != PIPE_IN];
-		ours[i] = pair[i][i == PIPE_IN];
-		fcntl(ours[i], F_SETFL, fcntl(ours[i], F_GETFL) | O_NONBLOCK);
+	for (; made < PIPES && pipe2(pair, O_CLOEXEC) == 0; made++) {
+		theirs[made] = pair[made != PIPE_IN];
+		ours[made] = pair[made == PIPE_IN];
+		fcntl(ours[made], F_SETFL, O_NONBLOCK);
 	}
+	child->pid = -1;
 	if (made == PIPES) {
 		fcntl(ours[PIPE_IN], F_SETPIPE_SZ, HANDLER_PIPE);
 		child->pid = fork();
 	}
-	if (child->pid == 0 && made == PIPES)
+	if (child->pid == 0)
 		helper_exec(service, theirs);
 	if (child->pid > 0) {
 		setpgid(child->pid, child->pid); /* it may not run yet */
-		helper_pass(to, service, ours);
+		beside->cmsg_len = CMSG_LEN(sizeof ours);
+		beside->cmsg_level = SOL_SOCKET;
+		beside->cmsg_type = SCM_RIGHTS;
+		memcpy(CMSG_DATA(beside), ours, sizeof ours);
+		(void)!sendmsg(to, &h.m, MSG_NOSIGNAL);
 	} else {
 		log_event(LOG_LEVEL_ERROR, "child", "service=%.*s why=\"%s\"",
 		    STR_ARGS(settings.service[service].name), strerror(errno));
 		child->pid = 0;
 		child->start_at += 60000;
 	}
-	for (int i = 0; i < made; i++) {
-		close(pair[i][0]);
-		close(pair[i][1]);
+	while (made-- > 0) {
+		close(ours[made]);
+		close(theirs[made]);
 	}
 }
 
@@ -12869,6 +12890,14 @@ helper_start_due(int to, struct helper_child *child)
 	return next == INT64_MAX ? -1 : (int)(next - now);
 }
 
+static void
+helper_kill(const struct helper_child *child, int number)
+{
+	for (u32 i = 0; i < settings.services; i++)
+		if (child[i].pid > 0)
+			kill(-child[i].pid, number);
+}
+
 /* SIGTERM to every child and what it has started; a second later, death. */
 static void
 helper_end(struct helper_child *child, int signals)
@@ -12877,18 +12906,14 @@ helper_end(struct helper_child *child, int signals)
 	struct signalfd_siginfo info;
 	int64_t until = sys_clock_ms(CLOCK_MONOTONIC) + 1000, left = 1000;
 
-	for (u32 i = 0; i < settings.services; i++)
-		if (child[i].pid > 0)
-			kill(-child[i].pid, SIGTERM);
+	helper_kill(child, SIGTERM);
 	while (helper_reap(child, true) > 0 && left > 0) {
 		poll(&p, 1, (int)left);
 		if (p.revents)
 			(void)!read(signals, &info, sizeof info);
 		left = until - sys_clock_ms(CLOCK_MONOTONIC);
 	}
-	for (u32 i = 0; i < settings.services; i++)
-		if (child[i].pid > 0)
-			kill(-child[i].pid, SIGKILL);
+	helper_kill(child, SIGKILL);
 	_exit(0);
 }
 
@@ -12897,19 +12922,11 @@ helper_run(int server)
 {
 	static struct helper_child child[SETTINGS_SERVICES];
 	struct signalfd_siginfo info;
-	struct pollfd p[2] = { { .fd = server, .events = POLLIN } };
+	struct pollfd p[2] = { { .fd = server, .events = POLLIN },
+		{ .fd = sys_signals(true), .events = POLLIN } };
 	bool stopping = false;
-	sigset_t set;
 	char go;
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGCHLD);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	p[1] = (struct pollfd){ .events = POLLIN,
-		.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK) };
 	if (read(server, &go, 1) != 1)
 		_exit(0);
 	for (;;) {
@@ -12932,18 +12949,10 @@ helper_run(int server)
 static void
 helper_take_pipes(void)
 {
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(sizeof(int) * PIPES)];
-	} control;
-	u32 service = 0;
-	struct iovec iov = { &service, sizeof service };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = &control, .msg_controllen = sizeof control };
-	ssize_t n = recvmsg(helper_fd, &m, MSG_DONTWAIT |
-	    MSG_CMSG_CLOEXEC);
-	struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&m) : NULL;
-	struct handler_row *h;
+	struct helper_message h = { .service = 0 };
+	struct cmsghdr *beside = helper_message(&h);
+	ssize_t n = recvmsg(helper_fd, &h.m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct handler_row *row = &handlers[h.service];
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
@@ -12955,16 +12964,15 @@ helper_take_pipes(void)
 		helper_fd = -1;
 		return;
 	}
-	if (!c || c->cmsg_len != CMSG_LEN(sizeof(int) * PIPES))
+	if (beside->cmsg_len != CMSG_LEN(sizeof row->pipe))
 		return;
-	h = &handlers[service];
-	for (int i = 0; i < PIPES; i++)
-		handler_close_pipe(h, (enum pipe_end)i);
-	memcpy(h->pipe, CMSG_DATA(c), sizeof h->pipe);
-	for (int i = 0; i < PIPES; i++)
-		sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, h->pipe[i],
+	for (u32 i = 0; i < PIPES; i++)
+		handler_close_pipe(row, (enum pipe_end)i);
+	memcpy(row->pipe, CMSG_DATA(beside), sizeof row->pipe);
+	for (u32 i = 0; i < PIPES; i++)
+		sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, row->pipe[i],
 		    i == PIPE_IN ? 0 : EPOLLIN,
-		    LOOP_HANDLER + service * PIPES + (u32)i);
+		    LOOP_HANDLER + h.service * PIPES + i);
 }
 
 /* The server is about to be ready: children may come.  Their pipes are there
@@ -14859,15 +14867,8 @@ serve_raise_limits(void)
 static int
 serve_watch_signals(void)
 {
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	srv.signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	srv.signals = sys_signals(false);
 	srv.epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (srv.signals < 0 || srv.epoll < 0)
 		return serve_failed("cannot watch", "signals");
