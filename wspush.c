@@ -12341,7 +12341,7 @@ static struct handler_row {
 static char *handler_lines; /* in the arena, two for each child */
 
 /* What epoll carries for a service's pipe. */
-#define LOOP_HANDLER (UINT64_MAX - 128) /* + its number */
+#define LOOP_HANDLER (UINT32_MAX - 128) /* + its number */
 
 _Static_assert(SETTINGS_SERVICES * PIPES < 120, "they end below the others");
 
@@ -12713,7 +12713,7 @@ handler_open(void)
  */
 static int helper_fd = -1; /* the server's end */
 
-#define LOOP_HELPER (UINT64_MAX - 3) /* what epoll carries for it */
+#define LOOP_HELPER (UINT32_MAX - 3) /* what epoll carries for it */
 
 struct helper_child {
 	pid_t pid;           /* 0: none */
@@ -13507,10 +13507,11 @@ FAST_CODE
 #define LOOP_FULL_MS    250 /* until we look again whether somebody has been
                              * in the way of newcomers for too long */
 
-/* What epoll carries for descriptors that are no connections. */
-#define LOOP_PUSH     (UINT64_MAX - 1)
-#define LOOP_SIGNAL   (UINT64_MAX - 2)
-#define LOOP_LISTENER (UINT64_MAX - 256) /* + its number */
+/* What epoll carries for descriptors that are no connections, where those
+ * have a slot. */
+#define LOOP_PUSH     (UINT32_MAX - 1)
+#define LOOP_SIGNAL   (UINT32_MAX - 2)
+#define LOOP_LISTENER (UINT32_MAX - 256) /* + its number */
 
 static void
 loop_listen(bool on)
@@ -13525,6 +13526,14 @@ loop_listen(bool on)
 			    LOOP_LISTENER + i);
 }
 
+/* Nobody is taken for a while. */
+static void
+loop_rest(int64_t ms)
+{
+	loop_listen(false);
+	srv.listen_again = srv.now + ms;
+}
+
 /* Takes newcomers.  Without a row for one more the listener rests, and the
  * kernel's backlog is the queue. */
 static void
@@ -13536,10 +13545,8 @@ loop_accept(const struct listener *l)
 		int fd;
 
 		if (srv.live == srv.conns) {
-			if (conn_make_way())
-				return;
-			loop_listen(false);
-			srv.listen_again = srv.now + LOOP_FULL_MS;
+			if (!conn_make_way())
+				loop_rest(LOOP_FULL_MS);
 			return;
 		}
 		fd = sys_accept(l->fd, &from, &from_n);
@@ -13547,8 +13554,7 @@ loop_accept(const struct listener *l)
 		    fd == -ENOBUFS) {
 			log_event(LOG_LEVEL_ERROR, "accept", "why=\"%s\" "
 			    "retry=1s", strerror(-fd));
-			loop_listen(false);
-			srv.listen_again = srv.now + 1000;
+			loop_rest(1000);
 			return;
 		}
 		if (fd == -EAGAIN)
@@ -13558,32 +13564,36 @@ loop_accept(const struct listener *l)
 	}
 }
 
+static int64_t
+loop_sooner(int64_t a, int64_t b)
+{
+	return a < b ? a : b;
+}
+
 /* How long the kernel may keep us. */
 static int
 loop_timeout(void)
 {
-	int64_t next = srv.now + 60000;
+	int most = log_to.floods > 0 ? 1000 : 60000;
+	int64_t next;
 
 	if (srv.dirties > 0 || srv.urgents > 0)
 		return 0;
-	next = deadline_next(&srv.deadlines, next);
+	for (u32 i = 1; i <= WSP_BUFFERS; i++)
+		if (buffers[i].taken)
+			most = 1000;
+	if (srv.first_waiting != NONE)
+		most = LOOP_FULL_MS;
+	next = deadline_next(&srv.deadlines, srv.now + most);
 	next = deadline_next(&srv.away, next);
 	next = push_next_waiter(next);
-	if (srv.queues.store.mortal > 0 && next > srv.expire_at)
-		next = srv.expire_at;
-	if (srv.token_end * INT64_C(1000) < next)
-		next = srv.token_end * INT64_C(1000);
-	if (srv.listen_again != 0 && srv.listen_again < next)
-		next = srv.listen_again;
-	for (u32 i = 1; i <= WSP_BUFFERS; i++)
-		if (buffers[i].taken && next > srv.now + 1000)
-			next = srv.now + 1000;
-	if (srv.first_waiting != NONE && next > srv.now + LOOP_FULL_MS)
-		next = srv.now + LOOP_FULL_MS;
-	if (srv.stop_at != 0 && srv.stop_at < next)
-		next = srv.stop_at;
-	if (log_to.floods > 0 && next > srv.now + 1000)
-		next = srv.now + 1000;
+	next = loop_sooner(next, srv.token_end * INT64_C(1000));
+	if (srv.queues.store.mortal > 0)
+		next = loop_sooner(next, srv.expire_at);
+	if (srv.listen_again != 0)
+		next = loop_sooner(next, srv.listen_again);
+	if (srv.stop_at != 0)
+		next = loop_sooner(next, srv.stop_at);
 	return next <= srv.now ? 0 : (int)(next - srv.now);
 }
 
@@ -13601,20 +13611,20 @@ loop_signals(void)
 static void
 loop_event(const struct epoll_event *ev)
 {
-	u64 id = ev->data.u64;
+	u32 what = (u32)ev->data.u64;
 
-	if (id == LOOP_PUSH)
+	if (what == LOOP_PUSH)
 		return;
-	if (id == LOOP_SIGNAL)
+	if (what == LOOP_SIGNAL)
 		loop_signals();
-	else if (id == LOOP_HELPER)
+	else if (what == LOOP_HELPER)
 		helper_take_pipes();
-	else if (id >= LOOP_HANDLER)
-		handler_ready((u32)(id - LOOP_HANDLER), ev->events);
-	else if (id >= LOOP_LISTENER)
-		loop_accept(&settings.listen[id - LOOP_LISTENER]);
+	else if (what >= LOOP_HANDLER)
+		handler_ready(what - LOOP_HANDLER, ev->events);
+	else if (what >= LOOP_LISTENER)
+		loop_accept(&settings.listen[what - LOOP_LISTENER]);
 	else
-		conn_event(id, ev->events);
+		conn_event(ev->data.u64, ev->events);
 }
 
 /* Everybody who is owed something now, in slices.  Who comes on the list
@@ -13648,7 +13658,7 @@ loop_turn(void)
 	srv.now = sys_clock_ms(CLOCK_MONOTONIC);
 	srv.handshakes_left = LOOP_HANDSHAKES;
 	for (int i = 0; i < n; i++)
-		pushed |= ev[i].data.u64 == LOOP_PUSH;
+		pushed |= (u32)ev[i].data.u64 == LOOP_PUSH;
 	if (pushed)
 		taken = push_drain(PUSH_BUDGET);
 	for (int i = 0; i < n; i++)
