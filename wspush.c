@@ -11987,44 +11987,38 @@ asking_send(struct asking *q)
  * which leaves one answer.  At the end the door for all of them.
  */
 
-/* Writes a text as JSON or as it is. */
-typedef void (*list_text)(struct out *o, struct str s);
-
-static void
-list_tag(struct out *o, list_text put, struct str name, struct str value)
-{
-	put(o, name);
-	out_char(o, ':');
-	put(o, value);
-}
-
 static void
 list_row(struct out *o, u32 sock, bool json)
 {
 	const struct sock *s = &srv.sockets.row[sock];
 	const struct queue *queue = &srv.queues.queue[sock];
+	void (*put)(struct out *, struct str) = json ? json_string : out_str;
+	struct str tag = STR("service"), value;
 	bool away = s->conn == NONE;
 	const char *quote = json && !away ? "\"" : "";
 	const char *peer = !away ? conn_peer(&srv.conn[s->conn]) :
 	    json ? "null" : "-";
-	list_text put = json ? json_string : out_str;
 	char name[WSP_MAX_SOCKET_ID];
 	struct out id = out_to(name, sizeof name);
 
 	sock_name(&id, &srv.sockets, sock);
-	if (json)
-		out_text(o, "{\"socketId\":");
+	value = sock_service(&srv.sockets, sock);
+	out_text(o, json ? "{\"socketId\":" : "");
 	put(o, (struct str){ name, id.n });
 	out_print(o, json ? ",\"state\":\"%s\",\"messages\":%u,\"bytes\":%u,"
 	    "\"age\":%u,\"peer\":%s%s%s,\"drops\":%u,\"tags\":{" :
 	    "\t%s\t%u\t%u\t%u\t%s%s%s\t%u\t", away ? "away" : "open",
 	    queue->count, queue->bytes, service_age(sock), quote, peer, quote,
 	    srv.queues.drops[sock]);
-	list_tag(o, put, STR("service"), sock_service(&srv.sockets, sock));
-	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
+	for (u32 i = s->tags;; i = srv.tags.row[i].next) {
+		put(o, tag);
+		out_char(o, ':');
+		put(o, value);
+		if (i == NONE)
+			break;
 		out_char(o, ',');
-		list_tag(o, put, tag_name(&srv.tags, i),
-		    tag_value(&srv.tags, i));
+		tag = tag_name(&srv.tags, i);
+		value = tag_value(&srv.tags, i);
 	}
 	out_text(o, json ? "}}" : "\n");
 }
