@@ -12322,6 +12322,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 enum pipe_end { PIPE_IN, PIPE_OUT, PIPE_ERR, PIPES };
 
 static struct handler_row {
+	u32 service;            /* its number */
 	int fd;                 /* of unix:, the socket its events leave by */
 	int pipe[PIPES];        /* of exec:, -1 when it has none */
 	struct out part[PIPES]; /* of each: a line that is half through it; a
@@ -12358,10 +12359,9 @@ handler_children(void)
 /* A flood is a few lines and a count, for each service: one that chatters
  * hides nobody else's lines. */
 static void
-handler_log(u32 service, const char *event, struct str text)
+handler_log(struct handler_row *h, const char *event, struct str text)
 {
-	struct handler_row *h = &handlers[service];
-	struct str name = settings.service[service].name;
+	struct str name = settings.service[h->service].name;
 	struct log_room room;
 
 	if (srv.now >= h->says_until) {
@@ -12414,9 +12414,8 @@ handler_close_pipe(struct handler_row *h, enum pipe_end which)
 
 /* Writes a line, or the rest of one that has waited.  False: none of it. */
 static bool
-handler_flush(u32 service, bool waited)
+handler_flush(struct handler_row *h, bool waited)
 {
-	struct handler_row *h = &handlers[service];
 	struct out *line = &h->part[PIPE_IN];
 	ssize_t r = sys_write(h->pipe[PIPE_IN], line->p, line->n);
 
@@ -12433,16 +12432,15 @@ handler_flush(u32 service, bool waited)
 	if (waited != (line->n > 0))
 		sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD, h->pipe[PIPE_IN],
 		    line->n > 0 ? EPOLLOUT : 0,
-		    LOOP_HANDLER + service * PIPES + PIPE_IN);
+		    LOOP_HANDLER + h->service * PIPES + PIPE_IN);
 	return r > 0;
 }
 
 /* `head`, and the body as a JSON string. */
 static bool
-handler_line(u32 service, const struct out *head, const struct str *body,
-    bool binary)
+handler_line(struct handler_row *h, const struct out *head,
+    const struct str *body, bool binary)
 {
-	struct handler_row *h = &handlers[service];
 	struct out *o = &h->part[PIPE_IN];
 
 	if (h->pipe[PIPE_IN] < 0 || o->n > 0)
@@ -12462,7 +12460,7 @@ handler_line(u32 service, const struct out *head, const struct str *body,
 	}
 	out_char(o, '\n');
 	if (!o->full)
-		return handler_flush(service, false);
+		return handler_flush(h, false);
 	o->full = false;
 	o->n = 0;
 	return false;
@@ -12474,12 +12472,13 @@ static bool
 handler_event(u32 service, struct out *head, const struct str *body,
     bool binary)
 {
+	struct handler_row *h = &handlers[service];
 	bool taken = true;
 
 	if (settings.service[service].handler == HANDLER_EXEC)
-		taken = handler_line(service, head, body, binary);
+		taken = handler_line(h, head, body, binary);
 	else if (settings.service[service].handler == HANDLER_UNIX)
-		taken = handler_datagram(&handlers[service], head, body);
+		taken = handler_datagram(h, head, body);
 	srv.queues.total.handler_dropped += !taken;
 	return taken;
 }
@@ -12572,7 +12571,7 @@ handler_unfold(struct request *r, char *p, size_t *n)
 
 /* One line of a child: a request that gets no reply. */
 static void
-handler_request(u32 service, char *p, size_t n)
+handler_request(struct handler_row *h, char *p, size_t n)
 {
 	struct str line = text_trim((struct str){ p, n });
 	struct asking *q = asking_begin(NULL, 0);
@@ -12591,28 +12590,27 @@ handler_request(u32 service, char *p, size_t n)
 	else
 		service_ask(q, (const u8 *)p, line.n, line.n, true);
 	if (q->r.refusal != REFUSED_NOT)
-		handler_log(service, "refused", (struct str){ q->reply.p,
+		handler_log(h, "refused", (struct str){ q->reply.p,
 		    min_size(q->reply.n, 120) });
 }
 
 /* One line of a child, on standard output or standard error. */
 static void
-handler_take(u32 service, enum pipe_end which, char *p, size_t n)
+handler_take(struct handler_row *h, enum pipe_end which, char *p, size_t n)
 {
-	bool *skip = &handlers[service].part[which].full;
+	bool *skip = &h->part[which].full;
 
 	if (which == PIPE_ERR && n > 0)
-		handler_log(service, "child", (struct str){ p, n });
+		handler_log(h, "child", (struct str){ p, n });
 	if (which == PIPE_OUT && !*skip)
-		handler_request(service, p, n);
+		handler_request(h, p, n);
 	*skip = false;
 }
 
 /* Takes what a child writes, cuts it into lines. */
 static void
-handler_read(u32 service, enum pipe_end which)
+handler_read(struct handler_row *h, enum pipe_end which)
 {
-	struct handler_row *h = &handlers[service];
 	struct out *part = &h->part[which];
 	char *p = part->p, *end = p + part->n, *line_end;
 	ssize_t r = read(h->pipe[which], end, part->cap - part->n);
@@ -12623,17 +12621,17 @@ handler_read(u32 service, enum pipe_end which)
 		end += r;
 	for (; (line_end = memchr(p, '\n', (size_t)(end - p)));
 	    p = line_end + 1)
-		handler_take(service, which, p, (size_t)(line_end - p));
+		handler_take(h, which, p, (size_t)(line_end - p));
 	part->n = (size_t)(end - p);
 	memmove(part->p, p, part->n);
 	if (which == PIPE_ERR && (r <= 0 || part->n == part->cap)) {
 		/* A piece of a long line is a line. */
-		handler_take(service, which, part->p, part->n);
+		handler_take(h, which, part->p, part->n);
 		part->n = 0;
 	}
 	if (part->n == part->cap) {
 		if (!part->full)
-			handler_log(service, "refused",
+			handler_log(h, "refused",
 			    STR("a line over 64 KiB was dropped"));
 		part->full = true;
 		part->n = 0;
@@ -12646,18 +12644,17 @@ handler_read(u32 service, enum pipe_end which)
 static void
 handler_ready(u32 number, u32 events)
 {
-	u32 service = number / PIPES;
+	struct handler_row *h = &handlers[number / PIPES];
 	enum pipe_end which = (enum pipe_end)(number % PIPES);
-	struct handler_row *h = &handlers[service];
 
 	if (h->pipe[which] < 0)
 		return;
 	if (which != PIPE_IN)
-		handler_read(service, which);
+		handler_read(h, which);
 	else if (events & EPOLLERR)
 		handler_close_pipe(h, PIPE_IN);
 	else
-		(void)handler_flush(service, true);
+		(void)handler_flush(h, true);
 }
 
 /* Rows, and a socket for every unix: service, for what waits unread at one
@@ -12671,6 +12668,7 @@ handler_open(void)
 		struct handler_row *h = &handlers[i];
 		struct str path = settings.service[i].program;
 
+		h->service = i;
 		if (handler_is_exec(i)) {
 			memset(h->pipe, -1, sizeof h->pipe);
 			h->part[PIPE_IN] = out_to(line, HANDLER_LINE);
