@@ -11905,14 +11905,17 @@ asking_retain(struct asking *q, struct sending *s, struct out *text)
 	return false;
 }
 
-/* The new value is taken: it is kept, and the one before it is not. */
+/* The new value is taken: it is kept, and the one before it is not, whose row
+ * is where asking_retain() found it: nothing else removes values before the
+ * clock is read again. */
 static void
-asking_take_value(struct asking *q, const struct sending *s, struct str target)
+asking_take_value(const struct sending *s, const struct out *target)
 {
 	if (s->last_value != NONE)
 		retained_remove(s->last_value);
-	if (q->r.body.n > 0)
-		retained_keep(target, s->message);
+	if (s->r->body.n > 0)
+		retained_keep((struct str){ target->p, target->n },
+		    s->message);
 }
 
 static int
@@ -11937,7 +11940,7 @@ asking_send(struct asking *q)
 		    "longer than --max-message once it is a JSON string");
 	if (request_has(&q->r, OPTION_RETAIN) && q->r.body.n == 0) {
 		(void)asking_retain(q, &s, &target);
-		asking_take_value(q, &s, (struct str){ text, target.n });
+		asking_take_value(&s, &target);
 		return asking_counts(q, &s);
 	}
 	selected = asking_select(q);
@@ -11976,7 +11979,7 @@ asking_send(struct asking *q)
 		return asking_queue_full(q);
 	}
 	if (request_has(&q->r, OPTION_RETAIN))
-		asking_take_value(q, &s, (struct str){ text, target.n });
+		asking_take_value(&s, &target);
 	srv.queues.total.messages_taken++;
 	return asking_counts(q, &s);
 }
