@@ -11501,11 +11501,11 @@ service_answer(struct conn *c, u8 opcode, const void *p, size_t n)
 #define COMMAND_TOKENS 1024
 
 struct command_text {
-	struct json_token token[COMMAND_TOKENS];
-	char decoded[WSP_MAX_TAGS + 1][TAG_TEXT];
-	struct tag_line tag[WSP_MAX_TAGS];
-	struct tag_change change;
 	struct out answer;
+	struct tag_change change;
+	struct tag_line tag[WSP_MAX_TAGS];
+	char decoded[WSP_MAX_TAGS + 1][TAG_TEXT];
+	struct json_token token[COMMAND_TOKENS];
 };
 
 _Static_assert(WSP_MAX_LIST >= 8192 && WSP_MAX_LIST + FRAME_HEAD_MAX +
@@ -11728,10 +11728,10 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 
 /* A request at work: where its answer goes. */
 struct asking {
-	struct request r;
 	struct out reply;
 	const struct sockaddr_un *from;
 	socklen_t from_n;    /* 0: the sender has no address */
+	struct request r;
 	struct target target;
 };
 
@@ -12165,8 +12165,10 @@ asking_watch(struct asking *q)
 	if (!w)
 		return asking_refuse(q, REFUSED_NO_ROOM,
 		    "there are as many watchers as there may be");
-	*w = (struct watcher){ .to = *q->from, .to_n = q->from_n,
-		.target_n = (u16)q->r.target.n };
+	w->to = *q->from;
+	w->to_n = q->from_n;
+	w->fails = 0;
+	w->target_n = (u16)q->r.target.n;
 	memcpy(w->target, q->r.target.p, q->r.target.n);
 	return (int)tags_select(&srv.tags, &q->target, srv.selected);
 }
