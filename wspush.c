@@ -12328,14 +12328,14 @@ enum pipe_end { PIPE_IN, PIPE_OUT, PIPE_ERR, PIPES };
 
 static struct handler_row {
 	u32 service;            /* its number */
+	u32 says;               /* lines logged of it in this second, which */
+	int64_t says_until;     /* ends then */
 	int fd;                 /* of unix:, the socket its events leave by */
 	int pipe[PIPES];        /* of exec:, -1 when it has none */
 	struct out part[PIPES]; /* of each: a line that is half through it; a
 	                         * request that is too long has it `full` */
-	int64_t says_until;     /* when the next second begins */
-	u32 says;               /* lines in this one */
-	char said[200];         /* room for a line on standard error */
 	struct sockaddr_un to;  /* of unix: */
+	char said[200];         /* room for a line on standard error */
 } handlers[SETTINGS_SERVICES];
 
 static char *handler_lines; /* in the arena, two for each child */
