@@ -12406,11 +12406,18 @@ handler_datagram(struct handler_row *h, struct out *head,
 }
 
 static void
+handler_watch(struct handler_row *h, enum pipe_end which, int op, u32 events)
+{
+	sys_epoll_ctl(srv.epoll, op, h->pipe[which], events,
+	    LOOP_HANDLER + h->service * PIPES + which);
+}
+
+static void
 handler_close_pipe(struct handler_row *h, enum pipe_end which)
 {
 	if (h->pipe[which] < 0)
 		return;
-	sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, h->pipe[which], 0, 0);
+	handler_watch(h, which, EPOLL_CTL_DEL, 0);
 	sys_close(h->pipe[which]);
 	h->pipe[which] = -1;
 	h->part[which].n = 0;
@@ -12435,9 +12442,8 @@ handler_flush(struct handler_row *h, bool waited)
 		line->n = 0;
 	}
 	if (waited != (line->n > 0))
-		sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD, h->pipe[PIPE_IN],
-		    line->n > 0 ? EPOLLOUT : 0,
-		    LOOP_HANDLER + h->service * PIPES + PIPE_IN);
+		handler_watch(h, PIPE_IN, EPOLL_CTL_MOD,
+		    line->n > 0 ? EPOLLOUT : 0);
 	return r > 0;
 }
 
@@ -12956,7 +12962,6 @@ helper_take_pipes(void)
 	if (n <= 0) {
 		log_event(LOG_LEVEL_ERROR, "child", "why=\"the helper that "
 		    "starts children is gone\"");
-		sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, helper_fd, 0, 0);
 		sys_close(helper_fd);
 		helper_fd = -1;
 		return;
@@ -12967,9 +12972,8 @@ helper_take_pipes(void)
 		handler_close_pipe(row, (enum pipe_end)i);
 	memcpy(row->pipe, CMSG_DATA(beside), sizeof row->pipe);
 	for (u32 i = 0; i < PIPES; i++)
-		sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, row->pipe[i],
-		    i == PIPE_IN ? 0 : EPOLLIN,
-		    LOOP_HANDLER + h.service * PIPES + i);
+		handler_watch(row, (enum pipe_end)i, EPOLL_CTL_ADD,
+		    i == PIPE_IN ? 0 : EPOLLIN);
 }
 
 /* The server is about to be ready: children may come.  Their pipes are there
