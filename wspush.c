@@ -9957,7 +9957,7 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 
 /* The calls down from here into Handlers, which tells the services' programs:
  * Handlers itself does what those programs ask, and so is below Verbs. */
-static void handler_tell(u32 sock, const char *word, u16 code);
+static void handler_tell(const char *word, u32 sock, u32 code);
 static void handler_message(u32 sock, u8 opcode, struct str body);
 static bool handler_auth(u32 service, u64 ticket, struct str id,
     bool stateful, struct str body);
@@ -9994,9 +9994,19 @@ service_target(const char *p, size_t n)
 	return &target;
 }
 
-/* Tells the watchers whose target selects the socket: `word SOCKETID[ n]`; an
- * n of NONE is left out.  Events leave through a socket of their own.  A watcher that is gone, or
- * that makes two sends in a row fail, loses its watch. */
+/* An event: `word SOCKETID[ n]`; an n of NONE is left out. */
+static void
+event_print(struct out *o, const char *word, u32 sock, u32 n)
+{
+	out_print(o, "%s ", word);
+	sock_name(o, &srv.sockets, sock);
+	if (n != NONE)
+		out_print(o, " %u", n);
+}
+
+/* Tells the watchers whose target selects the socket.  Events leave through a
+ * socket of their own.  A watcher that is gone, or that makes two sends in a
+ * row fail, loses its watch. */
 static void
 service_event(const char *word, u32 sock, u32 n)
 {
@@ -10010,12 +10020,8 @@ service_event(const char *word, u32 sock, u32 n)
 		if (w->to_n == 0 || !tags_match(&srv.tags, sock,
 		    service_target(w->target, w->target_n)))
 			continue;
-		if (o.n == 0) {
-			out_print(&o, "%s ", word);
-			sock_name(&o, &srv.sockets, sock);
-			if (n != NONE)
-				out_print(&o, " %u", n);
-		}
+		if (o.n == 0)
+			event_print(&o, word, sock, n);
 		r = sys_sendto(srv.events, text, o.n, &w->to, w->to_n);
 		w->fails = r < 0 ? (u8)(w->fails + 1) : 0;
 		if (r >= 0)
@@ -10061,7 +10067,7 @@ service_ended(struct conn *c, u16 code)
 
 	assert(s->conn == conn_slot(c) && s->conn_gen == c->gen);
 	service_event("close", sock, code);
-	handler_tell(sock, "close", code);
+	handler_tell("close", sock, code);
 	c->sock = NONE;
 	c->done = 0;
 	c->rec_n = c->rec_sent = 0;
@@ -11058,7 +11064,7 @@ service_open(struct conn *c, const struct arrival *a)
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
 	service_event("open", sock, NONE);
-	handler_tell(sock, "open", 0);
+	handler_tell("open", sock, NONE);
 	conn_aside(c, (u8 *)text, o.n);
 	retained_offer(sock, had);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
@@ -12494,24 +12500,14 @@ handler_event(u32 service, struct out *head, const struct str *body,
 	return taken;
 }
 
-/* `WORD SOCKETID`, the way the events of a socket begin. */
-static void
-handler_head(struct out *o, const char *word, u32 sock)
-{
-	out_print(o, "%s ", word);
-	sock_name(o, &srv.sockets, sock);
-}
-
 /* Tells of a socket that opens, or closes with a code. */
 static void
-handler_tell(u32 sock, const char *word, u16 code)
+handler_tell(const char *word, u32 sock, u32 code)
 {
 	char text[HANDLER_HEAD];
 	struct out o = out_to(text, sizeof text);
 
-	handler_head(&o, word, sock);
-	if (code != 0)
-		out_print(&o, " %u", code);
+	event_print(&o, word, sock, code);
 	(void)handler_event(srv.sockets.row[sock].service, &o, NULL, false);
 }
 
@@ -12522,7 +12518,7 @@ handler_message(u32 sock, u8 opcode, struct str body)
 	struct out o = out_to(text, sizeof text);
 	bool binary = opcode == FRAME_BINARY;
 
-	handler_head(&o, "message", sock);
+	event_print(&o, "message", sock, NONE);
 	out_text(&o, binary ? " binary" : " text");
 	(void)handler_event(srv.sockets.row[sock].service, &o, &body, binary);
 }
