@@ -41,8 +41,8 @@
  *
  * A room uses the rooms above it.  A few calls go down instead, each for a
  * reason given where it is declared: service_request(), service_message() and
- * service_ended() in Connections, handler_opened(), handler_closed(),
- * handler_message() and handler_auth() in Services, serve_signal() in Loop.
+ * service_ended() in Connections, handler_tell(), handler_message()
+ * and handler_auth() in Services, serve_signal() in Loop.
  *
  * Define WSP_PURE_ONLY to compile the upper half alone, WSP_FAKE_SYS to
  * supply System calls from a test.
@@ -2798,6 +2798,21 @@ struct tag_line {
 	const char *why; /* one sentence, after -1 */
 };
 
+/* What is wrong with a tag's name or value, or NULL. */
+static const char *
+tag_wrong(const struct tag_line *t)
+{
+	if (!tag_name_valid(t->name))
+		return "a tag's name is 1 to 32 bytes of UTF-8 without white "
+		    "space, control characters, : or a leading -";
+	if (str_is(t->name, "service"))
+		return "nobody may set or remove the tag service";
+	if (!tag_value_valid(t->value))
+		return "a tag's value is 0 to 96 bytes of UTF-8 without white "
+		    "space or control characters";
+	return NULL;
+}
+
 /* Reads `name:value` or `-name`: 1, or -1 for bad-tag. */
 static int
 tag_parse(struct tag_line *t, struct str text)
@@ -2810,40 +2825,40 @@ tag_parse(struct tag_line *t, struct str text)
 		t->value = text;
 		(void)split_next(&t->value, ':', &t->name);
 	}
-	if (t->value.p == NULL)
-		t->why = "a tag is name:value to set and -name to remove";
-	else if (!tag_name_valid(t->name))
-		t->why = "a tag's name is 1 to 32 bytes of UTF-8 without "
-		    "white space, control characters, : or a leading -";
-	else if (str_is(t->name, "service"))
-		t->why = "nobody may set or remove the tag service";
-	else if (!tag_value_valid(t->value))
-		t->why = "a tag's value is 0 to 96 bytes of UTF-8 without "
-		    "white space or control characters";
+	t->why = t->value.p ? tag_wrong(t) :
+	    "a tag is name:value to set and -name to remove";
 	return t->why == NULL ? 1 : -1;
+}
+
+/* Takes the next of the tags between which `at` stands, line feeds in the
+ * body of `tag`: 1, 0 at the end, -1 for bad-tag. */
+static int
+tag_line_next(struct tag_line *t, struct str *rest, char at)
+{
+	struct str line;
+
+	while (split_next(rest, at, &line))
+		if (line.n > 0)
+			return tag_parse(t, line);
+	return 0;
+}
+
+/* Of so many lines the one for a name, or n. */
+static u32
+tag_line_find(const struct tag_line *lines, u32 n, struct str name)
+{
+	u32 k = 0;
+
+	while (k < n && !str_eq(lines[k].name, name))
+		k++;
+	return k;
 }
 
 /* Do these set the tag of this name? */
 static bool
 tag_lines_set(const struct tag_line *line, u32 n, struct str name)
 {
-	for (u32 i = 0; i < n; i++)
-		if (str_eq(line[i].name, name))
-			return true;
-	return false;
-}
-
-/* Takes the next line of a `tag` body from `rest`: 1, 0 at the end, -1 for
- * bad-tag. */
-static int
-tag_line_next(struct tag_line *t, struct str *rest)
-{
-	struct str line;
-
-	while (split_next(rest, '\n', &line))
-		if (line.n > 0)
-			return tag_parse(t, line);
-	return 0;
+	return tag_line_find(line, n, name) < n;
 }
 
 /* Cuts the piece before the next `::` from an id. */
@@ -6013,6 +6028,23 @@ sys_make_directories(const char *path)
 		}
 	}
 	return 0;
+}
+
+/* A descriptor that says which of the signals for us has come, those of
+ * children among them or not; none of them interrupts us any more. */
+static int
+sys_signals(bool children)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	if (children)
+		sigaddset(&set, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	return signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 }
 
 SMALL_CODE
@@ -9928,9 +9960,8 @@ conn_add(int fd, const struct listener *l, const struct sockaddr_storage *from)
 
 /* The calls down from here into Handlers, which tells the services' programs:
  * Handlers itself does what those programs ask, and so is below Verbs. */
-static void handler_opened(u32 sock);
-static void handler_closed(u32 sock, u16 code);
-static void handler_message(u32 sock, u8 opcode, const u8 *p, size_t n);
+static void handler_tell(const char *word, u32 sock, u32 code);
+static void handler_message(u32 sock, u8 opcode, struct str body);
 static bool handler_auth(u32 service, u64 ticket, struct str id,
     bool stateful, struct str body);
 
@@ -9966,9 +9997,19 @@ service_target(const char *p, size_t n)
 	return &target;
 }
 
-/* Tells the watchers whose target selects the socket: `word SOCKETID[ n]`; an
- * n of NONE is left out.  Events leave through a socket of their own.  A watcher that is gone, or
- * that makes two sends in a row fail, loses its watch. */
+/* An event: `word SOCKETID[ n]`; an n of NONE is left out. */
+static void
+event_print(struct out *o, const char *word, u32 sock, u32 n)
+{
+	out_print(o, "%s ", word);
+	sock_name(o, &srv.sockets, sock);
+	if (n != NONE)
+		out_print(o, " %u", n);
+}
+
+/* Tells the watchers whose target selects the socket.  Events leave through a
+ * socket of their own.  A watcher that is gone, or that makes two sends in a
+ * row fail, loses its watch. */
 static void
 service_event(const char *word, u32 sock, u32 n)
 {
@@ -9982,12 +10023,8 @@ service_event(const char *word, u32 sock, u32 n)
 		if (w->to_n == 0 || !tags_match(&srv.tags, sock,
 		    service_target(w->target, w->target_n)))
 			continue;
-		if (o.n == 0) {
-			out_print(&o, "%s ", word);
-			sock_name(&o, &srv.sockets, sock);
-			if (n != NONE)
-				out_print(&o, " %u", n);
-		}
+		if (o.n == 0)
+			event_print(&o, word, sock, n);
 		r = sys_sendto(srv.events, text, o.n, &w->to, w->to_n);
 		w->fails = r < 0 ? (u8)(w->fails + 1) : 0;
 		if (r >= 0)
@@ -10033,7 +10070,7 @@ service_ended(struct conn *c, u16 code)
 
 	assert(s->conn == conn_slot(c) && s->conn_gen == c->gen);
 	service_event("close", sock, code);
-	handler_closed(sock, code);
+	handler_tell("close", sock, code);
 	c->sock = NONE;
 	c->done = 0;
 	c->rec_n = c->rec_sent = 0;
@@ -11030,7 +11067,7 @@ service_open(struct conn *c, const struct arrival *a)
 	sys_random(c->nonce, sizeof c->nonce);
 	conn_enter(c, CONN_OPEN);
 	service_event("open", sock, NONE);
-	handler_opened(sock);
+	handler_tell("open", sock, NONE);
 	conn_aside(c, (u8 *)text, o.n);
 	retained_offer(sock, had);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
@@ -11388,6 +11425,71 @@ service_request(struct conn *c, const struct http_request *r)
  * Answers go aside: they are no queued messages.
  */
 
+/*
+ * ---- Tags that change while a socket lives: by commands, and by `tag`
+ */
+
+/* What is asked for, in lines of different names. */
+struct tag_change {
+	struct tag_line *line;
+	u32 n;
+	enum tag_origin origin;
+	bool replace; /* the other tags of this origin go */
+};
+
+static const char tagging_full[] = "a socket has at most 16 tags";
+
+/* May this be done to the socket?  NULL, or the sentence. */
+static const char *
+tagging_check(u32 sock, const struct tag_change *c)
+{
+	const struct sock *s = &srv.sockets.row[sock];
+	u32 count = s->tag_count;
+
+	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next)
+		count -= c->replace && srv.tags.row[i].origin == c->origin;
+	for (u32 k = 0; k < c->n; k++) {
+		u32 i = tag_find(&srv.tags, sock, c->line[k].name);
+		enum tag_origin origin = i == NONE ? c->origin :
+		    (enum tag_origin)srv.tags.row[i].origin;
+
+		if (origin < c->origin)
+			return "a tag that the id, a token or, for a page, "
+			    "the push socket set cannot be changed";
+		if (i != NONE && !(c->replace && origin == c->origin))
+			count -= c->line[k].remove;
+		else
+			count += !c->line[k].remove;
+	}
+	return count > WSP_MAX_TAGS ? tagging_full : NULL;
+}
+
+static void
+tagging_apply(u32 sock, const struct tag_change *c)
+{
+	bool had[SETTINGS_RETAINED];
+
+	retained_mark(sock, had, false);
+	if (c->replace)
+		tags_drop(&srv.tags, sock, c->origin, c->origin);
+	/* What goes makes room for what comes. */
+	for (u32 k = 0; k < c->n; k++) {
+		u32 i = tag_find(&srv.tags, sock, c->line[k].name);
+
+		if (i != NONE && c->line[k].remove)
+			tag_remove(&srv.tags, i);
+	}
+	for (u32 k = 0; k < c->n; k++)
+		if (!c->line[k].remove)
+			tag_set(&srv.tags, sock, c->origin, &c->line[k].name,
+			    &c->line[k].value);
+	retained_offer(sock, had);
+}
+
+/*
+ * ---- What clients say
+ */
+
 /* An answer: a text frame aside, no queued message. */
 static void
 service_answer(struct conn *c, u8 opcode, const void *p, size_t n)
@@ -11408,11 +11510,11 @@ service_answer(struct conn *c, u8 opcode, const void *p, size_t n)
 #define COMMAND_TOKENS 1024
 
 struct command_text {
-	struct json_token token[COMMAND_TOKENS];
-	char decoded[WSP_MAX_TAGS + 1][TAG_TEXT];
-	struct tag_line tag[WSP_MAX_TAGS + 1];
-	int tags;
 	struct out answer;
+	struct tag_change change;
+	struct tag_line tag[WSP_MAX_TAGS];
+	char decoded[WSP_MAX_TAGS + 1][TAG_TEXT];
+	struct json_token token[COMMAND_TOKENS];
 };
 
 _Static_assert(WSP_MAX_LIST >= 8192 && WSP_MAX_LIST + FRAME_HEAD_MAX +
@@ -11429,17 +11531,14 @@ command_raw(const struct command_text *t, int object, const char *name)
 }
 
 static void
-command_error(struct command_text *t, const char *code, const char *message,
-    struct str uid)
+command_error(struct out *o, const char *code, const char *message,
+    const struct str *uid)
 {
-	struct out *o = &t->answer;
-
-	out_print(o, "%s{\"error\":\"%s\",\"message\":\"%s\","
-	    "\"uid\":%.*s}", o->n > 1 ? "," : "", code, message,
-	    STR_ARGS(uid));
+	out_print(o, "{\"error\":\"%s\",\"message\":\"%s\",\"uid\":%.*s}",
+	    code, message, STR_ARGS(*uid));
 }
 
-/* A tag's name or value as text: a string, a number, true or false. */
+/* Decodes a tag's name or value: a string, a number, true or false. */
 static bool
 command_word(struct str *word, const struct command_text *t, int i, char *to,
     size_t cap)
@@ -11450,7 +11549,6 @@ command_word(struct str *word, const struct command_text *t, int i, char *to,
 	if (i < 0)
 		return false;
 	span = t->token[i].text;
-	*word = span;
 	switch ((enum json_kind)t->token[i].kind) {
 	case JSON_IS_STRING:
 		n = json_decode(to, cap, span);
@@ -11459,6 +11557,7 @@ command_word(struct str *word, const struct command_text *t, int i, char *to,
 	case JSON_IS_NUMBER:
 	case JSON_IS_TRUE:
 	case JSON_IS_FALSE:
+		*word = span;
 		return true;
 	case JSON_IS_NULL:
 	case JSON_IS_OBJECT:
@@ -11473,29 +11572,23 @@ command_word(struct str *word, const struct command_text *t, int i, char *to,
 static const char *
 command_add_tag(struct command_text *t, int name, int value)
 {
-	char *room = t->decoded[t->tags];
 	struct tag_line line = { .name = STR("socket_type") };
-	int k = 0;
+	bool good = name < 0 || command_word(&line.name, t, name,
+	    t->decoded[t->change.n], WSP_MAX_TAG_NAME);
+	u32 k = tag_line_find(t->tag, t->change.n, line.name);
+	const char *why;
 
-	if ((name >= 0 && !command_word(&line.name, t, name, room,
-	    WSP_MAX_TAG_NAME)) || !command_word(&line.value, t, value,
-	    room + WSP_MAX_TAG_NAME, WSP_MAX_TAG_VALUE))
+	if (!good || !command_word(&line.value, t, value,
+	    t->decoded[k] + WSP_MAX_TAG_NAME, WSP_MAX_TAG_VALUE))
 		return "a tag has a name of at most 32 and a value of at most "
 		    "96 bytes: strings, numbers, true or false";
-	if (!tag_name_valid(line.name) || str_is(line.name, "service") ||
-	    !tag_value_valid(line.value))
-		return "a tag's name or value is not allowed";
-	while (k < t->tags && !str_eq(t->tag[k].name, line.name))
-		k++;
+	why = tag_wrong(&line);
+	if (why)
+		return why;
 	if (k == WSP_MAX_TAGS)
-		return "more than 16 tags";
-	if (k < t->tags && line.value.p == room + WSP_MAX_TAG_NAME) {
-		memcpy(t->decoded[k] + WSP_MAX_TAG_NAME, line.value.p,
-		    line.value.n);
-		line.value.p = t->decoded[k] + WSP_MAX_TAG_NAME;
-	}
-	if (k == t->tags)
-		t->tag[t->tags++].name = line.name;
+		return tagging_full;
+	if (k == t->change.n)
+		t->tag[t->change.n++].name = line.name;
 	t->tag[k].value = line.value;
 	return NULL;
 }
@@ -11504,19 +11597,16 @@ command_add_tag(struct command_text *t, int name, int value)
 static const char *
 command_read_tags(struct command_text *t, int object)
 {
-	static const char word[] = "socket_type";
-	int type = json_member(t->token, object, word);
+	int type = json_member(t->token, object, "socket_type");
 	int list = json_member(t->token, object, "socket_tags");
 	const char *why = NULL;
 
-	t->tags = 0;
-	if (type >= 0 && t->token[type].kind != JSON_IS_NULL) {
+	t->change = (struct tag_change){ .line = t->tag, .origin = TAG_CLIENT,
+		.replace = true };
+	if (type >= 0 && t->token[type].kind != JSON_IS_NULL)
 		why = command_add_tag(t, -1, type);
-		if (why)
-			return why;
-	}
-	if (list < 0 || t->token[list].kind == JSON_IS_NULL)
-		return NULL;
+	if (why || list < 0 || t->token[list].kind == JSON_IS_NULL)
+		return why;
 	if (t->token[list].kind != JSON_IS_ARRAY)
 		return "socket_tags is an array of {name, value}";
 	for (int i = list + 1; i < (int)t->token[list].next && !why;
@@ -11531,84 +11621,40 @@ command_read_tags(struct command_text *t, int object)
 	return why;
 }
 
-/* May the client set these tags, in the place of those it has set? */
-static const char *
-command_check_tags(const struct command_text *t, u32 sock)
-{
-	const struct sock *s = &srv.sockets.row[sock];
-	int count = s->tag_count + t->tags;
-
-	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next)
-		count -= srv.tags.row[i].origin == TAG_CLIENT;
-	for (int k = 0; k < t->tags; k++) {
-		u32 i = tag_find(&srv.tags, sock, t->tag[k].name);
-
-		if (i != NONE && srv.tags.row[i].origin < TAG_CLIENT)
-			return "a tag is set by the id, a token or the server";
-	}
-	return count > WSP_MAX_TAGS ? "more than 16 tags" : NULL;
-}
-
-static void
-command_apply_tags(const struct command_text *t, u32 sock)
-{
-	bool had[SETTINGS_RETAINED];
-
-	retained_mark(sock, had, false);
-	tags_drop(&srv.tags, sock, TAG_CLIENT, TAG_CLIENT);
-	for (int k = 0; k < t->tags; k++)
-		tag_set(&srv.tags, sock, TAG_CLIENT, &t->tag[k].name,
-		    &t->tag[k].value);
-	retained_offer(sock, had);
-}
-
 static void
 command_do(struct command_text *t, int object, u32 sock)
 {
-	struct str uid = command_raw(t, object, "uid");
-	struct str action = command_raw(t, object, "socket_action"), type;
-	struct out *o = &t->answer;
-	const char *why;
+	struct str uid = command_raw(t, object, "uid"), type;
+	const char *code = "unknown-action";
+	const char *why = "the socket_action is init_socket";
 
-	if (!json_string_is(action, "init_socket")) {
-		command_error(t, "unknown-action",
-		    "the socket_action is init_socket", uid);
-		return;
+	if (json_string_is(command_raw(t, object, "socket_action"),
+	    "init_socket")) {
+		code = "bad-tag";
+		why = command_read_tags(t, object);
+		if (!why)
+			why = tagging_check(sock, &t->change);
 	}
-	why = command_read_tags(t, object);
-	if (!why)
-		why = command_check_tags(t, sock);
 	if (why) {
-		command_error(t, "bad-tag", why, uid);
+		command_error(&t->answer, code, why, &uid);
 		return;
 	}
-	command_apply_tags(t, sock);
+	tagging_apply(sock, &t->change);
 	type = command_raw(t, object, "socket_type");
-	out_print(o, "%s{\"socket_action\":\"init_socket\","
-	    "\"socket_type\":%.*s,\"uid\":%.*s}", o->n > 1 ? "," : "",
-	    STR_ARGS(type), STR_ARGS(uid));
+	out_print(&t->answer, "{\"socket_action\":\"init_socket\","
+	    "\"socket_type\":%.*s,\"uid\":%.*s}", STR_ARGS(type),
+	    STR_ARGS(uid));
 }
 
 /* Is token 0 an object, or an array of nothing but objects? */
 static bool
 command_is_shaped(const struct command_text *t)
 {
-	if (t->token[0].kind == JSON_IS_OBJECT)
-		return true;
-	if (t->token[0].kind != JSON_IS_ARRAY)
-		return false;
-	for (u32 i = 1; i < t->token[0].next; i = t->token[i].next)
+	for (u32 i = t->token[0].kind == JSON_IS_ARRAY; i < t->token[0].next;
+	    i = t->token[i].next)
 		if (t->token[i].kind != JSON_IS_OBJECT)
 			return false;
 	return true;
-}
-
-/* Is it the heartbeat `{"type":"ping",...}`? */
-static bool
-command_is_ping(const struct command_text *t)
-{
-	return t->token[0].kind == JSON_IS_OBJECT &&
-	    json_string_is(command_raw(t, 0, "type"), "ping");
 }
 
 /* A text on `main` that begins as an object or an array does. */
@@ -11616,34 +11662,38 @@ static void
 command_message(struct conn *c, struct str text)
 {
 	static struct command_text t;
-	char *room = (char *)srv.scratch_list;
+	const struct str null = STR("null");
+	char *room = srv.scratch_list;
 	int n;
 
 	t.answer = out_to(room, WSP_MAX_LIST);
 	out_char(&t.answer, '[');
 	n = json_tokens(t.token, COMMAND_TOKENS, text);
-	if (n > 0 && command_is_ping(&t)) {
+	if (n > 0 && t.token[0].kind == JSON_IS_OBJECT &&
+	    json_string_is(command_raw(&t, 0, "type"), "ping")) {
 		service_answer(c, FRAME_TEXT, "{\"type\":\"pong\"}", 15);
 		return;
 	}
 	if (n <= 0 || !command_is_shaped(&t))
-		command_error(&t, "bad-json", n == -2 ? "too many values in "
-		    "one message" : "a command is a JSON object, or an array "
-		    "of them", STR("null"));
-	else if (t.token[0].kind == JSON_IS_OBJECT)
-		command_do(&t, 0, c->sock);
+		command_error(&t.answer, "bad-json", n == -2 ? "too many "
+		    "values in one message" : "a command is a JSON object, or "
+		    "an array of them", &null);
 	else
 		/* A command may queue a retained value, and its write find
 		 * that the client is gone. */
-		for (u32 i = 1; i < t.token[0].next && !t.answer.full &&
-		    c->state == CONN_OPEN; i = t.token[i].next)
+		for (u32 i = t.token[0].kind == JSON_IS_ARRAY;
+		    i < t.token[0].next && !t.answer.full &&
+		    c->state == CONN_OPEN; i = t.token[i].next) {
+			if (i > 1)
+				out_char(&t.answer, ',');
 			command_do(&t, (int)i, c->sock);
+		}
 	out_char(&t.answer, ']');
 	if (t.answer.full) {
 		t.answer = out_to(room, WSP_MAX_LIST);
 		out_char(&t.answer, '[');
-		command_error(&t, "bad-json", "the answer would be too long, "
-		    "commands after that were not done", STR("null"));
+		command_error(&t.answer, "bad-json", "the answer would be too "
+		    "long, commands after that were not done", &null);
 		out_char(&t.answer, ']');
 	}
 	if (c->state == CONN_OPEN)
@@ -11662,7 +11712,7 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 		return;
 	}
 	if (handler == HANDLER_UNIX || handler == HANDLER_EXEC) {
-		handler_message(c->sock, opcode, p, n);
+		handler_message(c->sock, opcode, text);
 		return;
 	}
 	if (opcode == FRAME_TEXT && str_is(text, "$hbt")) {
@@ -11687,12 +11737,24 @@ service_message(struct conn *c, u8 opcode, const u8 *p, size_t n)
 
 /* A request at work: where its answer goes. */
 struct asking {
-	struct request r;
 	struct out reply;
 	const struct sockaddr_un *from;
 	socklen_t from_n;    /* 0: the sender has no address */
+	struct request r;
 	struct target target;
 };
+
+/* The request at hand: there is only one at a time. */
+static struct asking *
+asking_begin(const struct sockaddr_un *from, socklen_t from_n)
+{
+	static struct asking q;
+
+	q.reply = out_to(srv.scratch_reply, srv.reply_size);
+	q.from = from;
+	q.from_n = from_n;
+	return &q;
+}
 
 static void
 asking_ok(struct asking *q, u32 count)
@@ -11707,26 +11769,34 @@ asking_end(struct asking *q)
 	out_char(&q->reply, '\n');
 }
 
-static void
+/*
+ * A function that does what a request asks returns the number for `ok`, or
+ * ANSWERED when the answer is there already.
+ */
+enum { ANSWERED = -1 };
+
+static int
 asking_refuse(struct asking *q, enum refusal why, const char *sentence)
 {
 	srv.queues.total.refused++;
 	q->reply.n = 0;
 	q->r.refusal = why;
 	reply_error(&q->reply, why, q->r.ref, sentence);
+	return ANSWERED;
 }
 
-/* Selects the target's sockets.  False, and the answer is there: a socketId
- * that is nobody's. */
-static bool
-asking_select(struct asking *q, u32 *count)
+/* Selects the target's sockets: their number, or ANSWERED when it is a
+ * socketId that is nobody's. */
+static int
+asking_select(struct asking *q)
 {
-	*count = tags_select(&srv.tags, &q->target, srv.selected);
-	if (*count > 0 || !q->target.socket ||
+	u32 count = tags_select(&srv.tags, &q->target, srv.selected);
+
+	if (count > 0 || !q->target.socket ||
 	    tags_find_socket(&srv.tags, q->target.socket) != NONE)
-		return true;
-	asking_refuse(q, REFUSED_UNKNOWN_SOCKET, "no socket has this id");
-	return false;
+		return (int)count;
+	return asking_refuse(q, REFUSED_UNKNOWN_SOCKET,
+	    "no socket has this id");
 }
 
 /* How many of the selected sockets will take the message: they come to the
@@ -11815,7 +11885,7 @@ asking_wait(struct asking *q, struct waiter *w, u32 message)
 		memcpy(a->ref, q->r.ref.p, q->r.ref.n);
 }
 
-static void
+static int
 asking_counts(struct asking *q, const struct sending *s)
 {
 	asking_ok(q, s->open + s->away);
@@ -11824,6 +11894,7 @@ asking_counts(struct asking *q, const struct sending *s)
 	if (s->full > 0)
 		reply_number(&q->reply, "full", s->full);
 	asking_end(q);
+	return ANSWERED;
 }
 
 /* Makes a place for the value to be retained; with an empty body that is
@@ -11843,61 +11914,65 @@ asking_retain(struct asking *q, struct sending *s, struct out *text)
 	return false;
 }
 
-/* The new value is taken: it is kept, and the one before it is not. */
+/* The new value is taken: it is kept, and the one before it is not, whose row
+ * is where asking_retain() found it: nothing else removes values before the
+ * clock is read again. */
 static void
-asking_take_value(struct asking *q, const struct sending *s, struct str target)
+asking_take_value(const struct sending *s, const struct out *target)
 {
 	if (s->last_value != NONE)
 		retained_remove(s->last_value);
-	if (q->r.body.n > 0)
-		retained_keep(target, s->message);
+	if (s->r->body.n > 0)
+		retained_keep((struct str){ target->p, target->n },
+		    s->message);
 }
 
-static void
+static int
+asking_queue_full(struct asking *q)
+{
+	return asking_refuse(q, REFUSED_QUEUE_FULL,
+	    "the queues of all selected sockets are full");
+}
+
+static int
 asking_send(struct asking *q)
 {
 	struct sending s = { .r = &q->r, .last_value = NONE };
 	struct waiter *waiter = NULL;
 	char text[WSP_MAX_REQUEST_LINE];
 	struct out target = out_to(text, sizeof text);
+	int selected;
 	u32 count, fit;
 
-	if (!sending_shape(&s)) {
-		asking_refuse(q, REFUSED_TOO_BIG, "the message is longer than "
-		    "--max-message once it is a JSON string");
-		return;
-	}
+	if (!sending_shape(&s))
+		return asking_refuse(q, REFUSED_TOO_BIG, "the message is "
+		    "longer than --max-message once it is a JSON string");
 	if (request_has(&q->r, OPTION_RETAIN) && q->r.body.n == 0) {
 		(void)asking_retain(q, &s, &target);
-		asking_take_value(q, &s, (struct str){ text, target.n });
-		asking_counts(q, &s);
-		return;
+		asking_take_value(&s, &target);
+		return asking_counts(q, &s);
 	}
-	if (!asking_select(q, &count))
-		return;
+	selected = asking_select(q);
+	if (selected < 0)
+		return ANSWERED;
+	count = (u32)selected;
 	fit = sending_admit(&s, count);
 	if (count > 0 && fit == 0) {
 		sending_turn_away(&s, 0, count);
-		asking_refuse(q, REFUSED_QUEUE_FULL,
-		    "the queues of all selected sockets are full");
-		return;
+		return asking_queue_full(q);
 	}
 	if (request_has(&q->r, OPTION_RETAIN) && !asking_retain(q, &s, &target))
-		return;
+		return ANSWERED;
 	if (count > 0 && q->r.ack_s > 0 && q->from_n > 0) {
 		waiter = service_free_waiter();
-		if (!waiter) {
-			asking_refuse(q, REFUSED_NO_ROOM,
+		if (!waiter)
+			return asking_refuse(q, REFUSED_NO_ROOM,
 			    "too many senders wait for acknowledgement");
-			return;
-		}
 	}
 	if ((fit > 0 || request_has(&q->r, OPTION_RETAIN)) &&
-	    !sending_store(&s, fit)) {
-		asking_refuse(q, REFUSED_NO_ROOM,
+	    !sending_store(&s, fit))
+		return asking_refuse(q, REFUSED_NO_ROOM,
 		    "the store is full of messages that may not be dropped");
-		return;
-	}
 	sending_turn_away(&s, fit, count);
 	if (waiter)
 		asking_wait(q, waiter, s.message);
@@ -11910,14 +11985,12 @@ asking_send(struct asking *q)
 		if (waiter)
 			service_end_waiter(waiter);
 		store_release(&srv.queues.store, s.message);
-		asking_refuse(q, REFUSED_QUEUE_FULL,
-		    "the queues of all selected sockets are full");
-		return;
+		return asking_queue_full(q);
 	}
 	if (request_has(&q->r, OPTION_RETAIN))
-		asking_take_value(q, &s, (struct str){ text, target.n });
+		asking_take_value(&s, &target);
 	srv.queues.total.messages_taken++;
-	asking_counts(q, &s);
+	return asking_counts(q, &s);
 }
 
 /* ----- 39. Verbs ---------------------------------------------------------
@@ -11927,24 +12000,12 @@ asking_send(struct asking *q)
  */
 
 static void
-list_tag(struct out *o, struct str name, struct str value, bool json)
-{
-	if (json)
-		json_string(o, name);
-	else
-		out_str(o, name);
-	out_char(o, ':');
-	if (json)
-		json_string(o, value);
-	else
-		out_str(o, value);
-}
-
-static void
 list_row(struct out *o, u32 sock, bool json)
 {
 	const struct sock *s = &srv.sockets.row[sock];
 	const struct queue *queue = &srv.queues.queue[sock];
+	void (*put)(struct out *, struct str) = json ? json_string : out_str;
+	struct str tag = STR("service"), value;
 	bool away = s->conn == NONE;
 	const char *quote = json && !away ? "\"" : "";
 	const char *peer = !away ? conn_peer(&srv.conn[s->conn]) :
@@ -11953,71 +12014,70 @@ list_row(struct out *o, u32 sock, bool json)
 	struct out id = out_to(name, sizeof name);
 
 	sock_name(&id, &srv.sockets, sock);
-	if (json) {
-		out_text(o, "{\"socketId\":");
-		json_string(o, (struct str){ name, id.n });
-	} else {
-		out_bytes(o, name, id.n);
-	}
+	value = sock_service(&srv.sockets, sock);
+	out_text(o, json ? "{\"socketId\":" : "");
+	put(o, (struct str){ name, id.n });
 	out_print(o, json ? ",\"state\":\"%s\",\"messages\":%u,\"bytes\":%u,"
 	    "\"age\":%u,\"peer\":%s%s%s,\"drops\":%u,\"tags\":{" :
 	    "\t%s\t%u\t%u\t%u\t%s%s%s\t%u\t", away ? "away" : "open",
 	    queue->count, queue->bytes, service_age(sock), quote, peer, quote,
 	    srv.queues.drops[sock]);
-	list_tag(o, STR("service"), sock_service(&srv.sockets, sock),
-	    json);
-	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next) {
+	for (u32 i = s->tags;; i = srv.tags.row[i].next) {
+		put(o, tag);
+		out_char(o, ':');
+		put(o, value);
+		if (i == NONE)
+			break;
 		out_char(o, ',');
-		list_tag(o, tag_name(&srv.tags, i), tag_value(&srv.tags, i),
-		    json);
+		tag = tag_name(&srv.tags, i);
+		value = tag_value(&srv.tags, i);
 	}
 	out_text(o, json ? "}}" : "\n");
 }
 
 /* Lists from a row on until the reply is full; that row is the cursor for
  * the next.  Rows keep their places, so nobody is listed twice. */
-static void
+static int
 asking_list(struct asking *q)
 {
-	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
-	u32 count = 0;
-	u64 i = q->r.from;
+	/* One byte stays for the `]`. */
+	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST - 1);
+	u32 count = 0, i = q->r.from < srv.sockets.fresh ? (u32)q->r.from :
+	    srv.sockets.fresh;
 
 	if (q->r.kind == KIND_JSON)
 		out_char(&o, '[');
 	for (; i < srv.sockets.fresh; i++) {
 		size_t before = o.n;
 
-		if (!sock_is_used(&srv.sockets, (u32)i) ||
-		    !tags_match(&srv.tags, (u32)i, &q->target))
+		if (!sock_is_used(&srv.sockets, i) ||
+		    !tags_match(&srv.tags, i, &q->target))
 			continue;
 		if (q->r.kind == KIND_JSON && count > 0)
 			out_char(&o, ',');
-		list_row(&o, (u32)i, q->r.kind == KIND_JSON);
-		if (o.full || o.n + 1 > o.cap) {
-			o.full = false;
+		list_row(&o, i, q->r.kind == KIND_JSON);
+		if (o.full) {
 			o.n = before;
 			break;
 		}
 		count++;
 	}
-	if (q->r.kind == KIND_JSON)
-		out_char(&o, ']');
 	asking_ok(q, count);
-	if (i < srv.sockets.fresh)
-		reply_number(&q->reply, "next", (u32)i);
+	if (o.full)
+		reply_number(&q->reply, "next", i);
 	asking_end(q);
 	out_bytes(&q->reply, o.p, o.n);
+	if (q->r.kind == KIND_JSON)
+		out_char(&q->reply, ']');
+	return ANSWERED;
 }
 
-static void
+static int
 asking_close(struct asking *q)
 {
-	u32 count;
+	int count = asking_select(q);
 
-	if (!asking_select(q, &count))
-		return;
-	for (u32 k = 0; k < count; k++) {
+	for (int k = 0; k < count; k++) {
 		u32 sock = srv.selected[k];
 		struct conn *c = service_conn(sock);
 
@@ -12030,153 +12090,76 @@ asking_close(struct asking *q)
 		if (sock_is_used(&srv.sockets, sock))
 			service_forget(sock, LEAVE_FORGOTTEN);
 	}
-	asking_ok(q, count);
-	asking_end(q);
+	return count;
 }
 
-static void
+static int
 asking_abort(struct asking *q)
 {
-	u32 count;
+	int count = asking_select(q);
 
-	if (!asking_select(q, &count))
-		return;
-	for (u32 k = 0; k < count; k++) {
+	for (int k = 0; k < count; k++) {
 		struct conn *c = service_conn(srv.selected[k]);
 
 		if (sock_is_used(&srv.sockets, srv.selected[k]) && c)
 			conn_kill(c, "aborted by a request");
 	}
-	asking_ok(q, count);
-	asking_end(q);
+	return count;
 }
 
-/*
- * ---- tag
- */
-
-/* More names than this in one request are an error. */
-#define TAG_LINES 64
-
-/* Reads the body: the last line for a name counts.  Returns their number, or
- * -1 with the sentence in *why. */
-static int
-tagging_read(struct tag_line *lines, struct str body, const char **why)
+/* Reads tags with `at` between them into at most so many lines: the last for
+ * a name counts.  NULL, or the sentence. */
+static const char *
+tagging_read(struct tag_change *c, u32 most, struct str text, char at)
 {
 	struct tag_line line;
-	int n = 0, k, r;
+	int r;
 
-	while ((r = tag_line_next(&line, &body)) > 0) {
-		for (k = 0; k < n && !str_eq(lines[k].name, line.name); k++)
-			continue;
-		if (k == TAG_LINES) {
-			*why = "more than 64 names in one request";
-			return -1;
-		}
-		lines[k] = line;
-		n += k == n;
+	while ((r = tag_line_next(&line, &text, at)) > 0) {
+		u32 k = tag_line_find(c->line, c->n, line.name);
+
+		if (k == most)
+			return "too many names in one request: 64 in `tag`, "
+			    "16 in `allow`";
+		c->line[k] = line;
+		c->n += k == c->n;
 	}
-	*why = line.why;
-	return r < 0 ? -1 : n;
+	return r < 0 ? line.why : NULL;
 }
 
-/* Would the push socket's `replace` drop this tag? */
-static bool
-tagging_drops(u32 tag, bool replace)
-{
-	return replace && srv.tags.row[tag].origin == TAG_PUSH;
-}
-
-/* May these lines be applied to the socket?  NULL, or the sentence. */
-static const char *
-tagging_check(u32 sock, const struct tag_line *lines, int n, bool replace)
-{
-	const struct sock *s = &srv.sockets.row[sock];
-	int count = s->tag_count;
-
-	for (u32 i = s->tags; i != NONE; i = srv.tags.row[i].next)
-		count -= tagging_drops(i, replace);
-	for (int k = 0; k < n; k++) {
-		u32 i = tag_find(&srv.tags, sock, lines[k].name);
-
-		if (i != NONE && srv.tags.row[i].origin < TAG_PUSH)
-			return "a tag that the id or a token set cannot be "
-			    "changed";
-		if (i != NONE && !tagging_drops(i, replace))
-			count -= lines[k].remove;
-		else
-			count += !lines[k].remove;
-	}
-	return count > WSP_MAX_TAGS ? "a socket would have more than 16 tags" :
-	    NULL;
-}
-
-static void
-tagging_apply(u32 sock, const struct tag_line *lines, int n, bool replace)
-{
-	if (replace)
-		tags_drop(&srv.tags, sock, TAG_PUSH, TAG_PUSH);
-	/* What goes makes room for what comes. */
-	for (int k = 0; k < n; k++) {
-		u32 i = tag_find(&srv.tags, sock, lines[k].name);
-
-		if (i != NONE && lines[k].remove)
-			tag_remove(&srv.tags, i);
-	}
-	for (int k = 0; k < n; k++)
-		if (!lines[k].remove)
-			tag_set(&srv.tags, sock, TAG_PUSH, &lines[k].name,
-			    &lines[k].value);
-}
-
-static void
+static int
 asking_tag(struct asking *q)
 {
-	static struct tag_line lines[TAG_LINES];
-	const char *why;
-	u32 count;
-	int n = tagging_read(lines, q->r.body, &why);
+	static struct tag_line lines[64];
+	struct tag_change change = { .line = lines, .origin = TAG_PUSH,
+		.replace = request_has(&q->r, OPTION_REPLACE) };
+	const char *why = tagging_read(&change, COUNT(lines), q->r.body, '\n');
+	int count;
 
-	if (n < 0) {
-		asking_refuse(q, REFUSED_BAD_TAG, why);
-		return;
+	if (why)
+		return asking_refuse(q, REFUSED_BAD_TAG, why);
+	count = asking_select(q);
+	for (int k = 0; k < count; k++) {
+		why = tagging_check(srv.selected[k], &change);
+		if (why)
+			return asking_refuse(q, REFUSED_BAD_TAG, why);
 	}
-	if (!asking_select(q, &count))
-		return;
-	for (u32 k = 0; k < count; k++) {
-		why = tagging_check(srv.selected[k], lines, n,
-		    request_has(&q->r, OPTION_REPLACE));
-		if (why) {
-			asking_refuse(q, REFUSED_BAD_TAG, why);
-			return;
-		}
-	}
-	for (u32 k = 0; k < count; k++) {
-		bool had[SETTINGS_RETAINED];
-
-		if (!sock_is_used(&srv.sockets, srv.selected[k]))
-			continue;
-		retained_mark(srv.selected[k], had, false);
-		tagging_apply(srv.selected[k], lines, n,
-		    request_has(&q->r, OPTION_REPLACE));
-		retained_offer(srv.selected[k], had);
-	}
-	asking_ok(q, count);
-	asking_end(q);
+	for (int k = 0; k < count; k++)
+		if (sock_is_used(&srv.sockets, srv.selected[k]))
+			tagging_apply(srv.selected[k], &change);
+	return count;
 }
 
 /* Events for this sender from now on.  Its address is its name: asking again
  * changes the target. */
-static void
+static int
 asking_watch(struct asking *q)
 {
 	struct watcher *w = NULL;
 
-	if (q->from_n == 0) {
-		asking_refuse(q, REFUSED_BAD_REQUEST, "a watcher needs an "
-		    "address that events can be sent to");
-		return;
-	}
+	if (q->from_n == 0)
+		return asking_refuse(q, REFUSED_BAD_REQUEST, "a watcher needs "
+		    "an address that events can be sent to");
 	for (u32 i = 0; i < WSP_WATCHERS; i++) {
 		struct watcher *each = &watchers[i];
 
@@ -12188,19 +12171,18 @@ asking_watch(struct asking *q)
 		if (each->to_n == 0 && !w)
 			w = each;
 	}
-	if (!w) {
-		asking_refuse(q, REFUSED_NO_ROOM,
+	if (!w)
+		return asking_refuse(q, REFUSED_NO_ROOM,
 		    "there are as many watchers as there may be");
-		return;
-	}
-	*w = (struct watcher){ .to = *q->from, .to_n = q->from_n,
-		.target_n = (u16)q->r.target.n };
+	w->to = *q->from;
+	w->to_n = q->from_n;
+	w->fails = 0;
+	w->target_n = (u16)q->r.target.n;
 	memcpy(w->target, q->r.target.p, q->r.target.n);
-	asking_ok(q, tags_select(&srv.tags, &q->target, srv.selected));
-	asking_end(q);
+	return (int)tags_select(&srv.tags, &q->target, srv.selected);
 }
 
-static void
+static int
 asking_stats(struct asking *q)
 {
 	struct out o = out_to(srv.scratch_list, WSP_MAX_LIST);
@@ -12212,13 +12194,14 @@ asking_stats(struct asking *q)
 	asking_ok(q, lines);
 	asking_end(q);
 	out_bytes(&q->reply, o.p, o.n);
+	return ANSWERED;
 }
 
-static void
+static int
 asking_ping(struct asking *q)
 {
-	asking_ok(q, 0);
-	asking_end(q);
+	(void)q;
+	return 0;
 }
 
 /*
@@ -12238,61 +12221,38 @@ asking_judged(struct asking *q)
 	return c;
 }
 
-/* Reads the tags behind `allow N`; the last of a name counts. */
-static bool
-asking_allow_tags(struct asking *q)
-{
-	struct verdict *v = &verdict_now;
-	struct str rest = q->r.target, word;
-	struct tag_line line;
-	u32 k;
-
-	v->tags = 0;
-	while (token_next(&rest, &word)) {
-		if (tag_parse(&line, word) < 0 || line.remove) {
-			asking_refuse(q, REFUSED_BAD_TAG, line.why ? line.why :
-			    "allow only sets tags");
-			return false;
-		}
-		for (k = 0; k < v->tags && !str_eq(v->tag[k].name, line.name);)
-			k++;
-		if (k == WSP_MAX_TAGS) {
-			asking_refuse(q, REFUSED_BAD_TAG, "more than 16 tags");
-			return false;
-		}
-		v->tag[k] = line;
-		v->tags += k == v->tags;
-	}
-	return true;
-}
-
-static void
+static int
 asking_allow(struct asking *q)
 {
+	struct verdict *v = &verdict_now;
+	struct tag_change tags = { .line = v->tag };
+	const char *why = tagging_read(&tags, WSP_MAX_TAGS, q->r.target, ' ');
 	struct conn *c;
 
-	if (!asking_allow_tags(q))
-		return;
+	v->tags = tags.n;
+	for (u32 k = 0; k < v->tags; k++)
+		if (v->tag[k].remove)
+			why = "allow only sets tags";
+	if (why)
+		return asking_refuse(q, REFUSED_BAD_TAG, why);
 	c = asking_judged(q);
 	if (!c)
-		return;
+		return ANSWERED;
 	verdict_now.of = c;
 	conn_go_on(c);
 	verdict_now.of = NULL;
-	asking_ok(q, 1);
-	asking_end(q);
+	return 1;
 }
 
-static void
+static int
 asking_deny(struct asking *q)
 {
 	struct conn *c = asking_judged(q);
 
 	if (!c)
-		return;
+		return ANSWERED;
 	conn_refuse(c, q->r.code, NULL, "the service does not let you in");
-	asking_ok(q, 1);
-	asking_end(q);
+	return 1;
 }
 
 /* A target that names a service which is not configured is an error: a typo
@@ -12310,42 +12270,13 @@ asking_knows_services(struct asking *q)
 	return true;
 }
 
-static void
-asking_do(struct asking *q)
-{
-	switch (q->r.verb) {
-	case VERB_SEND:
-		asking_send(q);
-		break;
-	case VERB_LIST:
-		asking_list(q);
-		break;
-	case VERB_CLOSE:
-		asking_close(q);
-		break;
-	case VERB_ABORT:
-		asking_abort(q);
-		break;
-	case VERB_STATS:
-		asking_stats(q);
-		break;
-	case VERB_PING:
-		asking_ping(q);
-		break;
-	case VERB_TAG:
-		asking_tag(q);
-		break;
-	case VERB_WATCH:
-		asking_watch(q);
-		break;
-	case VERB_ALLOW:
-		asking_allow(q);
-		break;
-	case VERB_DENY:
-		asking_deny(q);
-		break;
-	}
-}
+static int (*const asking_verb[])(struct asking *q) = {
+	[VERB_SEND] = asking_send, [VERB_LIST] = asking_list,
+	[VERB_TAG] = asking_tag, [VERB_CLOSE] = asking_close,
+	[VERB_ABORT] = asking_abort, [VERB_STATS] = asking_stats,
+	[VERB_WATCH] = asking_watch, [VERB_PING] = asking_ping,
+	[VERB_ALLOW] = asking_allow, [VERB_DENY] = asking_deny,
+};
 
 /* One datagram, of which n bytes of full_n were received: does what it asks
  * and leaves the answer in q->reply. */
@@ -12355,6 +12286,7 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 {
 	const char *why = NULL;
 	enum refusal bad = request_parse(&q->r, p, n, full_n, allowed);
+	int count;
 
 	if (bad == REFUSED_NOT && q->r.target.n > 0 &&
 	    q->r.verb != VERB_ALLOW) {
@@ -12373,10 +12305,12 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 	}
 	if (bad == REFUSED_NOT)
 		bad = request_body(&q->r, settings.max_message);
-	if (bad == REFUSED_NOT)
-		asking_do(q);
-	else
-		asking_refuse(q, bad, why ? why : q->r.why);
+	count = bad == REFUSED_NOT ? asking_verb[q->r.verb](q) :
+	    asking_refuse(q, bad, why ? why : q->r.why);
+	if (count == ANSWERED)
+		return;
+	asking_ok(q, (u32)count);
+	asking_end(q);
 }
 
 /* ----- 40. Handlers ------------------------------------------------------
@@ -12402,24 +12336,21 @@ service_ask(struct asking *q, const u8 *p, size_t n, size_t full_n,
 enum pipe_end { PIPE_IN, PIPE_OUT, PIPE_ERR, PIPES };
 
 static struct handler_row {
+	u32 service;            /* its number */
+	u32 says;               /* lines logged of it in this second, which */
+	int64_t says_until;     /* ends then */
 	int fd;                 /* of unix:, the socket its events leave by */
 	int pipe[PIPES];        /* of exec:, -1 when it has none */
-	char *line;             /* a line half out, HANDLER_LINE */
-	size_t line_n, line_at;
-	char *got;              /* a line half in, HANDLER_LINE */
-	size_t got_n;
-	bool skip;              /* it is too long */
-	size_t said_n;
-	int64_t says_until;     /* when the next second begins */
-	u32 says, unsaid;       /* lines logged in this one, and not logged */
-	char said[200];         /* of standard error */
+	struct out part[PIPES]; /* of each: a line that is half through it; a
+	                         * request that is too long has it `full` */
 	struct sockaddr_un to;  /* of unix: */
+	char said[200];         /* room for a line on standard error */
 } handlers[SETTINGS_SERVICES];
 
 static char *handler_lines; /* in the arena, two for each child */
 
 /* What epoll carries for a service's pipe. */
-#define LOOP_HANDLER (UINT64_MAX - 128) /* + its number */
+#define LOOP_HANDLER (UINT32_MAX - 128) /* + its number */
 
 _Static_assert(SETTINGS_SERVICES * PIPES < 120, "they end below the others");
 
@@ -12427,13 +12358,6 @@ static bool
 handler_is_exec(u32 service)
 {
 	return settings.service[service].handler == HANDLER_EXEC;
-}
-
-static bool
-handler_is_program(u32 service)
-{
-	return settings.service[service].handler == HANDLER_UNIX ||
-	    handler_is_exec(service);
 }
 
 static u32
@@ -12449,49 +12373,52 @@ handler_children(void)
 /* A flood is a few lines and a count, for each service: one that chatters
  * hides nobody else's lines. */
 static void
-handler_log(u32 service, const char *event, struct str text)
+handler_log(struct handler_row *h, const char *event, struct str text)
 {
-	struct handler_row *h = &handlers[service];
-	struct str name = settings.service[service].name;
+	struct str name = settings.service[h->service].name;
 	struct log_room room;
 
 	if (srv.now >= h->says_until) {
-		if (h->unsaid > 0)
+		if (h->says > HANDLER_SAYS)
 			log_line(LOG_LEVEL_WARN, "handler", "service=%.*s "
 			    "lines_not_logged=%u", STR_ARGS(name),
-			    h->unsaid);
-		h->says = h->unsaid = 0;
+			    h->says - HANDLER_SAYS);
+		h->says = 0;
 		h->says_until = srv.now + 1000;
 	}
-	if (++h->says > HANDLER_SAYS) {
-		h->unsaid++;
-		return;
-	}
-	log_line(LOG_LEVEL_WARN, event, "service=%.*s text=%s",
-	    STR_ARGS(name), log_quote(&room, text));
+	if (h->says++ < HANDLER_SAYS)
+		log_line(LOG_LEVEL_WARN, event, "service=%.*s text=%s",
+		    STR_ARGS(name), log_quote(&room, text));
 }
 
 /*
  * ---- Events
  */
 
-/* `head`, a line feed, the body.  `body` may lie where the datagram is put
- * together, behind its head or not. */
+/* `head`, a line feed, the body, which may lie where the datagram is put
+ * together. */
 static bool
-handler_datagram(struct handler_row *h, struct str head, const u8 *body,
-    size_t n)
+handler_datagram(struct handler_row *h, struct out *head,
+    const struct str *body)
 {
-	u8 *p = srv.scratch_answer;
-	char plain[HANDLER_HEAD + 1];
+	u8 *p = (u8 *)head->p;
 
+	out_char(head, '\n');
 	/* An event without a body may come while others use the scratch. */
-	if (n == 0)
-		p = (u8 *)plain;
-	else
-		memmove(p + head.n + 1, body, n);
-	memcpy(p, head.p, head.n);
-	p[head.n] = '\n';
-	return sys_sendto(h->fd, p, head.n + 1 + n, &h->to, sizeof h->to) >= 0;
+	if (body) {
+		p = srv.scratch_answer;
+		memmove(p + head->n, body->p, body->n);
+		memcpy(p, head->p, head->n);
+	}
+	return sys_sendto(h->fd, p, head->n + (body ? body->n : 0), &h->to,
+	    sizeof h->to) >= 0;
+}
+
+static void
+handler_watch(struct handler_row *h, enum pipe_end which, int op, u32 events)
+{
+	sys_epoll_ctl(srv.epoll, op, h->pipe[which], events,
+	    LOOP_HANDLER + h->service * PIPES + which);
 }
 
 static void
@@ -12499,130 +12426,104 @@ handler_close_pipe(struct handler_row *h, enum pipe_end which)
 {
 	if (h->pipe[which] < 0)
 		return;
-	sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, h->pipe[which], 0, 0);
+	handler_watch(h, which, EPOLL_CTL_DEL, 0);
 	sys_close(h->pipe[which]);
 	h->pipe[which] = -1;
-	if (which == PIPE_IN)
-		h->line_n = h->line_at = 0;
+	h->part[which].n = 0;
+	h->part[which].full = false;
 }
 
-/* Writes what is left of the line.  Returns what was written, or below 0. */
-static ssize_t
-handler_flush(u32 service)
+/* Writes a line, or the rest of one that has waited.  False: none of it. */
+static bool
+handler_flush(struct handler_row *h, bool waited)
 {
-	struct handler_row *h = &handlers[service];
-	bool waited = h->line_at > 0;
-	ssize_t r;
+	struct out *line = &h->part[PIPE_IN];
+	ssize_t r = sys_write(h->pipe[PIPE_IN], line->p, line->n);
 
-	if (h->pipe[PIPE_IN] < 0 || h->line_n == 0)
-		return 0;
-	r = sys_write(h->pipe[PIPE_IN], h->line + h->line_at,
-	    h->line_n - h->line_at);
 	if (r < 0 && r != -EAGAIN) {
 		handler_close_pipe(h, PIPE_IN);
-		return r;
+		return false;
 	}
-	if (r > 0)
-		h->line_at += (size_t)r;
-	if (h->line_at == h->line_n || (h->line_at == 0 && r < 0))
-		h->line_n = h->line_at = 0;
-	if (waited != (h->line_at > 0))
-		sys_epoll_ctl(srv.epoll, EPOLL_CTL_MOD, h->pipe[PIPE_IN],
-		    h->line_at > 0 ? EPOLLOUT : 0,
-		    LOOP_HANDLER + service * PIPES + PIPE_IN);
-	return r;
+	if (r > 0) {
+		line->n -= (size_t)r;
+		memmove(line->p, line->p + r, line->n);
+	} else if (!waited) {
+		line->n = 0;
+	}
+	if (waited != (line->n > 0))
+		handler_watch(h, PIPE_IN, EPOLL_CTL_MOD,
+		    line->n > 0 ? EPOLLOUT : 0);
+	return r > 0;
 }
 
 /* `head`, and the body as a JSON string. */
 static bool
-handler_line(u32 service, struct str head, const u8 *body, size_t n,
-    bool binary)
+handler_line(struct handler_row *h, const struct out *head,
+    const struct str *body, bool binary)
 {
-	struct handler_row *h = &handlers[service];
-	struct out o = out_to(h->line, HANDLER_LINE);
+	struct out *o = &h->part[PIPE_IN];
 
-	if (h->pipe[PIPE_IN] < 0 || h->line_n > 0)
+	if (h->pipe[PIPE_IN] < 0 || o->n > 0)
 		return false;
-	out_str(&o, head);
+	out_bytes(o, head->p, head->n);
 	if (binary) {
-		out_text(&o, " \"");
-		if ((n + 2) / 3 * 4 > o.cap - o.n)
-			return false;
-		o.n += base64_encode(o.p + o.n, body, n, BASE64);
-		out_char(&o, '"');
+		out_text(o, " \"");
+		if ((body->n + 2) / 3 * 4 > o->cap - o->n)
+			o->full = true;
+		else
+			o->n += base64_encode(o->p + o->n,
+			    (const u8 *)body->p, body->n, BASE64);
+		out_char(o, '"');
 	} else if (body) {
-		out_char(&o, ' ');
-		json_string(&o, (struct str){ (const char *)body, n });
+		out_char(o, ' ');
+		json_string(o, *body);
 	}
-	out_char(&o, '\n');
-	if (o.full)
-		return false;
-	h->line_n = o.n;
-	return handler_flush(service) > 0; /* of half a line the rest follows */
+	out_char(o, '\n');
+	if (!o->full)
+		return handler_flush(h, false);
+	o->full = false;
+	o->n = 0;
+	return false;
 }
 
 /* Gives an event to a service's program.  `body` NULL: it has none.  False:
  * it was dropped. */
 static bool
-handler_event(u32 service, struct str head, const u8 *body, size_t n,
+handler_event(u32 service, struct out *head, const struct str *body,
     bool binary)
 {
 	struct handler_row *h = &handlers[service];
-	bool taken;
+	bool taken = true;
 
-	if (!handler_is_program(service))
-		return true;
-	taken = handler_is_exec(service) ?
-	    handler_line(service, head, body, n, binary) :
-	    handler_datagram(h, head, body, n);
+	if (settings.service[service].handler == HANDLER_EXEC)
+		taken = handler_line(h, head, body, binary);
+	else if (settings.service[service].handler == HANDLER_UNIX)
+		taken = handler_datagram(h, head, body);
 	srv.queues.total.handler_dropped += !taken;
 	return taken;
 }
 
-/* `WORD SOCKETID`, the way the events of a socket begin. */
-static struct out
-handler_head(char text[HANDLER_HEAD], const char *word, u32 sock)
+/* Tells of a socket that opens, or closes with a code. */
+static void
+handler_tell(const char *word, u32 sock, u32 code)
 {
-	struct out o = out_to(text, HANDLER_HEAD);
+	char text[HANDLER_HEAD];
+	struct out o = out_to(text, sizeof text);
 
-	out_text(&o, word);
-	out_char(&o, ' ');
-	sock_name(&o, &srv.sockets, sock);
-	return o;
+	event_print(&o, word, sock, code);
+	(void)handler_event(srv.sockets.row[sock].service, &o, NULL, false);
 }
 
 static void
-handler_opened(u32 sock)
+handler_message(u32 sock, u8 opcode, struct str body)
 {
 	char text[HANDLER_HEAD];
-	struct out o = handler_head(text, "open", sock);
-
-	(void)handler_event(srv.sockets.row[sock].service,
-	    (struct str){ text, o.n }, NULL, 0, false);
-}
-
-static void
-handler_closed(u32 sock, u16 code)
-{
-	char text[HANDLER_HEAD];
-	struct out o = handler_head(text, "close", sock);
-
-	out_char(&o, ' ');
-	out_u64(&o, code);
-	(void)handler_event(srv.sockets.row[sock].service,
-	    (struct str){ text, o.n }, NULL, 0, false);
-}
-
-static void
-handler_message(u32 sock, u8 opcode, const u8 *p, size_t n)
-{
-	char text[HANDLER_HEAD];
-	struct out o = handler_head(text, "message", sock);
+	struct out o = out_to(text, sizeof text);
 	bool binary = opcode == FRAME_BINARY;
 
+	event_print(&o, "message", sock, NONE);
 	out_text(&o, binary ? " binary" : " text");
-	(void)handler_event(srv.sockets.row[sock].service,
-	    (struct str){ text, o.n }, p, n, binary);
+	(void)handler_event(srv.sockets.row[sock].service, &o, &body, binary);
 }
 
 /* Asks whether somebody may come in; `body` may lie in the scratch for
@@ -12638,8 +12539,7 @@ handler_auth(u32 service, u64 ticket, struct str id, bool stateful,
 	    STR_ARGS(settings.service[service].name), stateful ? 's' : 'v',
 	    STR_ARGS(id));
 	assert(!o.full);
-	return handler_event(service, (struct str){ text, o.n },
-	    (const u8 *)body.p, body.n, false);
+	return handler_event(service, &o, &body, false);
 }
 
 /*
@@ -12650,158 +12550,121 @@ handler_auth(u32 service, u64 ticket, struct str id, bool stateful,
  *
  *     send kind=json $room:a "{\"a\":1}"   ->   send kind=json $room:a\n{"a":1}
  *
- * Returns its length, or 0 with the sentence in *why. */
-static size_t
-handler_unfold(char *p, size_t n, const char **why)
+ * and reads its head into *r.  NULL, or the sentence why not. */
+static const char *
+handler_unfold(struct request *r, char *p, size_t *n)
 {
-	struct request r;
 	struct str quoted;
 	size_t at = 0;
 	int made;
 
-	while (at < n && (p[at] != '"' || at == 0 || p[at - 1] != ' '))
+	while (at < *n && (p[at] != '"' || at == 0 || p[at - 1] != ' '))
 		at++;
-	if (at == n)
-		return n;
-	quoted = (struct str){ p + at, n - at };
-	*why = "the body is not one JSON string";
+	(void)request_parse(r, (const u8 *)p, at, at, true);
+	if (at == *n)
+		return NULL;
+	quoted = (struct str){ p + at, *n - at };
 	if (!text_is_utf8(quoted.p, quoted.n) || quoted.p[quoted.n - 1] != '"'
 	    || json_tokens(NULL, 0, quoted) != 1)
-		return 0;
+		return "the body is not one JSON string";
 	p[at - 1] = '\n';
-	(void)request_parse(&r, (const u8 *)p, at, at, true);
 	/* What it stands for is never longer: the place is its own. */
 	made = json_decode(p + at, quoted.n, quoted);
-	if (made >= 0 && r.kind == KIND_BINARY && made > 0) {
-		*why = "the body of kind=binary is not base64";
-		made = base64_decode((u8 *)p + at, (size_t)made,
-		    (struct str){ p + at, (size_t)made }, BASE64);
-	}
-	return made < 0 ? 0 : at + (size_t)made;
+	if (made < 0)
+		return "the body is not one JSON string";
+	quoted.n = (size_t)made;
+	if (r->kind == KIND_BINARY)
+		made = base64_decode((u8 *)p + at, quoted.n, quoted, BASE64);
+	*n = at + (size_t)made;
+	return made < 0 ? "the body of kind=binary is not base64" : NULL;
 }
 
 /* One line of a child: a request that gets no reply. */
 static void
-handler_request(u32 service, char *p, size_t n)
+handler_request(struct handler_row *h, char *p, size_t n)
 {
-	static struct asking q;
-	static struct request r;
-	const char *why = NULL;
+	struct str line = text_trim((struct str){ p, n });
+	struct asking *q = asking_begin(NULL, 0);
+	const char *why;
 
-	while (n > 0 && memchr(" \t\r", p[n - 1], 3))
-		n--;
-	for (; n > 0 && (*p == ' ' || *p == '\t'); n--)
-		p++;
-	if (n == 0)
+	if (line.n == 0)
 		return;
-	n = handler_unfold(p, n, &why);
-	q.reply = out_to(srv.scratch_reply, srv.reply_size);
-	q.from = NULL;
-	q.from_n = 0;
-	if (n == 0) {
-		q.r = (struct request){ .verb = VERB_SEND };
-		asking_refuse(&q, REFUSED_BAD_REQUEST, why);
-	} else if (request_parse(&r, (const u8 *)p, n, n, true) ==
-	    REFUSED_NOT && r.given & OPTION_BIT(OPTION_ACK)) {
-		q.r = r;
-		asking_refuse(&q, REFUSED_BAD_OPTION,
+	p += line.p - p;
+	why = handler_unfold(&q->r, p, &line.n);
+	if (why)
+		asking_refuse(q, REFUSED_BAD_REQUEST, why);
+	else if (q->r.refusal == REFUSED_NOT &&
+	    request_has(&q->r, OPTION_ACK))
+		asking_refuse(q, REFUSED_BAD_OPTION,
 		    "nobody could be told of ack=");
-	} else {
-		service_ask(&q, (const u8 *)p, n, n, true);
-	}
-	if (q.r.refusal != REFUSED_NOT)
-		handler_log(service, "refused", (struct str){ q.reply.p,
-		    min_size(q.reply.n, 120) });
+	else
+		service_ask(q, (const u8 *)p, line.n, line.n, true);
+	if (q->r.refusal != REFUSED_NOT)
+		handler_log(h, "refused", (struct str){ q->reply.p,
+		    min_size(q->reply.n, 120) });
+}
+
+/* One line of a child, on standard output or standard error. */
+static void
+handler_take(struct handler_row *h, enum pipe_end which, char *p, size_t n)
+{
+	bool *skip = &h->part[which].full;
+
+	if (which == PIPE_ERR && n > 0)
+		handler_log(h, "child", (struct str){ p, n });
+	if (which == PIPE_OUT && !*skip)
+		handler_request(h, p, n);
+	*skip = false;
 }
 
 /* Takes what a child writes, cuts it into lines. */
 static void
-handler_read_out(u32 service)
+handler_read(struct handler_row *h, enum pipe_end which)
 {
-	struct handler_row *h = &handlers[service];
-	char *p = h->got, *end, *line_end;
-	ssize_t r = read(h->pipe[PIPE_OUT], p + h->got_n,
-	    HANDLER_LINE - h->got_n);
-
-	if (r < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (r <= 0) {
-		handler_close_pipe(h, PIPE_OUT);
-		return;
-	}
-	end = p + h->got_n + r;
-	while ((line_end = memchr(p, '\n', (size_t)(end - p)))) {
-		if (!h->skip)
-			handler_request(service, p, (size_t)(line_end - p));
-		h->skip = false;
-		p = line_end + 1;
-	}
-	h->got_n = (size_t)(end - p);
-	memmove(h->got, p, h->got_n);
-	if (h->got_n < HANDLER_LINE && !h->skip)
-		return;
-	if (!h->skip)
-		handler_log(service, "refused",
-		    STR("a line over 64 KiB was dropped"));
-	h->skip = true;
-	h->got_n = 0;
-}
-
-/* Logs what a child says on standard error. */
-static void
-handler_read_err(u32 service)
-{
-	struct handler_row *h = &handlers[service];
-	ssize_t r = read(h->pipe[PIPE_ERR], h->said + h->said_n,
-	    sizeof h->said - h->said_n);
-	struct str rest, line;
+	struct out *part = &h->part[which];
+	char *p = part->p, *end = p + part->n, *line_end;
+	ssize_t r = read(h->pipe[which], end, part->cap - part->n);
 
 	if (r < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (r > 0)
-		h->said_n += (size_t)r;
-	rest = (struct str){ h->said, h->said_n };
-	while (rest.n > 0 && (r <= 0 || h->said_n == sizeof h->said ||
-	    memchr(rest.p, '\n', rest.n))) {
-		(void)split_next(&rest, '\n', &line);
-		h->said_n = 0; /* a piece of a long line is a line */
-		if (line.n > 0)
-			handler_log(service, "child", line);
-		if (!rest.p)
-			rest = STR("");
+		end += r;
+	for (; (line_end = memchr(p, '\n', (size_t)(end - p)));
+	    p = line_end + 1)
+		handler_take(h, which, p, (size_t)(line_end - p));
+	part->n = (size_t)(end - p);
+	memmove(part->p, p, part->n);
+	if (which == PIPE_ERR && (r <= 0 || part->n == part->cap)) {
+		/* A piece of a long line is a line. */
+		handler_take(h, which, part->p, part->n);
+		part->n = 0;
 	}
-	h->said_n = rest.n;
-	memmove(h->said, rest.p, rest.n);
+	if (part->n == part->cap) {
+		if (!part->full)
+			handler_log(h, "refused",
+			    STR("a line over 64 KiB was dropped"));
+		part->full = true;
+		part->n = 0;
+	}
 	if (r <= 0)
-		handler_close_pipe(h, PIPE_ERR);
+		handler_close_pipe(h, which);
 }
 
 /* epoll says that something is to be done about a pipe. */
 static void
 handler_ready(u32 number, u32 events)
 {
-	u32 service = number / PIPES;
+	struct handler_row *h = &handlers[number / PIPES];
 	enum pipe_end which = (enum pipe_end)(number % PIPES);
-	struct handler_row *h = &handlers[service];
 
 	if (h->pipe[which] < 0)
 		return;
-	switch (which) {
-	case PIPE_IN:
-		if (events & EPOLLERR)
-			handler_close_pipe(h, PIPE_IN);
-		else
-			(void)handler_flush(service);
-		break;
-	case PIPE_OUT:
-		handler_read_out(service);
-		break;
-	case PIPE_ERR:
-		handler_read_err(service);
-		break;
-	case PIPES:
-		break;
-	}
+	if (which != PIPE_IN)
+		handler_read(h, which);
+	else if (events & EPOLLERR)
+		handler_close_pipe(h, PIPE_IN);
+	else
+		(void)handler_flush(h, true);
 }
 
 /* Rows, and a socket for every unix: service, for what waits unread at one
@@ -12815,17 +12678,18 @@ handler_open(void)
 		struct handler_row *h = &handlers[i];
 		struct str path = settings.service[i].program;
 
-		if (!handler_is_program(i))
-			continue;
-		*h = (struct handler_row){ .fd = -1, .pipe = { -1, -1, -1 },
-			.to = { .sun_family = AF_UNIX } };
+		h->service = i;
 		if (handler_is_exec(i)) {
-			h->line = line;
-			h->got = line + HANDLER_LINE;
-			line += 2 * HANDLER_LINE;
+			memset(h->pipe, -1, sizeof h->pipe);
+			h->part[PIPE_IN] = out_to(line, HANDLER_LINE);
+			line += HANDLER_LINE;
+			h->part[PIPE_OUT] = out_to(line, HANDLER_LINE);
+			line += HANDLER_LINE;
+			h->part[PIPE_ERR] = out_to(h->said, sizeof h->said);
 		}
 		if (settings.service[i].handler != HANDLER_UNIX)
 			continue;
+		h->to.sun_family = AF_UNIX;
 		memcpy(h->to.sun_path, path.p, path.n);
 		h->fd = sys_unix_socket();
 		if (h->fd < 0)
@@ -12851,7 +12715,7 @@ handler_open(void)
  */
 static int helper_fd = -1; /* the server's end */
 
-#define LOOP_HELPER (UINT64_MAX - 3) /* what epoll carries for it */
+#define LOOP_HELPER (UINT32_MAX - 3) /* what epoll carries for it */
 
 struct helper_child {
 	pid_t pid;           /* 0: none */
@@ -12913,57 +12777,61 @@ helper_exec(u32 service, const int ends[PIPES])
 	_exit(say(127, "%s: %s", word[0], strerror(errno)));
 }
 
-/* Passes our ends of a new child's pipes to the server. */
-static void
-helper_pass(int to, u32 service, const int ours[PIPES])
-{
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(sizeof(int) * PIPES)];
-	} control = { .room = { 0 } };
-	struct iovec iov = { &service, sizeof service };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = &control, .msg_controllen = sizeof control };
-	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+/* What the helper sends of a new child: its service, and beside it our ends
+ * of its pipes. */
+struct helper_message {
+	struct msghdr m;
+	struct iovec iov;
+	u32 service;
+	_Alignas(struct cmsghdr) char beside[CMSG_SPACE(sizeof(int) * PIPES)];
+};
 
-	c->cmsg_level = SOL_SOCKET;
-	c->cmsg_type = SCM_RIGHTS;
-	c->cmsg_len = CMSG_LEN(sizeof(int) * PIPES);
-	memcpy(CMSG_DATA(c), ours, sizeof(int) * PIPES);
-	(void)!sendmsg(to, &m, MSG_NOSIGNAL);
+/* Makes it ready to be sent or received; returns what is beside. */
+static struct cmsghdr *
+helper_message(struct helper_message *h)
+{
+	h->iov = (struct iovec){ &h->service, sizeof h->service };
+	h->m = (struct msghdr){ .msg_iov = &h->iov, .msg_iovlen = 1,
+		.msg_control = h->beside, .msg_controllen = sizeof h->beside };
+	return CMSG_FIRSTHDR(&h->m);
 }
 
 /* Starts a service's child, or leaves it for the next try. */
 static void
 helper_start(int to, u32 service, struct helper_child *child)
 {
-	int pair[PIPES][2], theirs[PIPES], ours[PIPES], made = 0;
+	struct helper_message h = { .service = service };
+	struct cmsghdr *beside = helper_message(&h);
+	int ours[PIPES], theirs[PIPES], pair[2], made = 0;
 
-	while (made < PIPES && pipe2(pair[made], O_CLOEXEC) == 0)
-		made++;
-	for (int i = 0; i < made; i++) {
-		theirs[i] = pair[i][i != PIPE_IN];
-		ours[i] = pair[i][i == PIPE_IN];
-		fcntl(ours[i], F_SETFL, fcntl(ours[i], F_GETFL) | O_NONBLOCK);
+	for (; made < PIPES && pipe2(pair, O_CLOEXEC) == 0; made++) {
+		theirs[made] = pair[made != PIPE_IN];
+		ours[made] = pair[made == PIPE_IN];
+		fcntl(ours[made], F_SETFL, O_NONBLOCK);
 	}
+	child->pid = -1;
 	if (made == PIPES) {
 		fcntl(ours[PIPE_IN], F_SETPIPE_SZ, HANDLER_PIPE);
 		child->pid = fork();
 	}
-	if (child->pid == 0 && made == PIPES)
+	if (child->pid == 0)
 		helper_exec(service, theirs);
 	if (child->pid > 0) {
 		setpgid(child->pid, child->pid); /* it may not run yet */
-		helper_pass(to, service, ours);
+		beside->cmsg_len = CMSG_LEN(sizeof ours);
+		beside->cmsg_level = SOL_SOCKET;
+		beside->cmsg_type = SCM_RIGHTS;
+		memcpy(CMSG_DATA(beside), ours, sizeof ours);
+		(void)!sendmsg(to, &h.m, MSG_NOSIGNAL);
 	} else {
 		log_event(LOG_LEVEL_ERROR, "child", "service=%.*s why=\"%s\"",
 		    STR_ARGS(settings.service[service].name), strerror(errno));
 		child->pid = 0;
 		child->start_at += 60000;
 	}
-	for (int i = 0; i < made; i++) {
-		close(pair[i][0]);
-		close(pair[i][1]);
+	while (made-- > 0) {
+		close(ours[made]);
+		close(theirs[made]);
 	}
 }
 
@@ -13024,6 +12892,14 @@ helper_start_due(int to, struct helper_child *child)
 	return next == INT64_MAX ? -1 : (int)(next - now);
 }
 
+static void
+helper_kill(const struct helper_child *child, int number)
+{
+	for (u32 i = 0; i < settings.services; i++)
+		if (child[i].pid > 0)
+			kill(-child[i].pid, number);
+}
+
 /* SIGTERM to every child and what it has started; a second later, death. */
 static void
 helper_end(struct helper_child *child, int signals)
@@ -13032,18 +12908,14 @@ helper_end(struct helper_child *child, int signals)
 	struct signalfd_siginfo info;
 	int64_t until = sys_clock_ms(CLOCK_MONOTONIC) + 1000, left = 1000;
 
-	for (u32 i = 0; i < settings.services; i++)
-		if (child[i].pid > 0)
-			kill(-child[i].pid, SIGTERM);
+	helper_kill(child, SIGTERM);
 	while (helper_reap(child, true) > 0 && left > 0) {
 		poll(&p, 1, (int)left);
 		if (p.revents)
 			(void)!read(signals, &info, sizeof info);
 		left = until - sys_clock_ms(CLOCK_MONOTONIC);
 	}
-	for (u32 i = 0; i < settings.services; i++)
-		if (child[i].pid > 0)
-			kill(-child[i].pid, SIGKILL);
+	helper_kill(child, SIGKILL);
 	_exit(0);
 }
 
@@ -13052,19 +12924,11 @@ helper_run(int server)
 {
 	static struct helper_child child[SETTINGS_SERVICES];
 	struct signalfd_siginfo info;
-	struct pollfd p[2] = { { .fd = server, .events = POLLIN } };
+	struct pollfd p[2] = { { .fd = server, .events = POLLIN },
+		{ .fd = sys_signals(true), .events = POLLIN } };
 	bool stopping = false;
-	sigset_t set;
 	char go;
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGCHLD);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	p[1] = (struct pollfd){ .events = POLLIN,
-		.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK) };
 	if (read(server, &go, 1) != 1)
 		_exit(0);
 	for (;;) {
@@ -13087,41 +12951,28 @@ helper_run(int server)
 static void
 helper_take_pipes(void)
 {
-	union {
-		struct cmsghdr align;
-		char room[CMSG_SPACE(sizeof(int) * PIPES)];
-	} control;
-	u32 service = 0;
-	struct iovec iov = { &service, sizeof service };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = &control, .msg_controllen = sizeof control };
-	ssize_t n = recvmsg(helper_fd, &m, MSG_DONTWAIT |
-	    MSG_CMSG_CLOEXEC);
-	struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&m) : NULL;
-	struct handler_row *h;
+	struct helper_message h = { .service = 0 };
+	struct cmsghdr *beside = helper_message(&h);
+	ssize_t n = recvmsg(helper_fd, &h.m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct handler_row *row = &handlers[h.service];
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (n <= 0) {
 		log_event(LOG_LEVEL_ERROR, "child", "why=\"the helper that "
 		    "starts children is gone\"");
-		sys_epoll_ctl(srv.epoll, EPOLL_CTL_DEL, helper_fd, 0, 0);
 		sys_close(helper_fd);
 		helper_fd = -1;
 		return;
 	}
-	if (!c || c->cmsg_len != CMSG_LEN(sizeof(int) * PIPES))
+	if (beside->cmsg_len != CMSG_LEN(sizeof row->pipe))
 		return;
-	h = &handlers[service];
-	for (int i = 0; i < PIPES; i++)
-		handler_close_pipe(h, (enum pipe_end)i);
-	memcpy(h->pipe, CMSG_DATA(c), sizeof h->pipe);
-	h->got_n = h->said_n = 0;
-	h->skip = false;
-	for (int i = 0; i < PIPES; i++)
-		sys_epoll_ctl(srv.epoll, EPOLL_CTL_ADD, h->pipe[i],
-		    i == PIPE_IN ? 0 : EPOLLIN,
-		    LOOP_HANDLER + service * PIPES + (u32)i);
+	for (u32 i = 0; i < PIPES; i++)
+		handler_close_pipe(row, (enum pipe_end)i);
+	memcpy(row->pipe, CMSG_DATA(beside), sizeof row->pipe);
+	for (u32 i = 0; i < PIPES; i++)
+		handler_watch(row, (enum pipe_end)i, EPOLL_CTL_ADD,
+		    i == PIPE_IN ? 0 : EPOLLIN);
 }
 
 /* The server is about to be ready: children may come.  Their pipes are there
@@ -13214,20 +13065,16 @@ static void
 push_handle(size_t n, size_t full_n, const struct sockaddr_un *from,
     socklen_t from_n, const struct ucred *who)
 {
-	static struct asking q;
 	bool bound = from_n > offsetof(struct sockaddr_un, sun_path);
+	struct asking *q = asking_begin(from, bound ? from_n : 0);
 
-	q.reply = out_to(srv.scratch_reply, srv.reply_size);
-	q.from = from;
-	q.from_n = bound ? from_n : 0;
-	service_ask(&q, srv.scratch_push, n, full_n,
-	    push_allows(who));
-	assert(!q.reply.full);
+	service_ask(q, srv.scratch_push, n, full_n, push_allows(who));
+	assert(!q->reply.full);
 	if (bound)
-		push_reply(srv.push, from, from_n, q.reply.p, q.reply.n);
-	if (q.r.refusal == REFUSED_DENIED ||
-	    (!bound && q.r.refusal != REFUSED_NOT))
-		push_log_refusal(&q, who);
+		push_reply(srv.push, from, from_n, q->reply.p, q->reply.n);
+	if (q->r.refusal == REFUSED_DENIED ||
+	    (!bound && q->r.refusal != REFUSED_NOT))
+		push_log_refusal(q, who);
 }
 
 /* Takes what is there, up to the budget, and returns how many it took. */
@@ -13329,151 +13176,112 @@ SMALL_CODE
 #define SECCOMP_RET_KILL_PROCESS 0x80000000U /* before 4.14: the thread */
 #endif
 
-/* A call; when `mask` is not 0 only if that part of argument `arg` is
- * `value`. */
-struct sandbox_call {
-	u32 nr;
-	u32 arg, mask, value;
+/* A call that passes when what `mask` leaves of argument `arg` is `value`. */
+struct sandbox_rule {
+	u16 nr, arg;
+	u32 mask, value;
 };
 
 /*
  * What the server may call once it is ready.  A name that some machine does
  * not have, or that the kernel's headers learnt late, stands under #ifdef.
  * The loop's own calls come first: a kernel without a cache of verdicts reads
- * from the top.
+ * from the top, and the rules are before the list.
  */
-static const struct sandbox_call sandbox_allowed[] = {
-#ifdef __NR_epoll_wait
-	{ .nr = __NR_epoll_wait },
+static const struct sandbox_rule sandbox_rules[] = {
+	{ __NR_sendmsg, 2, MSG_FASTOPEN, 0 },
+	{ __NR_sendto, 3, MSG_FASTOPEN, 0 }, /* connects */
+	{ __NR_ioctl, 1, ~0U, TIOCOUTQ },
+	{ __NR_ioctl, 1, ~0U, FIONREAD },
+	/* A reload reads files, and nothing writes one. */
+#ifdef __NR_open
+	{ __NR_open, 1, O_ACCMODE, O_RDONLY },
 #endif
-	{ .nr = __NR_epoll_pwait },
-	{ .nr = __NR_recvmsg },
-	{ .nr = __NR_sendmsg, .arg = 2, .mask = MSG_FASTOPEN },
-	{ .nr = __NR_recvfrom },
-	{ .nr = __NR_sendto, .arg = 3, .mask = MSG_FASTOPEN }, /* connects */
+	{ __NR_openat, 2, O_ACCMODE, O_RDONLY },
+#ifdef __NR_mmap2
+	{ __NR_mmap2, 2, PROT_EXEC, 0 },
+#else
+	{ __NR_mmap, 2, PROT_EXEC, 0 },
+#endif
+	{ __NR_mprotect, 2, PROT_EXEC, 0 },
+	/* assert() ends in abort(). */
+	{ __NR_tgkill, 2, ~0U, SIGABRT },
+	{ __NR_tkill, 1, ~0U, SIGABRT },
+};
+
+static const u16 sandbox_allowed[] = {
+#ifdef __NR_epoll_wait
+	__NR_epoll_wait,
+#endif
+	__NR_epoll_pwait, __NR_recvmsg, __NR_recvfrom,
 #ifdef __NR_recv
-	{ .nr = __NR_recv },
-	{ .nr = __NR_send },
+	__NR_recv, __NR_send,
 #endif
 #ifdef __NR_socketcall /* all of them in one, for libc on i386 */
-	{ .nr = __NR_socketcall },
+	__NR_socketcall,
 #endif
-	{ .nr = __NR_read },
-	{ .nr = __NR_write },
-	{ .nr = __NR_writev },
-	{ .nr = __NR_epoll_ctl },
-	{ .nr = __NR_accept4 },
-	{ .nr = __NR_close },
-	{ .nr = __NR_shutdown },
-	{ .nr = __NR_setsockopt },
-	{ .nr = __NR_getsockname },
-	{ .nr = __NR_ioctl, .arg = 1, .mask = ~0U, .value = TIOCOUTQ },
-	{ .nr = __NR_ioctl, .arg = 1, .mask = ~0U, .value = FIONREAD },
-	{ .nr = __NR_getrandom },
+	__NR_read, __NR_write, __NR_writev, __NR_epoll_ctl, __NR_accept4,
+	__NR_close, __NR_shutdown, __NR_setsockopt, __NR_getsockname,
+	__NR_getrandom,
 
 	/* The clock, where the vDSO does not show it. */
 #ifdef __NR_clock_gettime
-	{ .nr = __NR_clock_gettime },
-	{ .nr = __NR_gettimeofday },
+	__NR_clock_gettime, __NR_gettimeofday,
 #else /* musl's words for those that end in 2038 */
-	{ .nr = __NR_clock_gettime32 },
-	{ .nr = __NR_gettimeofday_time32 },
+	__NR_clock_gettime32, __NR_gettimeofday_time32,
 #endif
 #ifdef __NR_time
-	{ .nr = __NR_time },
+	__NR_time,
 #endif
 #ifdef __NR_clock_gettime64
-	{ .nr = __NR_clock_gettime64 },
-	{ .nr = __NR_ppoll_time64 },
-	{ .nr = __NR_futex_time64 },
+	__NR_clock_gettime64, __NR_ppoll_time64, __NR_futex_time64,
 #endif
-	{ .nr = __NR_ppoll },
+	__NR_ppoll,
 
-	/* A reload reads files, and nothing writes one; the end unlinks. */
+	/* Files for a reload; the end unlinks. */
 #ifdef __NR_open
-	{ .nr = __NR_poll },
-	{ .nr = __NR_open, .arg = 1, .mask = O_ACCMODE, .value = O_RDONLY },
-	{ .nr = __NR_stat },
-	{ .nr = __NR_lstat },
-	{ .nr = __NR_access },
-	{ .nr = __NR_unlink },
+	__NR_poll, __NR_stat, __NR_lstat, __NR_access, __NR_unlink,
 #endif
 #ifdef __NR_fstat64
-	{ .nr = __NR_stat64 },
-	{ .nr = __NR_lstat64 },
-	{ .nr = __NR_fstat64 },
-	{ .nr = __NR_fstatat64 },
-	{ .nr = __NR_fcntl64 },
-	{ .nr = __NR__llseek },
+	__NR_stat64, __NR_lstat64, __NR_fstat64, __NR_fstatat64,
+	__NR_fcntl64, __NR__llseek,
 #endif
 #ifdef __NR_fstat
-	{ .nr = __NR_fstat },
+	__NR_fstat,
 #endif
 #ifdef __NR_newfstatat
-	{ .nr = __NR_newfstatat },
+	__NR_newfstatat,
 #endif
 #ifdef __NR_statx
-	{ .nr = __NR_statx },
+	__NR_statx,
 #endif
-	{ .nr = __NR_openat, .arg = 2, .mask = O_ACCMODE, .value = O_RDONLY },
-	{ .nr = __NR_faccessat },
+	__NR_faccessat,
 #ifdef __NR_faccessat2
-	{ .nr = __NR_faccessat2 },
+	__NR_faccessat2,
 #endif
-	{ .nr = __NR_unlinkat },
-	{ .nr = __NR_fcntl },
-	{ .nr = __NR_lseek },
+	__NR_unlinkat, __NR_fcntl, __NR_lseek,
 
-	{ .nr = __NR_getpid }, /* for a line of the syslog */
+	__NR_getpid, /* for a line of the syslog */
 
-	/* libc's memory and locks. */
-	{ .nr = __NR_brk },
-#ifdef __NR_mmap2
-	{ .nr = __NR_mmap2, .arg = 2, .mask = PROT_EXEC },
-#else
-	{ .nr = __NR_mmap, .arg = 2, .mask = PROT_EXEC },
-#endif
-	{ .nr = __NR_mprotect, .arg = 2, .mask = PROT_EXEC },
-	{ .nr = __NR_mremap },
-	{ .nr = __NR_munmap },
-	{ .nr = __NR_madvise },
-	{ .nr = __NR_futex },
-
-	/* Signals, and an end: assert() ends in abort(). */
-	{ .nr = __NR_rt_sigaction },
-	{ .nr = __NR_rt_sigprocmask },
-	{ .nr = __NR_rt_sigreturn },
+	/* libc's memory and locks; signals, and an end. */
+	__NR_brk, __NR_mremap, __NR_munmap, __NR_madvise, __NR_futex,
+	__NR_rt_sigaction, __NR_rt_sigprocmask, __NR_rt_sigreturn,
 #ifdef __NR_sigreturn
-	{ .nr = __NR_sigreturn },
+	__NR_sigreturn,
 #endif
-	{ .nr = __NR_restart_syscall },
-	{ .nr = __NR_gettid },
-	{ .nr = __NR_tgkill, .arg = 2, .mask = ~0U, .value = SIGABRT },
-	{ .nr = __NR_tkill, .arg = 1, .mask = ~0U, .value = SIGABRT },
-	{ .nr = __NR_exit },
-	{ .nr = __NR_exit_group },
+	__NR_restart_syscall, __NR_gettid, __NR_exit, __NR_exit_group,
 #ifdef UNDER_ASAN /* its search for leaks forks a process that traces us */
-	{ .nr = __NR_clone },
-	{ .nr = __NR_getdents64 },
-	{ .nr = __NR_getppid },
-	{ .nr = __NR_nanosleep },
-	{ .nr = __NR_prctl },
-	{ .nr = __NR_ptrace },
-	{ .nr = __NR_readlinkat },
-	{ .nr = __NR_sched_getaffinity },
-	{ .nr = __NR_sched_yield },
-	{ .nr = __NR_sigaltstack },
-	{ .nr = __NR_uname },
-	{ .nr = __NR_wait4 },
+	__NR_clone, __NR_getdents64, __NR_getppid, __NR_nanosleep, __NR_prctl,
+	__NR_ptrace, __NR_readlinkat, __NR_sched_getaffinity,
+	__NR_sched_yield, __NR_sigaltstack, __NR_uname, __NR_wait4,
 #ifdef __NR_readlink
-	{ .nr = __NR_getdents },
-	{ .nr = __NR_readlink },
+	__NR_getdents, __NR_readlink,
 #endif
 #endif
 };
 
 /* To call one of these is death: whoever does is not the server any more. */
-static const u32 sandbox_deadly[] = {
+static const u16 sandbox_deadly[] = {
 	__NR_execve,
 #ifdef __NR_execveat
 	__NR_execveat,
@@ -13541,52 +13349,48 @@ sandbox_report(void)
 
 #ifdef SANDBOX_MACHINE
 
-/* The longest program: four instructions at its head, one at its end. */
-#define SANDBOX_OPS (5 + 6 * COUNT(sandbox_allowed) + 2 * COUNT(sandbox_deadly))
-static_assert(SANDBOX_OPS <= BPF_MAXINSNS, "the kernel takes no longer one");
+#define SANDBOX_LISTED (COUNT(sandbox_allowed) + COUNT(sandbox_deadly))
+
+/* Four instructions at the head, six for a rule, one for a call on a list,
+ * three at the end. */
+#define SANDBOX_OPS (4 + 6 * COUNT(sandbox_rules) + SANDBOX_LISTED + 3)
+_Static_assert(SANDBOX_LISTED + 2 <= UINT8_MAX, "no jump leads further");
 
 static void
-sandbox_op(struct sock_fprog *f, u16 code, u32 k, u8 when_true, u8 when_false)
+sandbox_add(struct sock_fprog *f, const struct sock_filter *op, size_t n)
 {
-	f->filter[f->len++] = (struct sock_filter){ .code = code,
-		.jt = when_true, .jf = when_false, .k = k };
+	memcpy(f->filter + f->len, op, n * sizeof *op);
+	f->len += (unsigned short)n;
 }
 
 static void
-sandbox_load(struct sock_fprog *f, size_t at)
+sandbox_rule(struct sock_fprog *f, const struct sandbox_rule *r)
 {
-	sandbox_op(f, BPF_LD | BPF_W | BPF_ABS, (u32)at, 0, 0);
+	size_t low = offsetof(struct seccomp_data, args) + r->arg * 8u +
+	    (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? 4 : 0);
+	const struct sock_filter op[] = {
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, r->nr, 0, 5),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (u32)low),
+		BPF_STMT(BPF_ALU | BPF_AND | BPF_K, r->mask),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, r->value, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+		    offsetof(struct seccomp_data, nr)),
+	};
+
+	sandbox_add(f, op, COUNT(op));
 }
 
-/* Goes on where the value loaded is k, else `by` instructions further down. */
+/* The calls of a list jump to what is `beyond` instructions behind it. */
 static void
-sandbox_unless_skip(struct sock_fprog *f, u32 k, u8 by)
+sandbox_list(struct sock_fprog *f, const u16 *nr, size_t n, size_t beyond)
 {
-	sandbox_op(f, BPF_JMP | BPF_JEQ | BPF_K, k, 0, by);
-}
+	while (n-- > 0) {
+		const struct sock_filter op = BPF_JUMP(BPF_JMP | BPF_JEQ |
+		    BPF_K, *nr++, (u8)(n + beyond), 0);
 
-static void
-sandbox_return(struct sock_fprog *f, u32 verdict)
-{
-	sandbox_op(f, BPF_RET | BPF_K, verdict, 0, 0);
-}
-
-static void
-sandbox_allow(struct sock_fprog *f, const struct sandbox_call *c)
-{
-	size_t low = offsetof(struct seccomp_data, args) + c->arg * 8;
-
-	if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
-		low += 4;
-	sandbox_unless_skip(f, c->nr, c->mask ? 5 : 1);
-	if (c->mask) {
-		sandbox_load(f, low);
-		sandbox_op(f, BPF_ALU | BPF_AND | BPF_K, c->mask, 0, 0);
-		sandbox_unless_skip(f, c->value, 1);
+		sandbox_add(f, &op, 1);
 	}
-	sandbox_return(f, SECCOMP_RET_ALLOW);
-	if (c->mask)
-		sandbox_load(f, offsetof(struct seccomp_data, nr));
 }
 
 /* The program that the kernel runs before each call.  A call in the manner of
@@ -13595,17 +13399,26 @@ sandbox_allow(struct sock_fprog *f, const struct sandbox_call *c)
 static void
 sandbox_build(struct sock_fprog *f)
 {
-	sandbox_load(f, offsetof(struct seccomp_data, arch));
-	sandbox_op(f, BPF_JMP | BPF_JEQ | BPF_K, SANDBOX_MACHINE, 1, 0);
-	sandbox_return(f, SECCOMP_RET_KILL_PROCESS);
-	sandbox_load(f, offsetof(struct seccomp_data, nr));
-	for (size_t i = 0; i < COUNT(sandbox_allowed); i++)
-		sandbox_allow(f, &sandbox_allowed[i]);
-	for (size_t i = 0; i < COUNT(sandbox_deadly); i++) {
-		sandbox_unless_skip(f, sandbox_deadly[i], 1);
-		sandbox_return(f, SECCOMP_RET_KILL_PROCESS);
-	}
-	sandbox_return(f, SECCOMP_RET_TRAP);
+	static const struct sock_filter head[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+		    offsetof(struct seccomp_data, arch)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SANDBOX_MACHINE, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+		    offsetof(struct seccomp_data, nr)),
+	}, end[] = {
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+
+	sandbox_add(f, head, COUNT(head));
+	for (size_t i = 0; i < COUNT(sandbox_rules); i++)
+		sandbox_rule(f, &sandbox_rules[i]);
+	sandbox_list(f, sandbox_allowed, COUNT(sandbox_allowed),
+	    COUNT(sandbox_deadly) + 2);
+	sandbox_list(f, sandbox_deadly, COUNT(sandbox_deadly), 1);
+	sandbox_add(f, end, COUNT(end));
 }
 
 /* A call was refused.  The kernel would log it for us (SECCOMP_RET_LOG) only
@@ -13674,7 +13487,7 @@ sandbox_enter(void)
 		    "system calls here: %s\"", strerror(-err));
 	else
 		log_event(LOG_LEVEL_DEBUG, "sandbox", "calls=%zu",
-		    COUNT(sandbox_allowed));
+		    COUNT(sandbox_rules) + COUNT(sandbox_allowed));
 }
 
 FAST_CODE
@@ -13694,10 +13507,11 @@ FAST_CODE
 #define LOOP_FULL_MS    250 /* until we look again whether somebody has been
                              * in the way of newcomers for too long */
 
-/* What epoll carries for descriptors that are no connections. */
-#define LOOP_PUSH     (UINT64_MAX - 1)
-#define LOOP_SIGNAL   (UINT64_MAX - 2)
-#define LOOP_LISTENER (UINT64_MAX - 256) /* + its number */
+/* What epoll carries for descriptors that are no connections, where those
+ * have a slot. */
+#define LOOP_PUSH     (UINT32_MAX - 1)
+#define LOOP_SIGNAL   (UINT32_MAX - 2)
+#define LOOP_LISTENER (UINT32_MAX - 256) /* + its number */
 
 static void
 loop_listen(bool on)
@@ -13712,6 +13526,14 @@ loop_listen(bool on)
 			    LOOP_LISTENER + i);
 }
 
+/* Nobody is taken for a while. */
+static void
+loop_rest(int64_t ms)
+{
+	loop_listen(false);
+	srv.listen_again = srv.now + ms;
+}
+
 /* Takes newcomers.  Without a row for one more the listener rests, and the
  * kernel's backlog is the queue. */
 static void
@@ -13723,10 +13545,8 @@ loop_accept(const struct listener *l)
 		int fd;
 
 		if (srv.live == srv.conns) {
-			if (conn_make_way())
-				return;
-			loop_listen(false);
-			srv.listen_again = srv.now + LOOP_FULL_MS;
+			if (!conn_make_way())
+				loop_rest(LOOP_FULL_MS);
 			return;
 		}
 		fd = sys_accept(l->fd, &from, &from_n);
@@ -13734,8 +13554,7 @@ loop_accept(const struct listener *l)
 		    fd == -ENOBUFS) {
 			log_event(LOG_LEVEL_ERROR, "accept", "why=\"%s\" "
 			    "retry=1s", strerror(-fd));
-			loop_listen(false);
-			srv.listen_again = srv.now + 1000;
+			loop_rest(1000);
 			return;
 		}
 		if (fd == -EAGAIN)
@@ -13745,32 +13564,36 @@ loop_accept(const struct listener *l)
 	}
 }
 
+static int64_t
+loop_sooner(int64_t a, int64_t b)
+{
+	return a < b ? a : b;
+}
+
 /* How long the kernel may keep us. */
 static int
 loop_timeout(void)
 {
-	int64_t next = srv.now + 60000;
+	int most = log_to.floods > 0 ? 1000 : 60000;
+	int64_t next;
 
 	if (srv.dirties > 0 || srv.urgents > 0)
 		return 0;
-	next = deadline_next(&srv.deadlines, next);
+	for (u32 i = 1; i <= WSP_BUFFERS; i++)
+		if (buffers[i].taken)
+			most = 1000;
+	if (srv.first_waiting != NONE)
+		most = LOOP_FULL_MS;
+	next = deadline_next(&srv.deadlines, srv.now + most);
 	next = deadline_next(&srv.away, next);
 	next = push_next_waiter(next);
-	if (srv.queues.store.mortal > 0 && next > srv.expire_at)
-		next = srv.expire_at;
-	if (srv.token_end * INT64_C(1000) < next)
-		next = srv.token_end * INT64_C(1000);
-	if (srv.listen_again != 0 && srv.listen_again < next)
-		next = srv.listen_again;
-	for (u32 i = 1; i <= WSP_BUFFERS; i++)
-		if (buffers[i].taken && next > srv.now + 1000)
-			next = srv.now + 1000;
-	if (srv.first_waiting != NONE && next > srv.now + LOOP_FULL_MS)
-		next = srv.now + LOOP_FULL_MS;
-	if (srv.stop_at != 0 && srv.stop_at < next)
-		next = srv.stop_at;
-	if (log_to.floods > 0 && next > srv.now + 1000)
-		next = srv.now + 1000;
+	next = loop_sooner(next, srv.token_end * INT64_C(1000));
+	if (srv.queues.store.mortal > 0)
+		next = loop_sooner(next, srv.expire_at);
+	if (srv.listen_again != 0)
+		next = loop_sooner(next, srv.listen_again);
+	if (srv.stop_at != 0)
+		next = loop_sooner(next, srv.stop_at);
 	return next <= srv.now ? 0 : (int)(next - srv.now);
 }
 
@@ -13788,20 +13611,20 @@ loop_signals(void)
 static void
 loop_event(const struct epoll_event *ev)
 {
-	u64 id = ev->data.u64;
+	u32 what = (u32)ev->data.u64;
 
-	if (id == LOOP_PUSH)
+	if (what == LOOP_PUSH)
 		return;
-	if (id == LOOP_SIGNAL)
+	if (what == LOOP_SIGNAL)
 		loop_signals();
-	else if (id == LOOP_HELPER)
+	else if (what == LOOP_HELPER)
 		helper_take_pipes();
-	else if (id >= LOOP_HANDLER)
-		handler_ready((u32)(id - LOOP_HANDLER), ev->events);
-	else if (id >= LOOP_LISTENER)
-		loop_accept(&settings.listen[id - LOOP_LISTENER]);
+	else if (what >= LOOP_HANDLER)
+		handler_ready(what - LOOP_HANDLER, ev->events);
+	else if (what >= LOOP_LISTENER)
+		loop_accept(&settings.listen[what - LOOP_LISTENER]);
 	else
-		conn_event(id, ev->events);
+		conn_event(ev->data.u64, ev->events);
 }
 
 /* Everybody who is owed something now, in slices.  Who comes on the list
@@ -13835,7 +13658,7 @@ loop_turn(void)
 	srv.now = sys_clock_ms(CLOCK_MONOTONIC);
 	srv.handshakes_left = LOOP_HANDSHAKES;
 	for (int i = 0; i < n; i++)
-		pushed |= ev[i].data.u64 == LOOP_PUSH;
+		pushed |= (u32)ev[i].data.u64 == LOOP_PUSH;
 	if (pushed)
 		taken = push_drain(PUSH_BUDGET);
 	for (int i = 0; i < n; i++)
@@ -15054,15 +14877,8 @@ serve_raise_limits(void)
 static int
 serve_watch_signals(void)
 {
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	srv.signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	srv.signals = sys_signals(false);
 	srv.epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (srv.signals < 0 || srv.epoll < 0)
 		return serve_failed("cannot watch", "signals");

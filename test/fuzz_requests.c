@@ -92,7 +92,7 @@ check_tags(struct str text)
 	const char *why;
 	int n;
 
-	while ((n = tag_line_next(&t, &rest)) > 0) {
+	while ((n = tag_line_next(&t, &rest, '\n')) > 0) {
 		CHECK(tag_name_valid(t.name));
 		CHECK(t.remove || tag_value_valid(t.value));
 		inside(t.name, text.p, text.n);

@@ -337,27 +337,27 @@ lines_of_a_tag_body_set_and_remove(void **state)
 	struct tag_line t;
 	(void)state;
 
-	assert_int_equal(tag_line_next(&t, &rest), 1);
+	assert_int_equal(tag_line_next(&t, &rest, '\n'), 1);
 	assert_false(t.remove);
 	text_is(t.name, "a");
 	text_is(t.value, "1");
-	assert_int_equal(tag_line_next(&t, &rest), 1);
+	assert_int_equal(tag_line_next(&t, &rest, '\n'), 1);
 	text_is(t.name, "b");
 	text_is(t.value, "x:y");
-	assert_int_equal(tag_line_next(&t, &rest), 1);
+	assert_int_equal(tag_line_next(&t, &rest, '\n'), 1);
 	assert_true(t.remove);
 	text_is(t.name, "c");
-	assert_int_equal(tag_line_next(&t, &rest), 1);
+	assert_int_equal(tag_line_next(&t, &rest, '\n'), 1);
 	assert_false(t.remove);
 	text_is(t.name, "d");
 	text_is(t.value, "");
-	assert_int_equal(tag_line_next(&t, &rest), 1);
+	assert_int_equal(tag_line_next(&t, &rest, '\n'), 1);
 	assert_true(t.remove);
 	text_is(t.name, "e-");
-	assert_int_equal(tag_line_next(&t, &rest), 0);
-	assert_int_equal(tag_line_next(&t, &rest), 0);
+	assert_int_equal(tag_line_next(&t, &rest, '\n'), 0);
+	assert_int_equal(tag_line_next(&t, &rest, '\n'), 0);
 	rest = hold("");
-	assert_int_equal(tag_line_next(&t, &rest), 0);
+	assert_int_equal(tag_line_next(&t, &rest, '\n'), 0);
 }
 
 static void
@@ -379,7 +379,7 @@ a_bad_tag_line_is_refused_with_a_sentence(void **state)
 	for (size_t i = 0; i < COUNT(rows); i++) {
 		struct str rest = hold(rows[i].line);
 
-		if (tag_line_next(&t, &rest) != -1
+		if (tag_line_next(&t, &rest, '\n') != -1
 		    || strstr(t.why, rows[i].words) == NULL)
 			fail_msg("%s: %s", rows[i].line, t.why);
 	}
