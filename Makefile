@@ -61,10 +61,12 @@ $(OUT): wspush.c wspush.h build/texts.h Makefile
 	@mkdir -p $(@D)
 	$(COMPILE) $(PROGRAM) -o $@ wspush.c $(LINK)
 
-# The long texts as a list of numbers: the page without its indentation, packed.
+# The long texts as a list of numbers: the page without indentation, comments
+# and empty lines, then the help, packed.
 build/texts.h: tools/page.html tools/help.txt tools/pack Makefile
 	@mkdir -p build
-	{ sed 's/^	*//' tools/page.html; echo %; cat tools/help.txt; } | \
+	{ sed -e 's/^	*//' -e '/^\/\*.*\*\/$$/d' -e '/^\/\*/,/\*\/$$/d' \
+	    -e '/^$$/d' tools/page.html; echo %; cat tools/help.txt; } | \
 	    od -An -v -tu1 | awk -f tools/pack >$@.new
 	@mv $@.new $@
 

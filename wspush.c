@@ -5810,7 +5810,13 @@ sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
 		struct cmsghdr align;
 		char room[CMSG_SPACE(sizeof(struct ucred))];
 	} control;
-	struct msghdr m = { .msg_name = from, .msg_namelen = sizeof *from,
+	/* Behind a path of 108 bytes the kernel counts an end for which the
+	 * structure has no room (unix(7)), and takes no such length back. */
+	union {
+		struct sockaddr_un un;
+		char room[sizeof(struct sockaddr_un) + 1];
+	} name = { .un = { 0 } };
+	struct msghdr m = { .msg_name = &name, .msg_namelen = sizeof name.room,
 		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
 		.msg_controllen = sizeof control };
 	struct cmsghdr *c;
@@ -5820,8 +5826,7 @@ sys_recvfrom(int fd, void *p, size_t n, struct sockaddr_un *from,
 	do
 		r = sys_result(recvmsg(fd, &m, MSG_DONTWAIT | MSG_TRUNC));
 	while (r == -EINTR);
-	/* Behind a path of 108 bytes the kernel counts an end for which the
-	 * structure has no room (unix(7)), and takes no such length back. */
+	*from = name.un;
 	*from_n = (socklen_t)min_size(m.msg_namelen, sizeof *from);
 	c = r < 0 ? NULL : CMSG_FIRSTHDR(&m);
 	if (c && c->cmsg_type == SCM_CREDENTIALS)
@@ -13325,7 +13330,7 @@ sandbox_hide_memory(void)
 {
 	struct rlimit none = { 0, 0 };
 
-	setrlimit(RLIMIT_CORE, &none);
+	prlimit(0, RLIMIT_CORE, &none, NULL);
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 }
 
@@ -14861,13 +14866,13 @@ serve_raise_limits(void)
 	u32 others = 32 + settings.services * PIPES;
 	u32 need = settings.max_sockets + others + LEAST_PENDING;
 
-	getrlimit(RLIMIT_NOFILE, &l);
+	prlimit(0, RLIMIT_NOFILE, NULL, &l);
 	if (l.rlim_max < need)
 		return serve_cannot("--max-sockets %u needs %u open files and "
 		    "the hard limit is %llu", settings.max_sockets, need,
 		    (u64)l.rlim_max);
 	l.rlim_cur = l.rlim_max;
-	setrlimit(RLIMIT_NOFILE, &l);
+	prlimit(0, RLIMIT_NOFILE, &l, NULL);
 	l.rlim_max -= settings.max_sockets + others;
 	serve.pending = l.rlim_max < WSP_PENDING ? (u32)l.rlim_max :
 	    WSP_PENDING;

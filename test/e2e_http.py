@@ -136,7 +136,9 @@ def test_the_page_is_one_document_that_loads_nothing(server, tls):
                          r"\s*[\"']?(?!data:)[^\"'\s>]", page, re.I)
     assert not re.search(r"@import|\burl\((?!['\"]?(data:|#))", page)
     source = (Path(__file__).parent.parent / "tools/page.html").read_text()
-    assert page == re.sub(r"^\t+", "", source, flags=re.M), "packed and back"
+    source = re.sub(r"^\t+", "", source, flags=re.M)
+    source = re.sub(r"^/\*.*?\*/\n", "", source, flags=re.M | re.S)
+    assert page == re.sub(r"\n+", "\n", source), "packed and back"
     assert "innerHTML" not in page
 
 
