@@ -6493,7 +6493,7 @@ static struct {
 	/* The paths of both files, for a reload, and behind them a file while
 	 * it is read: most of it is never touched. */
 	char room[2 * PATH_MAX + WSP_TLS_FILE + 1];
-} certs RESIDENT;
+} certs;
 
 /* Says in `refusal` what is wrong with a file, and returns -1. */
 static int cert_fail(const char *path, const char *format, ...)
@@ -8241,7 +8241,7 @@ static struct {
 	struct queues queues;
 } srv RESIDENT;
 
-static struct buffer buffers[1 + WSP_BUFFERS]; /* the first is nobody's */
+static struct buffer buffers[1 + WSP_BUFFERS] RESIDENT; /* 0: nobody's */
 
 static struct awaiting {  /* beside each waiter of the queues */
 	struct sockaddr_un to;
@@ -12352,7 +12352,7 @@ static struct handler_row {
 	char said[200];         /* room for a line on standard error */
 } handlers[SETTINGS_SERVICES];
 
-static char *handler_lines; /* in the arena, two for each child */
+static char *handler_lines RESIDENT; /* in the arena, two for each child */
 
 /* What epoll carries for a service's pipe. */
 #define LOOP_HANDLER (UINT32_MAX - 128) /* + its number */
@@ -13338,7 +13338,8 @@ sandbox_hide_memory(void)
 
 /* The numbers of the calls that were refused, in the order of the first time:
  * the signal's handler adds, the loop reads. */
-static volatile sig_atomic_t sandbox_call[SANDBOX_CALLS], sandbox_calls;
+static volatile sig_atomic_t sandbox_call[SANDBOX_CALLS] RESIDENT;
+static volatile sig_atomic_t sandbox_calls RESIDENT;
 
 /* Names each refused call once, however often it is tried. */
 static void
@@ -14058,7 +14059,7 @@ static struct {
 /* The settings file stays in memory, for settings point into it: as it was
  * at start, and as it was at the last reload that was good. */
 static char serve_file[3][16384];
-static int serve_file_now = -1, serve_file_next;
+static int serve_file_now = -1, serve_file_next RESIDENT;
 
 #define MAX_SECONDS 999999999
 
@@ -14360,7 +14361,7 @@ enum memory { MEMORY_ONE, MEMORY_SOCKETS, MEMORY_BUCKETS, MEMORY_ENTRIES,
 	MEMORY_BUFFER, MEMORY_OUT, MEMORY_PUSH, MEMORY_REPLIES, MEMORY_LINE,
 	MEMORY_LINES };
 
-static u32 memory_number[MEMORY_LINES + 1];
+static u32 memory_number[MEMORY_LINES + 1] RESIDENT;
 
 static void *serve_tls_memory RESIDENT;
 
@@ -14617,7 +14618,7 @@ static struct {
 	int notify;                /* the socket to notify through */
 	struct sockaddr_un notify_to;
 	socklen_t notify_n;        /* 0: nobody is to be notified */
-} manager;
+} manager RESIDENT;
 
 /* Takes a socket if it is what its name says; else says what it is. */
 static const char *
