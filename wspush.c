@@ -6613,10 +6613,11 @@ cert_next(struct str *file, bool key, const char **p, const char *path)
 		return 0;
 	if (r > 0 && pem_is_encrypted(&m, path) < 0)
 		return -1;
-	*p = m.text.p;
-	if (r > 0)
+	if (r > 0) {
+		*p = m.text.p;
 		r = base64_decode((u8 *)(uintptr_t)*p, m.text.n, m.text,
 		    BASE64);
+	}
 	return r > 0 ? r : cert_fail(path, "is damaged or cut short");
 }
 
