@@ -6587,8 +6587,10 @@ cert_read_file(struct str *file, const char *path)
 	char *room = cert_file_room();
 	ssize_t n = sys_read_file(path, room, WSP_TLS_FILE);
 
-	if (n == -EFBIG)
+	if (n == -EFBIG) {
+		wipe(room, WSP_TLS_FILE);
 		return cert_fail(path, "is larger than %d bytes", WSP_TLS_FILE);
+	}
 	if (n < 0)
 		return cert_fail(path, "cannot be read: %s", strerror((int)-n));
 	if (n == 0)
@@ -7993,8 +7995,7 @@ token_mint(struct token_order *o, const struct token_key *k)
 	if (!k->mints)
 		return say(TOKEN_FAILED, "this key is public: only a "
 		    "private one mints tokens");
-	o->plan.expires = date_now() + (int64_t)(o->seconds > 0 ? o->seconds :
-	    3600);
+	o->plan.expires = date_now() + (o->seconds > 0 ? o->seconds : 3600);
 	token_write_claims(&c, &o->plan);
 	token_write(&t, k, (struct str){ c.p, c.n });
 	if (c.full || t.full)

@@ -318,6 +318,7 @@ a_file_of_the_largest_size_is_read_and_no_larger(void **state)
 	assert_loads(put_file("large", text, WSP_TLS_FILE - 1), "ec.key");
 	assert_refused(put_file("large", text, WSP_TLS_FILE), "ec.key",
 	    "larger than");
+	assert_null(memmem(cert_file_room(), WSP_TLS_FILE, "BEGIN", 5));
 	free(text);
 }
 
