@@ -9127,10 +9127,13 @@ conn_close(struct conn *c, u16 code, struct str reason)
 }
 
 /* The same when the client's Close is here or not wanted, perhaps after
- * ours. */
+ * ours.  It is not heard any more: before a Close that has to wait costs
+ * others a buffer, it has its own. */
 static void
 conn_end(struct conn *c, u16 code, struct str reason)
 {
+	buffer_give(&c->in);
+	buffer_give(&c->message);
 	if (c->state == CONN_OPEN)
 		conn_close(c, code, reason);
 	if (c->state == CONN_CLOSING)

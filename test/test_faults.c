@@ -1579,6 +1579,31 @@ a_close_that_finds_no_room_behind_the_rest_is_not_written(void **state)
 	}
 }
 
+/* All buffers are taken, and its Close has to wait for the kernel. */
+static void
+who_broke_a_rule_costs_nobody_else_a_buffer(void **state)
+{
+	struct conn *c = game_one_client(), *other = &srv.conn[1];
+	u8 *const number[] = { &c->in, &c->message, &other->in,
+		&other->message, &other->out };
+
+	(void)state;
+	player_connect(&players[1], -1);
+	players[1].tls = false;
+	while (players[1].stage != UP && turn < 100)
+		game_turn();
+	assert_int_equal(players[1].stage, UP);
+	_Static_assert(COUNT(number) == WSP_BUFFERS, "all of them");
+	for (size_t i = 0; i < COUNT(number); i++)
+		(void)buffer_take(i < 2 ? c : other, number[i]);
+	c->blocked = true;
+	conn_fail(c, WSP_CLOSE_PROTOCOL, "a test");
+	assert_int_equal(c->state, CONN_DRAIN);
+	assert_true(c->out != 0 && c->in == 0 && c->message == 0);
+	assert_int_equal(other->state, CONN_OPEN);
+	game_over();
+}
+
 /* The kernel may say again and again that there is something to read, and
  * there is not: behind an empty record nothing comes, and an urgent byte
  * hides what is behind it. */
@@ -1636,6 +1661,7 @@ main(void)
 		    without_descriptors_newcomers_wait_and_the_server_rests),
 		cmocka_unit_test(
 		    a_close_that_finds_no_room_behind_the_rest_is_not_written),
+		cmocka_unit_test(who_broke_a_rule_costs_nobody_else_a_buffer),
 		cmocka_unit_test(half_a_hello_does_not_keep_the_server_busy),
 		cmocka_unit_test(tables_that_no_address_reaches_are_refused),
 	};
