@@ -197,17 +197,18 @@ class Command:
 
 
 def watched(server, command, id):
-    """Opens and ends sockets until the command, once started, says so."""
-    number = 0
+    """Opens and ends sockets until the command, once started, has said that
+    one opened: a watch may begin between an open and its close."""
+    number, lines = 0, b""
 
     def seen():
-        nonlocal number
+        nonlocal number, lines
         number += 1
         server.away(f"{id}{number}")
         os.set_blocking(command.process.stdout.fileno(), False)
-        data = command.process.stdout.read()
+        lines += command.process.stdout.read() or b""
         os.set_blocking(command.process.stdout.fileno(), True)
-        return data
+        return f"open {S}{id}".encode() in lines and lines
     return wsp.until(seen, "a first event").decode()
 
 
