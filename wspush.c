@@ -11221,7 +11221,8 @@ arrival_judge(struct arrival *a)
 		return true;
 	if (verdict_now.of == a->c) {
 		a->verdict = &verdict_now;
-		return arrival_tags_fit(a) || arrival_refuse(a, 403, "the id and the service set more than 16 tags");
+		return arrival_tags_fit(a) || arrival_refuse(a, 403,
+		    "the id and the service set more than 16 tags");
 	}
 	j = judging_new(a->c);
 	if (j) {
