@@ -27,6 +27,19 @@ def static():
     return STATIC
 
 
+def test_any_awk_packs_the_long_texts():
+    """Also one without powers and logarithms, as small ones are."""
+    if not shutil.which("busybox"):
+        pytest.skip("busybox is not installed")
+    script = "od -An -v -tu1 tools/help.txt | %s -f tools/pack"
+    packed = [subprocess.run(
+        ["sh", "-c", script % awk], cwd=ROOT, capture_output=True, text=True,
+        timeout=3 * wsp.PATIENCE, check=True).stdout
+        for awk in ("awk", "busybox awk")]
+    assert packed[0].count(",") > 1000
+    assert packed[0] == packed[1]
+
+
 class Box:
     def __init__(self, root, binary):
         self.root = root
