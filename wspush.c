@@ -266,7 +266,7 @@ out_padded(struct out *o, struct str s, int width, char pad)
 
 /*
  * printf for programs that want neither libc's tables nor its heap: %s %.*s
- * %c %d %u %x %zu %%, with ll, a width, and `-` or `0` before it.
+ * %c %d %u %x %zu %%, with l or ll, a width, and `-` or `0` before it.
  */
 static void
 out_format(struct out *o, const char *f, va_list ap)
@@ -301,10 +301,14 @@ out_format(struct out *o, const char *f, va_list ap)
 			bool minus;
 			char *from;
 
-			v = size > 1 ? va_arg(ap, u64) :
-			    size > 0 ? va_arg(ap, size_t) :
-			    is == 'd' ? (u64)va_arg(ap, int) :
-			    va_arg(ap, unsigned);
+			if (size > 1)
+				v = va_arg(ap, u64);
+			else if (is == 'd')
+				v = (u64)(size ? va_arg(ap, long) :
+				    va_arg(ap, int));
+			else
+				v = size ? va_arg(ap, size_t) :
+				    va_arg(ap, unsigned);
 			minus = is == 'd' && v >> 63;
 			from = out_digits(end, minus ? -v : v,
 			    is == 'x' ? 16 : 10);
