@@ -719,7 +719,9 @@ def test_sigterm_takes_along_what_clients_have_said(make, tmp_path):
     try:
         for number in range(40):
             client.text(f"{number}")
-        wsp.until(lambda: bridge.counters()["up"] == 40, "all to be taken")
+            if number % 8 == 7:  # a router's kernel lets eleven wait
+                wsp.until(lambda: bridge.counters()["up"] == number + 1,
+                          "all to be taken")
         bridge.process.terminate()
         bridge.wait_log("info stopping")
     finally:
