@@ -4540,6 +4540,7 @@ deadline_next(const struct deadlines *d, int64_t latest)
 	}
 	return latest;
 }
+
 /* ----- 15. Records -------------------------------------------------------
  *
  * TLS 1.2 records from raw keys, for a connection whose handshake is over:
@@ -6437,6 +6438,7 @@ listener_is_used(u32 i)
 	return i < settings.listeners ||
 	    (i == LISTEN_METRICS && settings.listen[i].text);
 }
+
 /* ----- 22. Certificates --------------------------------------------------
  *
  * Owns the server's certificate and key: reads them from PEM or DER, whatever
@@ -11052,6 +11054,7 @@ service_open(struct conn *c, const struct arrival *a)
 	u32 sock = a->sock;
 	bool is_new = sock_is_away(&srv.sockets, sock) &&
 	    srv.away.row[sock].class == 0;
+	bool matches_more = is_new || a->token || a->verdict;
 
 	if (!sock_is_away(&srv.sockets, sock)) {
 		srv.replacing = sock;
@@ -11074,7 +11077,8 @@ service_open(struct conn *c, const struct arrival *a)
 	c->expires = arrival_expires(a);
 	if (c->expires < srv.token_end)
 		srv.token_end = c->expires;
-	retained_mark(sock, had, is_new);
+	if (matches_more)
+		retained_mark(sock, had, is_new);
 	if (a->token || a->verdict)
 		arrival_tags(a);
 	c->ping_ms = (u32)srv.now - ACK_INTERVAL_MS;
@@ -11083,7 +11087,8 @@ service_open(struct conn *c, const struct arrival *a)
 	service_event("open", sock, NONE);
 	handler_tell("open", sock, NONE);
 	conn_aside(c, (u8 *)text, o.n);
-	retained_offer(sock, had);
+	if (matches_more)
+		retained_offer(sock, had);
 	if (srv.queues.queue[sock].count > 0 && c->state == CONN_OPEN)
 		conn_mark_dirty(c);
 }
