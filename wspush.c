@@ -7260,6 +7260,9 @@ tls_cert_command(int argc, char **argv)
 #define TLS_IN       (TLS_FRAGMENT + 325)
 #define TLS_OUT      (TLS_FRAGMENT + 85)
 
+/* The suites that are accepted. */
+#define TLS_SUITES 4
+
 /* What one session takes in BearSSL's cache. */
 #define TLS_SESSION 100
 
@@ -7276,6 +7279,7 @@ enum tls_progress { TLS_WANT_READ, TLS_WANT_WRITE, TLS_DONE, TLS_FAILED };
  * its generator's state from then on. */
 struct tls_slot {
 	bool resumed;   /* the client spoke last: from an earlier session */
+	bool answered;  /* the ClientHello has come, or it was none */
 	bool corked;    /* the kernel holds back what we sent */
 	bool half_sent; /* a record is partly out */
 	const struct cert *cert; /* the place it works with */
@@ -7472,7 +7476,8 @@ tls_configure(struct tls_slot *s)
 
 	br_ssl_server_zero(&s->server);
 	br_ssl_engine_set_versions(e, BR_TLS12, BR_TLS12);
-	br_ssl_engine_set_suites(e, suites + (tls.aes_first ? 2 : 0), 4);
+	br_ssl_engine_set_suites(e, suites + (tls.aes_first ? 2 : 0),
+	    TLS_SUITES);
 	br_ssl_engine_set_hash(e, br_sha256_ID, &br_sha256_vtable);
 	br_ssl_engine_set_prf_sha256(e, br_tls12_sha256_prf);
 	br_ssl_engine_set_ec(e, &tls.curves);
@@ -7528,7 +7533,7 @@ tls_take(void)
 		tls_add_entropy(s);
 	tls_set_cert(s, certs.used);
 	s->error = 0;
-	s->corked = s->half_sent = false;
+	s->answered = s->corked = s->half_sent = false;
 	br_ssl_engine_set_buffers_bidi(&s->server.eng, s->in, sizeof s->in,
 	    s->out, sizeof s->out);
 	if (!br_ssl_server_reset(&s->server))
@@ -7680,22 +7685,44 @@ tls_send(struct tls_slot *s, int fd)
 	tls_fix_alert(s, p);
 	r = sys_send(fd, p, n, MSG_MORE);
 	if (r > 0) {
-		s->corked = true;
+		s->answered = s->corked = true;
 		s->half_sent = (size_t)r < n;
 		br_ssl_engine_sendrec_ack(&s->server.eng, (size_t)r);
 	}
 	return r;
 }
 
-/* Receives no more than BearSSL asks for, a header or the rest of a record:
- * what follows the client's Finished is for Records. */
+/*
+ * Before it chooses a suite, BearSSL 0.6 looks all of `client_suites` up in a
+ * table that begins with this one, and walks to the table's end for each row
+ * that is empty, which all are but the first few: a fifth of a full handshake.
+ * The suite cannot be chosen, for a key here only signs.
+ */
+static void
+tls_fill_suites(br_ssl_server_context *c)
+{
+	for (u32 i = TLS_SUITES; i < COUNT(c->client_suites); i++)
+		c->client_suites[i][0] = BR_TLS_RSA_WITH_3DES_EDE_CBC_SHA;
+}
+
+/*
+ * Receives no more than BearSSL asks for, a header or the rest of a record:
+ * what follows the client's Finished is for Records.  The end of the ClientHello
+ * comes by itself: before it, BearSSL has read the list of suites and not yet
+ * looked at it.
+ */
 static ssize_t
 tls_receive(struct tls_slot *s, int fd)
 {
 	size_t n;
 	u8 *p = br_ssl_engine_recvrec_buf(&s->server.eng, &n);
-	ssize_t r = sys_recv(fd, p, n, 0);
+	ssize_t r;
 
+	if (!s->answered && n <= RECORD_HEADER)
+		tls_fill_suites(&s->server);
+	else if (!s->answered)
+		n--;
+	r = sys_recv(fd, p, n, 0);
 	if (r > 0)
 		br_ssl_engine_recvrec_ack(&s->server.eng, (size_t)r);
 	return r;

@@ -890,6 +890,57 @@ both_suites_work_with_ec_and_rsa(void **state)
 		}
 }
 
+/* A client that offers nothing but the suite of tls_fill_suites(), as the
+ * table of suites knows it. */
+static void
+the_suite_that_fills_the_list_is_never_chosen(void **state)
+{
+	static const u16 filling[] = { BR_TLS_RSA_WITH_3DES_EDE_CBC_SHA };
+	static const char *const pairs[][2] = {
+		{ "ec.crt", "ec.key" }, { "rsa2048.crt", "rsa2048-pkcs1.key" }
+	};
+	struct peer c;
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(pairs); i++) {
+		set_up_tls(pairs[i][0], pairs[i][1]);
+		peer_open(&c, NULL);
+		br_ssl_engine_set_suites(&c.ssl.eng, filling, COUNT(filling));
+		assert_true(br_ssl_client_reset(&c.ssl, NULL, 0));
+		shake_hands(&c);
+		assert_int_equal(c.progress, TLS_FAILED);
+		assert_string_equal(tls_why(c.slot),
+		    "no cipher suite or curve in common");
+		peer_close(&c);
+	}
+}
+
+/* However the ClientHello comes: an empty row costs BearSSL a walk through
+ * its table. */
+static void
+bearssl_finds_no_empty_row_in_the_list_of_suites(void **state)
+{
+	static const size_t bursts[] = { 1, 7, 4096 };
+	struct peer c;
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(bursts); i++) {
+		const br_ssl_server_context *server;
+		size_t n, rows;
+
+		set_up_tls("ec.crt", "ec.key");
+		prefer(RECORD_CHACHA20);
+		peer_open(&c, NULL);
+		c.burst = bursts[i];
+		assert_shakes(&c, RECORD_CHACHA20, false);
+		server = &tls.slots[c.slot].server;
+		br_ssl_server_get_client_suites(server, &n);
+		rows = COUNT(server->client_suites);
+		assert_in_range(n, rows - TLS_SUITES + 1, rows);
+		peer_close(&c);
+	}
+}
+
 static void
 a_second_connection_resumes(void **state)
 {
@@ -1385,6 +1436,9 @@ main(void)
 		cmocka_unit_test(both_suites_work_with_ec_and_rsa),
 		cmocka_unit_test(dates_come_back_as_they_were_written),
 		cmocka_unit_test(what_is_damaged_is_read_within_its_bounds),
+		cmocka_unit_test(the_suite_that_fills_the_list_is_never_chosen),
+		cmocka_unit_test(
+		    bearssl_finds_no_empty_row_in_the_list_of_suites),
 		cmocka_unit_test(a_second_connection_resumes),
 		cmocka_unit_test(
 		    a_session_whose_suite_is_not_offered_is_not_resumed),
