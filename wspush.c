@@ -3206,7 +3206,7 @@ struct entry {
 #define ENTRY_COUNTED (UINT32_C(1) << 31)
 
 struct queue {
-	u64 next_number; /* of the next entry; the first is 1 */
+	u64 last_number; /* of the newest entry; 0: there never was one */
 	u32 bytes;       /* of bodies */
 	u16 first;       /* place of entry 0 in the ring */
 	u16 count;
@@ -3309,16 +3309,18 @@ queue_row(const struct queues *t, u32 i, u32 at)
 static u64
 queue_number(const struct queues *t, u32 i, u32 at)
 {
-	u64 next = t->queue[i].next_number;
+	u64 last = t->queue[i].last_number;
 
-	return next - (u32)((u32)next - queue_entry(t, i, at)->number);
+	return last - (u32)((u32)last - queue_entry(t, i, at)->number);
 }
 
+/* A page that is never used stays untouched. */
 static void
 queue_reset(struct queues *t, u32 i)
 {
-	t->queue[i] = (struct queue){ .next_number = 1 };
-	if (t->drops[i] != 0) /* a page that is never used stays untouched */
+	if (t->queue[i].last_number != 0)
+		t->queue[i] = (struct queue){ 0 };
+	if (t->drops[i] != 0)
 		t->drops[i] = 0;
 }
 
@@ -3553,7 +3555,7 @@ queue_put(struct queues *t, u32 i, u32 row, bool counted)
 	q->count++;
 	*queue_entry(t, i, q->count - 1u) = (struct entry){
 		.message = row | (counted ? ENTRY_COUNTED : 0),
-		.number = (u32)q->next_number++ };
+		.number = (u32)++q->last_number };
 	q->bytes += m->body;
 	if (m->holds++ == 0)
 		m->holder = i;
@@ -3792,7 +3794,7 @@ queue_pop_written(struct queues *t, u32 i, size_t done, u64 *last)
 	if (popped == 0)
 		return done;
 	q->bytes -= bytes;
-	*last = q->next_number - (u32)((u32)q->next_number - number);
+	*last = q->last_number - (u32)((u32)q->last_number - number);
 	t->total.delivered += popped;
 	q->count = (u16)(q->count - popped);
 	q->frozen = (u16)(q->frozen > popped ? q->frozen - popped : 0);

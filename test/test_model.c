@@ -352,7 +352,7 @@ agree_entries(u32 i)
 	AGREE(t.queue[i].sent == q->sent);
 	AGREE(t.queue[i].frozen == m_frozen(q));
 	AGREE(t.queue[i].bytes == m_bytes(q));
-	AGREE(t.queue[i].next_number == q->next);
+	AGREE(t.queue[i].last_number + 1 == q->next);
 	AGREE(t.drops[i] == q->drops);
 	AGREE(q->told == q->last);
 	for (u32 at = 0; at < q->n; at++) {
@@ -826,9 +826,9 @@ begin_epoch(void)
 	memset(&m_total, 0, sizeof m_total);
 	t.cap = (u16)(1 + roll(DEPTH));
 	t.byte_cap = 8 + roll(300);
-	t.queue = malloc(SOCKS * sizeof *t.queue);
+	t.queue = calloc(SOCKS, sizeof *t.queue);
 	t.ring = malloc(SOCKS * t.cap * sizeof *t.ring);
-	t.drops = malloc(SOCKS * sizeof *t.drops);
+	t.drops = calloc(SOCKS, sizeof *t.drops);
 	AGREE(t.queue != NULL && t.ring != NULL && t.drops != NULL);
 	t.store.bytes = malloc(cap);
 	t.store.row = calloc(rows, sizeof *t.store.row);
@@ -836,8 +836,8 @@ begin_epoch(void)
 	AGREE(t.store.bytes != NULL && t.store.row != NULL);
 	for (u32 i = 0; i < SOCKS; i++) {
 		queue_reset(&t, i);
-		queue[i].next = t.queue[i].next_number =
-		    starts[roll(COUNT(starts))];
+		queue[i].next = starts[roll(COUNT(starts))];
+		t.queue[i].last_number = queue[i].next - 1;
 		queue[i].keep = (enum keep)roll(3);
 		queue[i].policy = (enum overflow)roll(3);
 	}

@@ -13,6 +13,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
@@ -32,9 +33,9 @@ open_queues(u16 cap, u32 byte_cap)
 	free(t.ring);
 	free(t.drops);
 	memset(&t, 0, sizeof t);
-	t.queue = malloc(QUEUES * sizeof *t.queue);
+	t.queue = calloc(QUEUES, sizeof *t.queue);
 	t.ring = malloc(QUEUES * cap * sizeof *t.ring);
-	t.drops = malloc(QUEUES * sizeof *t.drops);
+	t.drops = calloc(QUEUES, sizeof *t.drops);
 	assert_non_null(t.queue);
 	assert_non_null(t.ring);
 	assert_non_null(t.drops);
@@ -259,6 +260,28 @@ who_leaves_from_the_middle_harms_no_order_nor_number(void **state)
 			}
 }
 
+/* A write to these pages would be the end. */
+static void
+a_queue_that_was_never_used_is_not_written_to(void **state)
+{
+	void *p;
+
+	(void)state;
+	open_queues(8, 1000);
+	p = mmap(NULL, QUEUES * sizeof *t.queue, PROT_READ,
+	    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(p, MAP_FAILED);
+	free(t.queue);
+	free(t.drops);
+	t.queue = p;
+	t.drops = p;
+	for (u32 i = 0; i < QUEUES; i++)
+		queue_reset(&t, i);
+	t.queue = NULL;
+	t.drops = NULL;
+	munmap(p, QUEUES * sizeof *t.queue);
+}
+
 static void
 numbers_grow_through_the_wrap_of_their_low_half(void **state)
 {
@@ -266,12 +289,12 @@ numbers_grow_through_the_wrap_of_their_low_half(void **state)
 
 	(void)state;
 	open_queues(8, 1000);
-	t.queue[0].next_number = start;
+	t.queue[0].last_number = start - 1;
 	for (u32 k = 0; k < 8; k++)
 		push(0, "x");
 	for (u32 k = 0; k < 8; k++)
 		assert_true(queue_number(&t, 0, k) == start + k);
-	assert_true(t.queue[0].next_number == start + 8);
+	assert_true(t.queue[0].last_number == start + 7);
 	assert_true(leave_all(0, KEEP_ALL) == start + 7);
 	queue_acknowledge(&t, 0, start - 1);
 	assert_int_equal(t.queue[0].count, 8);
@@ -1056,6 +1079,7 @@ main(void)
 #define T(name) cmocka_unit_test_teardown(name, close_queues)
 		T(entries_keep_their_order_round_the_ring),
 		T(who_leaves_from_the_middle_harms_no_order_nor_number),
+		T(a_queue_that_was_never_used_is_not_written_to),
 		T(numbers_grow_through_the_wrap_of_their_low_half),
 		T(the_first_number_is_one),
 		T(a_pong_takes_only_what_was_written),
