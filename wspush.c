@@ -5941,6 +5941,19 @@ sys_random(void *p, size_t n)
 	}
 }
 
+/* Gives the whole pages in there, of the arena, back to the kernel: they come
+ * again as zeroes. */
+static void
+sys_forget(void *p, size_t n)
+{
+	uintptr_t page = (uintptr_t)getpagesize();
+	uintptr_t from = ((uintptr_t)p + page - 1) & -page;
+	uintptr_t to = ((uintptr_t)p + n) & -page;
+
+	if (from < to)
+		madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 /* Writes what can be written without waiting: a log that nobody reads must
  * not stop the server. */
 static ssize_t
@@ -7275,6 +7288,10 @@ tls_cert_command(int argc, char **argv)
 /* Handshakes after which a slot's generator gets fresh entropy. */
 #define TLS_FRESH 64
 
+/* Slots that keep their pages when nobody shakes hands; a storm's others give
+ * them back. */
+#define TLS_KEPT 2
+
 enum tls_progress { TLS_WANT_READ, TLS_WANT_WRITE, TLS_DONE, TLS_FAILED };
 
 /* A place in the pool.  Its context is configured at its first use and keeps
@@ -7286,7 +7303,7 @@ struct tls_slot {
 	bool half_sent; /* a record is partly out */
 	const struct cert *cert; /* the place it works with */
 	int error;      /* of BearSSL, or TLS_ERROR_... */
-	u32 used;       /* handshakes so far; 0: not configured */
+	u32 used;       /* handshakes since it was configured */
 	br_ssl_server_context server;
 	u8 in[TLS_IN], out[TLS_OUT];
 };
@@ -7305,6 +7322,7 @@ static struct {
 	br_ec_impl curves; /* for the key exchange: X25519 and P-256 */
 	struct tls_slot *slots;
 	u32 count;
+	u32 ready; /* of them, the first so many are configured */
 	bool busy[UINT8_MAX]; /* apart: an unused slot is not touched */
 	br_ssl_session_cache_lru cache;
 	u8 *rows; /* of the cache */
@@ -7407,6 +7425,7 @@ tls_place(void *memory, u32 handshakes, u32 cache_rows)
 	assert(handshakes <= COUNT(tls.busy));
 	tls.slots = memory;
 	tls.count = handshakes;
+	tls.ready = 0;
 	tls.rows = (u8 *)memory + tls_slots_size(handshakes);
 	tls.rows_n = (size_t)cache_rows * TLS_SESSION;
 	tls_forget();
@@ -7476,6 +7495,7 @@ tls_configure(struct tls_slot *s)
 	static const char *protocols[] = { "http/1.1" };
 	br_ssl_engine_context *e = &s->server.eng;
 
+	s->used = 0;
 	br_ssl_server_zero(&s->server);
 	br_ssl_engine_set_versions(e, BR_TLS12, BR_TLS12);
 	br_ssl_engine_set_suites(e, suites + (tls.aes_first ? 2 : 0),
@@ -7529,8 +7549,10 @@ tls_take(void)
 	if (i == tls.count || !certs.used)
 		return -1;
 	s = &tls.slots[i];
-	if (s->used == 0)
+	if (i >= tls.ready) {
 		tls_configure(s);
+		tls.ready = i + 1;
+	}
 	if (s->used++ % TLS_FRESH == 0)
 		tls_add_entropy(s);
 	tls_set_cert(s, certs.used);
@@ -7542,6 +7564,20 @@ tls_take(void)
 		return -1;
 	tls.busy[i] = true;
 	return (int)i;
+}
+
+/* What a storm used goes back to the kernel when it is over. */
+static void
+tls_calm(void)
+{
+	for (u32 i = 0; i < tls.ready; i++)
+		if (tls.busy[i])
+			return;
+	if (tls.ready > TLS_KEPT) {
+		sys_forget(tls.slots + TLS_KEPT,
+		    (tls.count - TLS_KEPT) * sizeof *tls.slots);
+		tls.ready = TLS_KEPT;
+	}
 }
 
 /*
@@ -7561,6 +7597,7 @@ tls_give(int slot)
 	wipe(&e->out, sizeof e->out);
 	wipe(e->pad, sizeof e->pad);
 	wipe(s->server.ecdhe_key, sizeof s->server.ecdhe_key);
+	tls_calm();
 }
 
 /* Whether the finished handshake went on from an earlier one. */

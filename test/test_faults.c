@@ -42,6 +42,7 @@ static int sys_epoll_wait(int ep, struct epoll_event *ev, int count,
     int timeout_ms);
 static int64_t sys_clock_ms(clockid_t which);
 static void sys_random(void *p, size_t n);
+static void sys_forget(void *p, size_t n);
 static ssize_t sys_write(int fd, const void *p, size_t n);
 static ssize_t sys_read_file(const char *path, void *p, size_t cap);
 static int sys_write_file(const char *path, const void *p, size_t n,
@@ -404,6 +405,19 @@ sys_random(void *p, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
 		((u8 *)p)[i] = (u8)dice(256);
+}
+
+/* Pages of 256 bytes, that more of them are whole. */
+static void
+sys_forget(void *p, size_t n)
+{
+	u8 *from = p, *to = from + n;
+
+	while ((uintptr_t)from % 256 != 0 && from < to)
+		from++;
+	to -= (uintptr_t)to % 256;
+	if (from < to)
+		memset(from, 0, (size_t)(to - from));
 }
 
 static ssize_t

@@ -1151,6 +1151,63 @@ the_pool_has_an_end_and_slots_come_back(void **state)
 	assert_int_equal(tls_take(), -1);
 }
 
+/* How many bytes of the slots that a calm pool gives back are not zero. */
+static size_t
+slot_bytes_used(u32 count)
+{
+	const u8 *p = (const u8 *)(tls.slots + TLS_KEPT);
+	size_t used = 0;
+
+	for (size_t i = 0; i < (count - TLS_KEPT) * sizeof *tls.slots; i++)
+		used += p[i] != 0;
+	return used;
+}
+
+static void
+after_a_storm_slots_give_their_pages_back(void **state)
+{
+	enum { STORM = 8 };
+	size_t n = tls_memory(STORM, ROWS);
+	size_t edges = 2 * (size_t)sysconf(_SC_PAGESIZE);
+	u8 *pool;
+	struct peer c;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	prefer(RECORD_CHACHA20);
+	pool = mmap(NULL, n, PROT_READ | PROT_WRITE,
+	    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(pool, MAP_FAILED);
+	tls_place(pool, STORM, ROWS);
+	for (int round = 0; round < 3; round++) {
+		for (int i = 0; i < STORM - 1; i++) {
+			assert_int_equal(tls_take(), i);
+			memset(tls.slots[i].in, 0xaa, sizeof tls.slots[i].in);
+			memset(tls.slots[i].out, 0xaa,
+			    sizeof tls.slots[i].out);
+		}
+		for (int i = STORM - 2; i > 0; i--)
+			tls_give(i);
+		/* One is still at it. */
+		assert_true(slot_bytes_used(STORM) >
+		    (STORM - 1 - TLS_KEPT) * (TLS_IN + TLS_OUT));
+		tls_give(0);
+		assert_true(slot_bytes_used(STORM) <= edges);
+	}
+	/* All work again. */
+	for (int i = 0; i < STORM; i++) {
+		peer_open(&c, NULL);
+		assert_int_equal(c.slot, i);
+		assert_shakes(&c, RECORD_CHACHA20, false);
+		close(c.fd);
+		close(c.server_fd);
+	}
+	assert_int_equal(tls_take(), -1);
+	for (int i = 0; i < STORM; i++)
+		tls_give(i);
+	munmap(pool, n);
+}
+
 /* A handshake that fails: the reason, and the alert that the client gets. */
 static void
 assert_fails(struct peer *c, const char *words, int alert)
@@ -1448,6 +1505,7 @@ main(void)
 		cmocka_unit_test(what_follows_finished_is_left_in_the_socket),
 		cmocka_unit_test(a_slot_that_was_given_back_holds_no_secret),
 		cmocka_unit_test(the_pool_has_an_end_and_slots_come_back),
+		cmocka_unit_test(after_a_storm_slots_give_their_pages_back),
 		cmocka_unit_test(
 		    old_versions_and_foreign_suites_get_a_proper_alert),
 		cmocka_unit_test(rubbish_gets_an_alert_and_a_reason),
