@@ -50,7 +50,9 @@ LINK = $(WSP_LDFLAGS) $(LDFLAGS) $(BEARSSL_LIBS) $(LDLIBS)
 GLIBC_2_36 = $(shell echo __GLIBC__ __GLIBC_MINOR__ | \
 	$(CC) $(CPPFLAGS) $(CFLAGS) -include features.h -E - 2>/dev/null | \
 	awk '$$1 == 2 && $$2 >= 36')
-WSP_LDFLAGS = $(if $(GLIBC_2_36),$(shell $(CC) $(LDFLAGS) -Wl,--help \
+# All of libc's functions are found at the start: found later, one by one, they
+# would bring the linker's tables back into memory.
+WSP_LDFLAGS = -Wl,-z,now $(if $(GLIBC_2_36),$(shell $(CC) $(LDFLAGS) -Wl,--help \
 	2>/dev/null | grep -q pack-relative-relocs && \
 	echo -Wl,-z,pack-relative-relocs))
 

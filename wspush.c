@@ -5728,6 +5728,7 @@ FAST_CODE
 #include <fcntl.h>
 #include <grp.h> /* setgroups() */
 #include <limits.h>
+#include <link.h> /* dl_iterate_phdr() */
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/rtnetlink.h>
@@ -15270,6 +15271,47 @@ serve_log_why(const char *event)
 	    log_quote(&room, text_of(refusal)));
 }
 
+/* Pages of code and constants, of our own and of libc. */
+struct serve_code {
+	u32 count;
+	struct iovec at[16];
+};
+
+static int
+serve_find_code(struct dl_phdr_info *object, size_t n, void *found)
+{
+	struct serve_code *code = found;
+
+	(void)n;
+	for (u32 i = 0; i < object->dlpi_phnum; i++) {
+		const ElfW(Phdr) *h = &object->dlpi_phdr[i];
+
+		if (h->p_type == PT_LOAD && !(h->p_flags & PF_W) &&
+		    code->count < COUNT(code->at))
+			code->at[code->count++] = (struct iovec){
+				(void *)(object->dlpi_addr + h->p_vaddr),
+				h->p_memsz };
+	}
+	return 0;
+}
+
+/*
+ * Most code runs at the start alone and stays in memory in vain: all goes, and
+ * what runs again comes back out of the page cache.  It goes when all of it is
+ * found, or looking for the rest would bring libc's back.  A breakpoint that a
+ * debugger has set before is lost with its page.
+ */
+static void
+serve_forget_code(void)
+{
+	struct serve_code code = { 0 };
+
+	dl_iterate_phdr(serve_find_code, &code);
+	for (u32 i = 0; i < code.count; i++)
+		madvise(code.at[i].iov_base, code.at[i].iov_len,
+		    MADV_DONTNEED);
+}
+
 /* What cannot be read keeps its old value. */
 static void
 serve_reload(void)
@@ -15301,6 +15343,7 @@ serve_reload(void)
 		log_event(LOG_LEVEL_INFO, "reloaded", "cert_days=%d",
 		    serve_has_tls() ? tls_cert_days() : 0);
 	manager_notify("READY=1");
+	serve_forget_code();
 }
 
 static void
@@ -15319,6 +15362,7 @@ serve_run(void)
 	sandbox_enter();
 	serve_say_ready();
 	manager_notify("READY=1");
+	serve_forget_code();
 	while (!srv.stopping)
 		loop_turn();
 	serve_finish();

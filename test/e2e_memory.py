@@ -147,3 +147,41 @@ def test_memory_does_not_grow_with_use(serve):
     for tls in (False, True):
         use(server, tls)
     assert maps(server) == mapped
+
+
+def code_in_memory(server):
+    """KiB of each file whose pages are read or run, not written."""
+    found, name = {}, None
+    smaps = pathlib.Path(f"/proc/{server.pid}/smaps").read_text()
+    for line in smaps.splitlines():
+        field = line.split()
+        if "-" in field[0]:
+            name = field[5] if len(field) > 5 and "w" not in field[1] and \
+                field[5].startswith("/") else None
+        elif name and field[0] in ("Rss:", "Size:"):
+            resident, size = found.get(name, (0, 0))
+            if field[0] == "Rss:":
+                found[name] = resident + int(field[1]), size
+            else:
+                found[name] = resident, size + int(field[1])
+    return found
+
+
+def test_code_of_the_start_is_given_back(serve, tls):
+    """The kernel brings pages back by sixteen: a third of all is much."""
+    if sanitized(BINARY):
+        pytest.skip("a sanitizer has much code of its own")
+    server = serve(binary=BINARY)
+    raw = server.open(tls=tls)
+    for _ in range(2):
+        log = len(server.log)
+        server.kick(signal.SIGHUP)
+        server.wait_log("reloaded", after=log)
+
+        def is_little():
+            code = code_in_memory(server)
+            resident = sum(r for r, _ in code.values())
+            size = sum(s for _, s in code.values())
+            return resident < size / 3
+        wsp.until(is_little, "the code to leave")
+    raw.heartbeat()
