@@ -7894,15 +7894,15 @@ token_load_pem(struct token_key *k, const char *path, struct str file)
 	return any ? 0 : cert_fail(path, "holds no key and no certificate");
 }
 
-/* Is it a key in DER, or in JSON?  A public key that is taken for a secret is
- * a secret that everybody knows. */
+/* Is it a key in DER, perhaps with a line's end behind it, or in JSON?  A
+ * public key that is taken for a secret is a secret that everybody knows. */
 static bool
 token_is_other_key(struct str file)
 {
 	struct der d = { (const u8 *)file.p, file.n }, content;
 
 	return text_find(file, "\"kty\"") || (file.n >= 64 &&
-	    der_take(&d, 0x30, &content) && d.n == 0);
+	    der_take(&d, 0x30, &content) && d.n <= 2);
 }
 
 static int

@@ -37,6 +37,11 @@ def openssl(*args):
                           capture_output=True).stdout
 
 
+def read(name):
+    with open(key(name), "rb") as file:
+        return file.read()
+
+
 def make_keys():
     with open(key("secret"), "wb") as file:
         file.write(SECRET + b"\n")
@@ -54,14 +59,12 @@ def make_keys():
             "pass:abcd", "-out", key("encrypted.pem"))
     openssl("pkey", "-in", key("sec1.pem"), "-pubout", "-outform", "DER",
             "-out", key("public.der"))
+    for name, end in (("line", b"\n"), ("crlf", b"\r\n")):
+        with open(key(f"{name}.der"), "wb") as file:
+            file.write(read("public.der") + end)
 
 
 make_keys()
-
-
-def read(name):
-    with open(key(name), "rb") as file:
-        return file.read()
 
 
 def token(secret=SECRET, alg="HS256", exp=600, headers=None, **claims):
@@ -491,9 +494,9 @@ def test_the_settings_file_may_change_the_list_of_keys(serve, tmp_path):
 
 @pytest.mark.parametrize("name, words", [
     ("rsa.pem", "P-256"), ("p384.pem", "P-256"), ("encrypted.pem", "encrypt"),
-    ("public.der", "PEM"), ("absent", "No such file"), ("jwk", "PEM"),
-    ("short", "32 bytes"), ("empty", "empty"), ("cut.pem", "cut short"),
-    ("params.pem", "no key")])
+    ("public.der", "PEM"), ("line.der", "PEM"), ("crlf.der", "PEM"),
+    ("absent", "No such file"), ("jwk", "PEM"), ("short", "32 bytes"),
+    ("empty", "empty"), ("cut.pem", "cut short"), ("params.pem", "no key")])
 def test_a_key_file_of_no_use_is_named(name, words, tmp_path):
     made = {"jwk": json.dumps({"kty": "EC", "crv": "P-256", "x": "a" * 43}),
             "short": "x" * 31 + "\n", "empty": "",
