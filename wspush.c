@@ -5795,13 +5795,14 @@ sys_send(int fd, const void *p, size_t n, int flags)
 
 /* writev() for sockets: the flags spare us SIGPIPE. */
 static ssize_t
-sys_sendv(int fd, struct iovec *iov, u32 count)
+sys_sendv(int fd, struct iovec *iov, u32 count, int flags)
 {
 	struct msghdr m = { .msg_iov = iov, .msg_iovlen = count };
 	ssize_t r;
 
 	do
-		r = sys_result(sendmsg(fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL));
+		r = sys_result(sendmsg(fd, &m,
+		    flags | MSG_DONTWAIT | MSG_NOSIGNAL));
 	while (r == -EINTR);
 	return r;
 }
@@ -8195,6 +8196,9 @@ enum conn_deadline {
 /* Bytes one connection may write in one turn. */
 #define CONN_TURN_BYTES (256 * 1024)
 
+/* The kernel is asked to wait for company with no more than this. */
+#define CONN_HOLD 16384
+
 /* Plaintext of the records that carry the stream, and how many of them are
  * sealed for one send. */
 #define STREAM_RECORD  4096
@@ -8211,6 +8215,8 @@ struct conn {
 	u8 pong_steps;    /* of the pong timeout that are over */
 	bool tls : 1;
 	bool blocked : 1; /* the kernel takes no more for now */
+	bool more : 1;    /* what is written now has company to come */
+	bool held : 1;    /* so that the kernel waits with it */
 	bool dirty : 1;   /* on the list of those who have something to say */
 	bool urgent : 1;  /* on the short list of those who say it first */
 	bool pinged : 1;  /* a Ping is unanswered, or has yet to leave */
@@ -8666,9 +8672,17 @@ conn_wrote(struct conn *c, ssize_t n, size_t all)
 	}
 	c->since_ping += (u32)n;
 	srv.written += (u64)n;
+	if (n > 0)
+		c->held = c->more;
 	if ((size_t)n < all)
 		c->blocked = true;
 	return (size_t)n;
+}
+
+static int
+conn_send_flags(const struct conn *c)
+{
+	return c->more ? MSG_MORE : 0;
 }
 
 /* Makes n bytes ready for the wire at `to`, as records over TLS, and returns
@@ -8719,7 +8733,7 @@ static void
 conn_send_or_keep(struct conn *c, const u8 *p, size_t n)
 {
 	size_t sent = c->blocked ? 0 :
-	    conn_wrote(c, sys_send(c->fd, p, n, 0), n);
+	    conn_wrote(c, sys_send(c->fd, p, n, conn_send_flags(c)), n);
 
 	if (c->state != CONN_DEAD && sent < n)
 		conn_keep(c, p + sent, n - sent, true);
@@ -8752,7 +8766,8 @@ conn_send_raw(struct conn *c)
 	u8 *p = buffer_at(c->out);
 	size_t left = b->raw - b->at;
 
-	left -= conn_wrote(c, sys_send(c->fd, p + b->at, left, 0), left);
+	left -= conn_wrote(c, sys_send(c->fd, p + b->at, left,
+	    conn_send_flags(c)), left);
 	b->at = b->raw - (u32)left;
 	if (left > 0)
 		return false;
@@ -8811,9 +8826,10 @@ conn_stream_plain(struct conn *c)
 	queue_gather(&g, &srv.queues, c->sock, c->done,
 	    min_size(2 * settings.send_buffer, CONN_TURN_BYTES));
 	if (g.spans == 1)
-		n = sys_send(c->fd, g.span[0].iov_base, g.span[0].iov_len, 0);
+		n = sys_send(c->fd, g.span[0].iov_base, g.span[0].iov_len,
+		    conn_send_flags(c));
 	else
-		n = sys_sendv(c->fd, g.span, (u32)g.spans);
+		n = sys_sendv(c->fd, g.span, (u32)g.spans, conn_send_flags(c));
 	out = conn_wrote(c, n, g.bytes);
 	if (out > 0)
 		conn_advance(c, out);
@@ -8897,7 +8913,7 @@ conn_stream_tls(struct conn *c)
 	    STREAM_RECORD * STREAM_RECORDS, &plain) - before;
 	assert(c->rec_n == 0 || plain == c->rec_n);
 	out = conn_wrote(c, sys_send(c->fd, srv.scratch_out + before, left,
-	    0), left);
+	    conn_send_flags(c)), left);
 	if (out > 0)
 		conn_records_sent(c, plain, before + out);
 	return out == left;
@@ -9047,6 +9063,10 @@ conn_flush(struct conn *c)
 			break;
 	if (c->state == CONN_DEAD)
 		return;
+	if (c->held && !c->more) { /* what it waited for did not come */
+		sys_setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, 1);
+		c->held = false;
+	}
 	if (!c->blocked && srv.written >= until)
 		conn_mark_dirty(c);
 	else if (c->state == CONN_OPEN)
@@ -9065,6 +9085,21 @@ conn_offer(struct conn *c)
 	c->blocked = false;
 	conn_flush(c);
 	if (c->in != 0)
+		conn_mark_dirty(c);
+}
+
+/* conn_offer() before a message that asks for room, and then follows in the
+ * same turn: the kernel may send both at once.  Only every second time and
+ * with little, for a client acknowledges the second piece that comes, and
+ * what it has not acknowledged fills the kernel's buffer. */
+static void
+conn_offer_before(struct conn *c)
+{
+	c->more = !c->held &&
+	    srv.queues.queue[c->sock].bytes <= CONN_HOLD;
+	conn_offer(c);
+	c->more = false;
+	if (c->held)
 		conn_mark_dirty(c);
 }
 
@@ -10336,7 +10371,7 @@ sending_fits(struct sending *s, u32 sock)
 		return true;
 	c = service_conn(sock);
 	if (c)
-		conn_offer(c);
+		conn_offer_before(c);
 	return sock_is_used(&srv.sockets, sock) && sending_may_fit(s, sock);
 }
 
@@ -15656,7 +15691,7 @@ client_send(struct client *c)
 	};
 	ssize_t r;
 
-	while ((r = sys_sendv(c->fd, iov, 2)) < 0) {
+	while ((r = sys_sendv(c->fd, iov, 2, 0)) < 0) {
 		if (r == -EMSGSIZE || r == -ENOBUFS)
 			return say(CLIENT_REFUSED, "a message of %zu "
 			    "bytes is too big for a datagram; "

@@ -25,7 +25,8 @@
 
 static ssize_t sys_recv(int fd, void *p, size_t n, int flags);
 static ssize_t sys_send(int fd, const void *p, size_t n, int flags);
-static ssize_t sys_sendv(int fd, struct iovec *iov, unsigned count);
+static ssize_t sys_sendv(int fd, struct iovec *iov, unsigned count,
+    int flags);
 static ssize_t sys_recvfrom(int fd, void *p, size_t n,
     struct sockaddr_un *from, socklen_t *from_n, struct ucred *who);
 static ssize_t sys_sendto(int fd, const void *p, size_t n,
@@ -108,6 +109,7 @@ struct fake {
 	bool reset;
 	bool shut;           /* the server has sent its FIN */
 	bool polled;
+	bool held;           /* the last bytes wait for more */
 	u32 events;
 	u64 data;
 	int client;
@@ -194,7 +196,7 @@ sys_recv(int fd, void *p, size_t n, int flags)
 }
 
 static ssize_t
-sys_sendv(int fd, struct iovec *iov, unsigned count)
+sys_sendv(int fd, struct iovec *iov, unsigned count, int flags)
 {
 	struct fake *f = fake_of(fd);
 	size_t most = f->out_cap - f->out.n, sent = 0;
@@ -213,6 +215,7 @@ sys_sendv(int fd, struct iovec *iov, unsigned count)
 	for (size_t i = 0; i < count && sent < most; i++)
 		sent += pipe_put(&f->out, iov[i].iov_base,
 		    min_size(iov[i].iov_len, most - sent), f->out_cap);
+	f->held = (flags & MSG_MORE) != 0;
 	return (ssize_t)sent;
 }
 
@@ -221,9 +224,8 @@ sys_send(int fd, const void *p, size_t n, int flags)
 {
 	struct iovec v = { .iov_base = (void *)(uintptr_t)p, .iov_len = n };
 
-	(void)flags;
 	CHECK(n > 0);
-	return sys_sendv(fd, &v, 1);
+	return sys_sendv(fd, &v, 1, flags);
 }
 
 static ssize_t
@@ -308,8 +310,10 @@ sys_shutdown(int fd, int how)
 static int
 sys_setsockopt(int fd, int level, int name, int value)
 {
-	(void)level, (void)name, (void)value;
-	(void)fake_of(fd);
+	struct fake *f = fake_of(fd);
+
+	if (level == IPPROTO_TCP && name == TCP_NODELAY && value)
+		f->held = false;
 	return 0;
 }
 
@@ -1086,6 +1090,9 @@ check_conns(void)
 		if (c->state == CONN_DRAIN)
 			CHECK(d->class == DEADLINE_DRAIN + 1 ||
 			    (d->class == DEADLINE_HANDSHAKE + 1 && !c->shut));
+		/* The kernel waits with nothing whose company is not sure. */
+		CHECK(!c->more);
+		CHECK(!fakes[c->fd - FD_BASE].held || c->dirty);
 		/* Nobody is left with something to say and no wake-up. */
 		if (c->out != 0 || !conn_at_boundary(c))
 			CHECK(c->blocked || c->dirty);
