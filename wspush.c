@@ -7327,6 +7327,8 @@ static struct {
 	u32 ready; /* of them, the first so many are configured */
 	bool busy[UINT8_MAX]; /* apart: an unused slot is not touched */
 	br_ssl_session_cache_lru cache;
+	br_ssl_session_cache_class lru; /* how BearSSL saves and loads */
+	br_ssl_session_cache_class sessions; /* with our load */
 	u8 *rows; /* of the cache */
 	size_t rows_n;
 	int64_t reset_ms; /* when it is emptied next */
@@ -7397,6 +7399,23 @@ tls_start(void)
 	    "self-test fails: wspush or BearSSL was built wrongly");
 }
 
+/*
+ * When BearSSL 0.6 resumes a session for a client that offers protocols (ALPN)
+ * but none of ours, it takes 65535, its word for that, for a place in our list,
+ * and dies.  The session is looked for before the offer is read: to who resumes
+ * we have no protocols, and the offer is passed over.
+ */
+static int
+tls_load_session(const br_ssl_session_cache_class **cache,
+    br_ssl_server_context *server, br_ssl_session_parameters *session)
+{
+	int found = tls.lru.load(cache, server, session);
+
+	if (found)
+		br_ssl_engine_set_protocol_names(&server->eng, NULL, 0);
+	return found;
+}
+
 /* Forgets all sessions: BearSSL's cache knows neither age nor certificate.
  * Rows that were never used stay untouched. */
 static void
@@ -7404,6 +7423,9 @@ tls_forget(void)
 {
 	wipe(tls.rows, tls.cache.store_ptr);
 	br_ssl_session_cache_lru_init(&tls.cache, tls.rows, tls.rows_n);
+	tls.lru = tls.sessions = *tls.cache.vtable;
+	tls.sessions.load = tls_load_session;
+	tls.cache.vtable = &tls.sessions;
 }
 
 static size_t
@@ -7494,7 +7516,6 @@ tls_configure(struct tls_slot *s)
 		BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
 		BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
 	};
-	static const char *protocols[] = { "http/1.1" };
 	br_ssl_engine_context *e = &s->server.eng;
 
 	s->used = 0;
@@ -7507,7 +7528,6 @@ tls_configure(struct tls_slot *s)
 	br_ssl_engine_set_ec(e, &tls.curves);
 	br_ssl_engine_set_default_chapol(e);
 	br_ssl_engine_set_default_aes_gcm(e);
-	br_ssl_engine_set_protocol_names(e, protocols, COUNT(protocols));
 	br_ssl_engine_set_all_flags(e, BR_OPT_ENFORCE_SERVER_PREFERENCES |
 	    BR_OPT_NO_RENEGOTIATION);
 	br_ssl_server_set_cache(&s->server, &tls.cache.vtable);
@@ -7543,6 +7563,7 @@ tls_set_cert(struct tls_slot *s, const struct cert *c)
 static int
 tls_take(void)
 {
+	static const char *protocols[] = { "http/1.1" };
 	struct tls_slot *s;
 	u32 i = 0;
 
@@ -7560,6 +7581,8 @@ tls_take(void)
 	tls_set_cert(s, certs.used);
 	s->error = 0;
 	s->answered = s->corked = s->half_sent = false;
+	br_ssl_engine_set_protocol_names(&s->server.eng, protocols,
+	    COUNT(protocols));
 	br_ssl_engine_set_buffers_bidi(&s->server.eng, s->in, sizeof s->in,
 	    s->out, sizeof s->out);
 	if (!br_ssl_server_reset(&s->server))

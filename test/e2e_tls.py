@@ -186,6 +186,18 @@ def test_a_client_that_offers_h2_gets_http_1_1(server):
         raw.heartbeat()
 
 
+def test_who_resumes_may_offer_h2_alone(server):
+    client = context()
+    raw = server.open(tls=True, context=client)
+    client.set_alpn_protocols(["h2"])
+    with socket.create_connection(server.address(tls=True),
+                                  wsp.PATIENCE) as plain, \
+            client.wrap_socket(plain, session=raw.socket.session) as tls:
+        assert tls.session_reused
+        assert tls.selected_alpn_protocol() is None
+    raw.heartbeat()
+
+
 # ----- who does not fit ---------------------------------------------------
 
 @pytest.mark.parametrize("options,alert", [

@@ -965,6 +965,40 @@ a_second_connection_resumes(void **state)
 	}
 }
 
+/* BearSSL 0.6 alone dies of the second client. */
+static void
+who_resumes_may_offer_any_protocol(void **state)
+{
+	static const char *offers[][2] = {
+		{ "http/1.1", "h2" }, { "h2", "h3" }, { "h2", "http/1.1" }
+	};
+	struct peer c;
+	br_ssl_session_parameters session;
+	const char *got;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	prefer(RECORD_CHACHA20);
+	peer_open(&c, NULL);
+	assert_shakes(&c, RECORD_CHACHA20, false);
+	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
+	peer_close(&c);
+	for (size_t i = 0; i < 2 * COUNT(offers); i++) {
+		bool resumes = i % 2 == 1;
+
+		peer_open(&c, resumes ? &session : NULL);
+		br_ssl_engine_set_protocol_names(&c.ssl.eng, offers[i / 2], 2);
+		assert_true(br_ssl_client_reset(&c.ssl, NULL, resumes));
+		assert_shakes(&c, RECORD_CHACHA20, resumes);
+		got = br_ssl_engine_get_selected_protocol(&c.ssl.eng);
+		if (resumes || i / 2 == 1)
+			assert_null(got);
+		else
+			assert_string_equal(got, "http/1.1");
+		peer_close(&c);
+	}
+}
+
 /* The session is there but cannot be gone on with. */
 static void
 a_session_whose_suite_is_not_offered_is_not_resumed(void **state)
@@ -1497,6 +1531,7 @@ main(void)
 		cmocka_unit_test(
 		    bearssl_finds_no_empty_row_in_the_list_of_suites),
 		cmocka_unit_test(a_second_connection_resumes),
+		cmocka_unit_test(who_resumes_may_offer_any_protocol),
 		cmocka_unit_test(
 		    a_session_whose_suite_is_not_offered_is_not_resumed),
 		cmocka_unit_test(
