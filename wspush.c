@@ -15335,12 +15335,47 @@ struct serve_code {
 	struct iovec at[16];
 };
 
+/* Has the loader written into the code, as it was not made to lie anywhere? */
+static bool
+serve_code_is_written(const struct dl_phdr_info *object)
+{
+	for (u32 i = 0; i < object->dlpi_phnum; i++) {
+		const ElfW(Phdr) *h = &object->dlpi_phdr[i];
+		const ElfW(Dyn) *d = (const void *)(object->dlpi_addr +
+		    h->p_vaddr);
+
+		if (h->p_type != PT_DYNAMIC)
+			continue;
+		for (; d->d_tag != DT_NULL; d++)
+			if (d->d_tag == DT_TEXTREL || (d->d_tag == DT_FLAGS &&
+			    (d->d_un.d_val & DF_TEXTREL)))
+				return true;
+	}
+	return false;
+}
+
+#ifndef MADV_WIPEONFORK /* Linux 4.14; before, all seems to have a file */
+#define MADV_WIPEONFORK 18
+#define MADV_KEEPONFORK 19
+#endif
+
+/* Is there no file behind it, as in a program that was packed?  Only of such
+ * memory can be asked that a child finds it empty. */
+static bool
+serve_code_is_unpacked(const struct iovec *at)
+{
+	return madvise(at->iov_base, at->iov_len, MADV_WIPEONFORK) == 0 &&
+	    madvise(at->iov_base, at->iov_len, MADV_KEEPONFORK) == 0;
+}
+
 static int
 serve_find_code(struct dl_phdr_info *object, size_t n, void *found)
 {
 	struct serve_code *code = found;
 
 	(void)n;
+	if (serve_code_is_written(object))
+		return 0;
 	for (u32 i = 0; i < object->dlpi_phnum; i++) {
 		const ElfW(Phdr) *h = &object->dlpi_phdr[i];
 
@@ -15356,8 +15391,9 @@ serve_find_code(struct dl_phdr_info *object, size_t n, void *found)
 /*
  * Most code runs at the start alone and stays in memory in vain: all goes, and
  * what runs again comes back out of the page cache.  It goes when all of it is
- * found, or looking for the rest would bring libc's back.  A breakpoint that a
- * debugger has set before is lost with its page.
+ * found, or looking for the rest would bring libc's back.  What a file does not
+ * hold would not come back: such code stays.  A breakpoint that a debugger has
+ * set before is lost with its page.
  */
 static void
 serve_forget_code(void)
@@ -15366,8 +15402,9 @@ serve_forget_code(void)
 
 	dl_iterate_phdr(serve_find_code, &code);
 	for (u32 i = 0; i < code.count; i++)
-		madvise(code.at[i].iov_base, code.at[i].iov_len,
-		    MADV_DONTNEED);
+		if (!serve_code_is_unpacked(&code.at[i]))
+			madvise(code.at[i].iov_base, code.at[i].iov_len,
+			    MADV_DONTNEED);
 }
 
 /* What cannot be read keeps its old value. */

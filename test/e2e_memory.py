@@ -185,3 +185,54 @@ def test_code_of_the_start_is_given_back(serve, tls):
             return resident < size / 3
         wsp.until(is_little, "the code to leave")
     raw.heartbeat()
+
+
+def test_code_that_no_file_holds_is_kept(serve, tmp_path):
+    """As in a program that was packed: it would come back as zeroes."""
+    if sanitized(BINARY):
+        pytest.skip("a sanitizer has code of its own")
+    program = subprocess.run(["readelf", "-l", BINARY], capture_output=True,
+                             check=True, timeout=60).stdout
+    if b"INTERP" not in program:
+        pytest.skip("a static binary loads no library")
+    source = pathlib.Path(__file__).with_name("move_code.c")
+    library = tmp_path / "move_code.so"
+    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1",
+                    "-Wall", "-Wextra", "-o", library, source],
+                   check=True, timeout=120)
+    server = serve(binary=BINARY, env={"LD_PRELOAD": str(library)})
+    code = [line for line in maps_of(server, "r-xp") if "wspush" in line]
+    assert not code, "the code was not moved"
+    check_reload(server)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64",
+                    reason="needs a compiler's model of that machine")
+def test_code_that_the_loader_wrote_to_is_kept(serve):
+    """It would come back without its relocations."""
+    binary = wsp.ROOT / "build" / "test" / "wspush-textrel"
+    env = {k: v for k, v in os.environ.items()
+           if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CI")}
+    done = subprocess.run(
+        ["make", "-s", "-C", wsp.ROOT, "CC=gcc",
+         f"OUT={binary.relative_to(wsp.ROOT)}",
+         "CFLAGS=-O0 -fno-pic -mcmodel=large", "LDFLAGS=-pie -Wl,-z,notext"],
+        env=env, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    dynamic = subprocess.run(["readelf", "-d", binary], capture_output=True,
+                             check=True, timeout=60).stdout
+    assert b"TEXTREL" in dynamic
+    check_reload(serve(binary=binary))
+
+
+def maps_of(server, rights):
+    text = pathlib.Path(f"/proc/{server.pid}/maps").read_text()
+    return [line for line in text.splitlines() if line.split()[1] == rights]
+
+
+def check_reload(server):
+    server.open(tls=True).heartbeat()
+    log = len(server.log)
+    server.kick(signal.SIGHUP)
+    server.wait_log("reloaded", after=log)
+    server.open(tls=True).heartbeat()
