@@ -7918,15 +7918,25 @@ token_load_pem(struct token_key *k, const char *path, struct str file)
 	return any ? 0 : cert_fail(path, "holds no key and no certificate");
 }
 
-/* Is it a key in DER, perhaps with a line's end behind it, or in JSON?  A
- * public key that is taken for a secret is a secret that everybody knows. */
+/* Is it a key in DER, perhaps with line ends behind it, or in JSON?  A public
+ * key that is taken for a secret is a secret that everybody knows.  In DER a
+ * key is a sequence that begins with another one or with a number: a text in
+ * base64 may by chance look like the sequence alone. */
 static bool
 token_is_other_key(struct str file)
 {
 	struct der d = { (const u8 *)file.p, file.n }, content;
 
-	return text_find(file, "\"kty\"") || (file.n >= 64 &&
-	    der_take(&d, 0x30, &content) && d.n <= 2);
+	if (text_find(file, "\"kty\""))
+		return true;
+	if (!der_take(&d, 0x30, &content))
+		return false;
+	while (d.n > 0 && (*d.p == '\r' || *d.p == '\n')) {
+		d.p++;
+		d.n--;
+	}
+	return d.n == 0 && content.n > 0 &&
+	    (*content.p == 0x30 || *content.p == 0x02);
 }
 
 static int

@@ -59,7 +59,11 @@ def make_keys():
             "pass:abcd", "-out", key("encrypted.pem"))
     openssl("pkey", "-in", key("sec1.pem"), "-pubout", "-outform", "DER",
             "-out", key("public.der"))
-    for name, end in (("line", b"\n"), ("crlf", b"\r\n")):
+    openssl("genpkey", "-algorithm", "ed25519", "-out", key("ed25519.pem"))
+    openssl("pkey", "-in", key("ed25519.pem"), "-pubout", "-outform", "DER",
+            "-out", key("ed25519.der"))
+    for name, end in (("line", b"\n"), ("lines", b"\n" * 3),
+                      ("crlf", b"\r\n")):
         with open(key(f"{name}.der"), "wb") as file:
             file.write(read("public.der") + end)
 
@@ -494,7 +498,8 @@ def test_the_settings_file_may_change_the_list_of_keys(serve, tmp_path):
 
 @pytest.mark.parametrize("name, words", [
     ("rsa.pem", "P-256"), ("p384.pem", "P-256"), ("encrypted.pem", "encrypt"),
-    ("public.der", "PEM"), ("line.der", "PEM"), ("crlf.der", "PEM"),
+    ("public.der", "PEM"), ("line.der", "PEM"), ("lines.der", "PEM"),
+    ("crlf.der", "PEM"), ("ed25519.der", "PEM"),
     ("absent", "No such file"), ("jwk", "PEM"), ("short", "32 bytes"),
     ("empty", "empty"), ("cut.pem", "cut short"), ("params.pem", "no key")])
 def test_a_key_file_of_no_use_is_named(name, words, tmp_path):
@@ -520,7 +525,9 @@ def test_a_key_file_of_no_use_is_named(name, words, tmp_path):
 @pytest.mark.parametrize("text, secret", [
     (SECRET, SECRET), (SECRET + b"\n", SECRET), (SECRET + b"\r\n", SECRET),
     (SECRET + b"\n\n", SECRET + b"\n"), (SECRET + b"\r", SECRET + b"\r"),
-    (bytes(40), bytes(40)), (bytes(range(200)), bytes(range(200)))])
+    (bytes(40), bytes(40)), (bytes(range(200)), bytes(range(200))),
+    (b"0V" + 86 * b"a" + b"\n", b"0V" + 86 * b"a"),  # like DER
+    (b"0W" + 86 * b"a" + b"\n", b"0W" + 86 * b"a")])
 def test_a_secret_is_its_bytes_less_one_line_end(tmp_path, text, secret):
     path = tmp_path / "secret"
     path.write_bytes(text)
