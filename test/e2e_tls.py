@@ -146,6 +146,19 @@ def test_a_second_connection_resumes_and_is_counted(server, suite):
     assert counts() == (full + 1, resumed + 1)
 
 
+def test_each_of_many_resumes_its_own_session(server):
+    """The cache has a row for every connection."""
+    clients = []
+    for _ in range(60):
+        client = context(CHACHA)
+        raw = server.open(tls=True, context=client)
+        raw.heartbeat()
+        clients.append((client, raw.socket.session))
+    for client, session in clients:
+        raw = server.open(tls=True, context=client, session=session)
+        assert raw.socket.session_reused
+
+
 def s_client(server, *options, stdin=b""):
     host, port = server.address(tls=True)
     done = subprocess.run(["openssl", "s_client", "-connect", f"{host}:{port}",

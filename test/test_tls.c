@@ -1153,15 +1153,79 @@ a_slot_that_was_given_back_holds_no_secret(void **state)
 		    slot_holds(slot, c.keys.in.key, 16));
 		assert_false(is_zero(&e->in, sizeof e->in));
 		assert_false(is_zero(&e->out, sizeof e->out));
+		assert_false(is_zero(e->pad, sizeof e->pad));
 		tls_give(slot);
 		assert_true(is_zero(&e->in, sizeof e->in));
 		assert_true(is_zero(&e->out, sizeof e->out));
+		assert_true(is_zero(e->pad, sizeof e->pad));
 		c.slot = -1;
 		assert_false(slot_holds(slot, session.master_secret, 16));
 		assert_false(slot_holds(slot, c.keys.in.key, 16));
 		assert_false(slot_holds(slot, c.keys.out.key, 16));
 		peer_close(&c);
 	}
+}
+
+/* BearSSL forgets its half of the key exchange when it has the client's. */
+static void
+a_slot_given_back_in_the_middle_holds_no_secret(void **state)
+{
+	const br_ssl_server_context *server;
+	struct peer c;
+	int slot;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	peer_open(&c, NULL);
+	slot = c.slot;
+	server = &tls.slots[slot].server;
+	while (peer_move(&c)) /* its ClientHello */
+		continue;
+	assert_int_equal(tls_step(slot, c.server_fd, &c.keys), TLS_WANT_READ);
+	assert_false(is_zero(server->ecdhe_key, sizeof server->ecdhe_key));
+	tls_give(slot);
+	c.slot = -1;
+	assert_true(is_zero(server->ecdhe_key, sizeof server->ecdhe_key));
+	peer_close(&c);
+}
+
+/* What a turn does not do waits for the next one, and is not dropped. */
+static void
+a_turn_has_a_budget_of_handshake_steps(void **state)
+{
+	struct conn conns[SLOTS] = { 0 };
+	struct record_keys keys[SLOTS];
+	struct peer peers[SLOTS];
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	srv.conn = conns;
+	srv.keys = keys;
+	for (u32 i = 0; i < SLOTS; i++) {
+		peer_open(&peers[i], NULL);
+		while (peer_move(&peers[i])) /* its ClientHello */
+			continue;
+		conns[i].fd = peers[i].server_fd;
+		conns[i].tls = true;
+		conns[i].context = (u8)(peers[i].slot + 1);
+		conns[i].state = CONN_TLS;
+		conns[i].asked = conn_interest(&conns[i]);
+	}
+	for (u32 done = 1; done <= SLOTS; done++) {
+		srv.handshakes_left = 1;
+		for (u32 i = 0; i < SLOTS; i++)
+			conn_handshake(&conns[done == 1 ? i :
+			    SLOTS - 1 - i]);
+		assert_int_equal(srv.handshakes_left, 0);
+		for (u32 i = 0; i < SLOTS; i++) {
+			assert_int_equal(conns[i].state, CONN_TLS);
+			assert_int_equal(tls.slots[peers[i].slot].answered,
+			    i == 0 || done > 1);
+		}
+	}
+	for (u32 i = 0; i < SLOTS; i++)
+		peer_close(&peers[i]);
+	memset(&srv, 0, sizeof srv);
 }
 
 static void
@@ -1539,6 +1603,9 @@ main(void)
 		cmocka_unit_test(a_handshake_may_come_in_any_pieces),
 		cmocka_unit_test(what_follows_finished_is_left_in_the_socket),
 		cmocka_unit_test(a_slot_that_was_given_back_holds_no_secret),
+		cmocka_unit_test(
+		    a_slot_given_back_in_the_middle_holds_no_secret),
+		cmocka_unit_test(a_turn_has_a_budget_of_handshake_steps),
 		cmocka_unit_test(the_pool_has_an_end_and_slots_come_back),
 		cmocka_unit_test(after_a_storm_slots_give_their_pages_back),
 		cmocka_unit_test(
