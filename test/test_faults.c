@@ -1054,6 +1054,7 @@ sender_step(void)
 static void
 check_conns(void)
 {
+	static const struct record_keys no_keys;
 	u32 live = 0, fds = 0, frees = 0;
 	bool dirty[64] = { false };
 
@@ -1063,6 +1064,8 @@ check_conns(void)
 
 		if (c->state == CONN_FREE) {
 			CHECK(c->fd == -1 && d->class == 0);
+			CHECK(memcmp(conn_keys(c), &no_keys,
+			    sizeof no_keys) == 0);
 			continue;
 		}
 		live++;
@@ -1277,6 +1280,8 @@ say_what_was_seen(void)
 #undef X
 }
 
+static bool roomy; /* nothing is dropped for want of room */
+
 static void
 game_settings(void)
 {
@@ -1295,6 +1300,10 @@ game_settings(void)
 	settings.duplicate_reject = once_in(3);
 	settings.ack_sent = !clean && once_in(4);
 	settings.push_path = "push";
+	if (roomy) {
+		settings.queue_messages = 64;
+		settings.queue_bytes = settings.store_bytes = 60000;
+	}
 	serve.pending = 2 + dice(8);
 	assert_null(opt_listen_plain("1"));
 	assert_null(opt_service("main"));
@@ -1561,18 +1570,19 @@ without_descriptors_newcomers_wait_and_the_server_rests(void **state)
 	}
 }
 
-/* A client of the game that is up and talks in plain. */
+/* A client of the game that is up. */
 static struct conn *
-game_one_client(void)
+game_one_client(bool secure)
 {
 	seed = turn = 0;
 	game_begin();
 	kernel.faults = false;
 	player_connect(&players[0], -1);
-	players[0].tls = false;
+	players[0].tls = secure;
 	while (players[0].stage != UP && turn < 100)
 		game_turn();
 	assert_int_equal(players[0].stage, UP);
+	fake_of(players[0].fd)->out_cap = PIPE;
 	return &srv.conn[0];
 }
 
@@ -1586,7 +1596,7 @@ a_close_that_finds_no_room_behind_the_rest_is_not_written(void **state)
 	(void)state;
 	memset(reason, 'r', sizeof reason);
 	for (u32 free_n = 0; free_n < 300; free_n++) {
-		struct conn *c = game_one_client();
+		struct conn *c = game_one_client(false);
 		struct buffer *b = buffer_take(c, &c->out);
 
 		b->n = b->raw = (u32)srv.buffer_size - free_n;
@@ -1600,11 +1610,152 @@ a_close_that_finds_no_room_behind_the_rest_is_not_written(void **state)
 	}
 }
 
+/* Pushes `count` messages of `n` bytes to all in one turn. */
+static void
+push_in_a_turn(u32 count, size_t n)
+{
+	char text[1024] = "send *\n";
+	size_t head = strlen(text);
+
+	memset(text + head, 'x', n);
+	for (u32 i = 0; i < count; i++)
+		sender_put(text, head + n, 0);
+	loop_turn();
+	assert_int_equal(kernel.datagrams, 0);
+}
+
+/* Takes the next record out of what the server has sent. */
+static struct record
+take_record(struct player *c, u8 type)
+{
+	static u8 bytes[RECORD_MAX];
+	struct fake *f = fake_of(c->fd);
+	struct record r;
+	int whole = record_length(c->keys.in.suite, f->out.p, f->out.n);
+
+	assert_in_range(whole, 1, f->out.n);
+	pipe_get(&f->out, bytes, (size_t)whole, false);
+	assert_int_equal(record_open(tls_aead(), &c->keys.in, bytes,
+	    (size_t)whole, &r), whole);
+	assert_int_equal(r.type, type);
+	return r;
+}
+
+static void
+what_a_turn_owes_leaves_in_as_few_records_as_4096_bytes_allow(void **state)
+{
+	struct player *c = &players[0];
+
+	(void)state;
+	roomy = true;
+	(void)game_one_client(true);
+	push_in_a_turn(6, 20);
+	assert_int_equal(take_record(c, RECORD_DATA).n, 6 * (2 + 20));
+	fake_of(c->fd)->out.n = 0; /* a Ping */
+	game_over();
+	(void)game_one_client(true);
+	push_in_a_turn(6, 900);
+	assert_int_equal(take_record(c, RECORD_DATA).n, 4096);
+	assert_int_equal(take_record(c, RECORD_DATA).n, 6 * (4 + 900) - 4096);
+	game_over();
+	roomy = false;
+}
+
+/* The client says a record that is not data. */
+static void
+say_record(struct player *c, u8 type, const void *p, size_t n)
+{
+	u8 bytes[100];
+
+	memcpy(bytes + record_head(c->keys.out.suite), p, n);
+	n = record_seal(tls_aead(), &c->keys.out, c->keys.out.seq++, type,
+	    bytes, n);
+	pipe_put(&fake_of(c->fd)->in, bytes, n, PIPE);
+	loop_turn();
+}
+
+/* The refusal has a number of its own, else what follows could not be read. */
+static void
+renegotiation_is_refused_and_pushes_go_on(void **state)
+{
+	struct player *c = &players[0];
+
+	(void)state;
+	roomy = true;
+	(void)game_one_client(true);
+	for (int i = 0; i < 2; i++) {
+		struct record r;
+
+		say_record(c, RECORD_HANDSHAKE, "\0\0\0\0", 4);
+		r = take_record(c, RECORD_ALERT);
+		assert_memory_equal(r.p, "\1\144", 2); /* warning, 100 */
+		push_in_a_turn(1, 20);
+		assert_int_equal(take_record(c, RECORD_DATA).n, 2 + 20);
+		fake_of(c->fd)->out.n = 0; /* a Ping, with a number too */
+		c->keys.in.seq = srv.keys[0].out.seq;
+	}
+	game_over();
+	roomy = false;
+}
+
+static void
+a_fatal_alert_is_the_end_and_a_warning_is_not(void **state)
+{
+	(void)state;
+	(void)game_one_client(true);
+	say_record(&players[0], RECORD_ALERT, "\1\132", 2); /* user_canceled */
+	assert_int_equal(srv.live, 1);
+	say_record(&players[0], RECORD_ALERT, "\2\120", 2);
+	assert_int_equal(srv.live, 0);
+	game_over();
+}
+
+/* Who is one of few is written to before the many; Loop has the other half. */
+static void
+a_message_for_one_is_urgent(void **state)
+{
+	static const char text[] = "send *\nx";
+	struct conn *c = game_one_client(true);
+
+	(void)state;
+	sender_put(text, sizeof text - 1, 0);
+	assert_int_equal(push_drain(1), 1);
+	assert_true(c->urgent && !c->dirty);
+	loop_turn();
+	assert_true(!c->urgent);
+	game_over();
+}
+
+static void
+sessions_are_forgotten_in_a_turn_a_day_later(void **state)
+{
+	enum { ROWS = 4 };
+	u8 *rows = calloc(ROWS, TLS_SESSION);
+
+	(void)state;
+	assert_non_null(rows);
+	(void)game_one_client(true);
+	tls_place(rows, 0, ROWS);
+	tls.reset_ms = 0;
+	loop_turn();
+	tls.cache.store_ptr = TLS_SESSION; /* as if there were one */
+	rows[0] = 1;
+	loop_turn();
+	assert_int_equal(rows[0], 1);
+	kernel.now += DAY * INT64_C(1000);
+	loop_turn();
+	assert_int_equal(rows[0], 0);
+	assert_int_equal(tls.cache.store_ptr, 0);
+	game_over();
+	tls.rows = NULL;
+	free(rows);
+}
+
 /* All buffers are taken, and its Close has to wait for the kernel. */
 static void
 who_broke_a_rule_costs_nobody_else_a_buffer(void **state)
 {
-	struct conn *c = game_one_client(), *other = &srv.conn[1];
+	struct conn *c = game_one_client(false), *other = &srv.conn[1];
 	u8 *const number[] = { &c->in, &c->message, &other->in,
 		&other->message, &other->out };
 
@@ -1683,6 +1834,12 @@ main(void)
 		cmocka_unit_test(
 		    a_close_that_finds_no_room_behind_the_rest_is_not_written),
 		cmocka_unit_test(who_broke_a_rule_costs_nobody_else_a_buffer),
+		cmocka_unit_test(
+		    what_a_turn_owes_leaves_in_as_few_records_as_4096_bytes_allow),
+		cmocka_unit_test(renegotiation_is_refused_and_pushes_go_on),
+		cmocka_unit_test(a_fatal_alert_is_the_end_and_a_warning_is_not),
+		cmocka_unit_test(a_message_for_one_is_urgent),
+		cmocka_unit_test(sessions_are_forgotten_in_a_turn_a_day_later),
 		cmocka_unit_test(half_a_hello_does_not_keep_the_server_busy),
 		cmocka_unit_test(tables_that_no_address_reaches_are_refused),
 	};
