@@ -5,6 +5,7 @@ Two witnesses: an interposer that counts the calls of the C library, and the
 kernel's map of the process, which also shows what goes around the library."""
 import os
 import pathlib
+import re
 import signal
 import struct
 import subprocess
@@ -236,3 +237,26 @@ def check_reload(server):
     server.kick(signal.SIGHUP)
     server.wait_log("reloaded", after=log)
     server.open(tls=True).heartbeat()
+
+
+def touched(server):
+    """Bytes of pages that the server has written to."""
+    rollup = pathlib.Path(f"/proc/{server.pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Anonymous: +(\d+) kB", rollup, re.M)[1]) << 10
+
+
+def test_an_idle_client_over_tls_costs_512_bytes(serve):
+    """Its keys, a row each for connection, session and socket, and an id of
+    40 bytes."""
+    if sanitized(BINARY):
+        pytest.skip("a sanitizer has pages of its own")
+    few, many = 100, 1100
+    server = serve("--max-sockets", 2048, binary=BINARY)
+    for number in range(many):
+        if number == few:
+            before = touched(server)
+        server.open(f"{number:040}", tls=True)
+    assert server.stats()["sockets_open"] == many
+    each = (touched(server) - before) / (many - few)
+    print(f"\n{each:.0f} bytes each")
+    assert each <= 512
