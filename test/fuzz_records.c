@@ -3,8 +3,8 @@
  *
  * Fuzzes records: the input is a script that seals records, puts rubbish
  * between them and changes bits; the stream it makes is opened whole and again
- * in pieces, and the two must tell the same story.  An untouched stream must
- * come back as it went.
+ * in pieces, and the two must tell the same story, which is how what was sealed
+ * begins.  An untouched stream must come back as it went.
  *
  *	suite and piece, then: 0 n type (seal n bytes), 1 n bytes (rubbish),
  *	2 high low (change that bit), modulo 3
@@ -38,6 +38,8 @@ struct script {
 	size_t stream_n;
 	u64 sealed;
 	bool spoilt;
+	u8 said[2 * STREAM]; /* what was sealed, as a story's text */
+	size_t said_n;
 };
 
 static u8
@@ -64,6 +66,9 @@ add_record(struct script *s, struct record_key *k)
 	if (n + RECORD_OVERHEAD_MAX > STREAM - s->stream_n)
 		return;
 	memset(p + record_head(k->suite), (int)n, n);
+	s->said[s->said_n++] = type;
+	memset(s->said + s->said_n, (int)n, n);
+	s->said_n += n;
 	s->stream_n += record_seal(&aead, k, k->seq++, type, p, n);
 	s->sealed++;
 }
@@ -161,7 +166,8 @@ LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 	if (whole.n != pieces.n || whole.verdict != pieces.verdict ||
 	    memcmp(whole.text, pieces.text, whole.n) != 0)
 		abort();
-	if (whole.opened > s.sealed)
+	if (whole.opened > s.sealed || whole.n > s.said_n ||
+	    memcmp(whole.text, s.said, whole.n) != 0)
 		abort();
 	if (!s.spoilt && (whole.opened != s.sealed || whole.verdict != 0))
 		abort();
