@@ -5,6 +5,33 @@
  * bring them in, certificates of our own, and whole handshakes with BearSSL as
  * the client.
  */
+#include <stdbool.h>
+#include <string.h>
+
+#include <bearssl.h>
+
+static bool wrong_cipher; /* Poly1305 makes another tag */
+
+static void
+wrong_poly1305(const void *key, const void *iv, void *data, size_t n,
+    const void *aad, size_t aad_n, void *tag, br_chacha20_run chacha20,
+    int encrypt)
+{
+	br_poly1305_ctmul_run(key, iv, data, n, aad, aad_n, tag, chacha20,
+	    encrypt);
+	if (n == 65)
+		memset(tag, 0, 16);
+}
+
+static void
+set_chapol(br_ssl_engine_context *e)
+{
+	br_ssl_engine_set_default_chapol(e);
+	if (wrong_cipher)
+		e->ipoly = wrong_poly1305;
+}
+
+#define br_ssl_engine_set_default_chapol set_chapol
 #define main wspush_main
 #include "../wspush.c"
 #undef main
@@ -870,6 +897,17 @@ prefer(u8 suite)
 }
 
 static void
+a_cipher_that_fails_its_test_is_not_started_with(void **state)
+{
+	(void)state;
+	wrong_cipher = true;
+	assert_int_equal(tls_start(), -1);
+	assert_non_null(strstr(why, "self-test"));
+	wrong_cipher = false;
+	assert_int_equal(tls_start(), 0);
+}
+
+static void
 both_suites_work_with_ec_and_rsa(void **state)
 {
 	static const char *const pairs[][2] = {
@@ -1588,6 +1626,8 @@ main(void)
 		cmocka_unit_test(
 		    somebody_elses_expired_pair_is_not_touched_either),
 		cmocka_unit_test(the_verb_makes_shows_and_refuses),
+		cmocka_unit_test(
+		    a_cipher_that_fails_its_test_is_not_started_with),
 		cmocka_unit_test(both_suites_work_with_ec_and_rsa),
 		cmocka_unit_test(dates_come_back_as_they_were_written),
 		cmocka_unit_test(what_is_damaged_is_read_within_its_bounds),
