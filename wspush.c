@@ -7331,7 +7331,7 @@ static struct {
 	struct tls_slot *slots;
 	u32 count;
 	u32 ready; /* of them, the first so many are configured */
-	bool busy[UINT8_MAX]; /* apart: an unused slot is not touched */
+	bool busy[WSP_HANDSHAKES]; /* apart: an unused slot is not touched */
 	br_ssl_session_cache_lru cache;
 	br_ssl_session_cache_class lru; /* how BearSSL saves and loads */
 	br_ssl_session_cache_class sessions; /* with our load */
@@ -8718,10 +8718,10 @@ conn_wrote(struct conn *c, ssize_t n, size_t all)
 	return (size_t)n;
 }
 
-static int
-conn_send_flags(const struct conn *c)
+static size_t
+conn_send(struct conn *c, const void *p, size_t n)
 {
-	return c->more ? MSG_MORE : 0;
+	return conn_wrote(c, sys_send(c->fd, p, n, c->more ? MSG_MORE : 0), n);
 }
 
 /* Makes n bytes ready for the wire at `to`, as records over TLS, and returns
@@ -8771,8 +8771,7 @@ conn_keep(struct conn *c, const u8 *p, size_t n, bool ready)
 static void
 conn_send_or_keep(struct conn *c, const u8 *p, size_t n)
 {
-	size_t sent = c->blocked ? 0 :
-	    conn_wrote(c, sys_send(c->fd, p, n, conn_send_flags(c)), n);
+	size_t sent = c->blocked ? 0 : conn_send(c, p, n);
 
 	if (c->state != CONN_DEAD && sent < n)
 		conn_keep(c, p + sent, n - sent, true);
@@ -8805,8 +8804,7 @@ conn_send_raw(struct conn *c)
 	u8 *p = buffer_at(c->out);
 	size_t left = b->raw - b->at;
 
-	left -= conn_wrote(c, sys_send(c->fd, p + b->at, left,
-	    conn_send_flags(c)), left);
+	left -= conn_send(c, p + b->at, left);
 	b->at = b->raw - (u32)left;
 	if (left > 0)
 		return false;
@@ -8859,17 +8857,15 @@ static bool
 conn_stream_plain(struct conn *c)
 {
 	struct gather g;
-	ssize_t n;
 	size_t out;
 
 	queue_gather(&g, &srv.queues, c->sock, c->done,
 	    min_size(2 * settings.send_buffer, CONN_TURN_BYTES));
 	if (g.spans == 1)
-		n = sys_send(c->fd, g.span[0].iov_base, g.span[0].iov_len,
-		    conn_send_flags(c));
+		out = conn_send(c, g.span[0].iov_base, g.bytes);
 	else
-		n = sys_sendv(c->fd, g.span, (u32)g.spans, conn_send_flags(c));
-	out = conn_wrote(c, n, g.bytes);
+		out = conn_wrote(c, sys_sendv(c->fd, g.span, (u32)g.spans,
+		    c->more ? MSG_MORE : 0), g.bytes);
 	if (out > 0)
 		conn_advance(c, out);
 	return out == g.bytes;
@@ -8951,8 +8947,7 @@ conn_stream_tls(struct conn *c)
 	left = conn_seal_stream(c, c->rec_n > 0 ? c->rec_n :
 	    STREAM_RECORD * STREAM_RECORDS, &plain) - before;
 	assert(c->rec_n == 0 || plain == c->rec_n);
-	out = conn_wrote(c, sys_send(c->fd, srv.scratch_out + before, left,
-	    conn_send_flags(c)), left);
+	out = conn_send(c, srv.scratch_out + before, left);
 	if (out > 0)
 		conn_records_sent(c, plain, before + out);
 	return out == left;
