@@ -7283,6 +7283,11 @@ tls_cert_command(int argc, char **argv)
 #define TLS_IN       (TLS_FRAGMENT + 325)
 #define TLS_OUT      (TLS_FRAGMENT + 85)
 
+/* A client may ask for records of 512 bytes or some more (RFC 6066, 4): powers
+ * of two, 9 to 12.  BearSSL grants what is less than its own limit, and
+ * Records knows of no limit; so this one is said to be its own. */
+#define TLS_LEAST_LIMIT 9
+
 /* The suites that are accepted. */
 #define TLS_SUITES 4
 
@@ -7591,6 +7596,7 @@ tls_take(void)
 	    COUNT(protocols));
 	br_ssl_engine_set_buffers_bidi(&s->server.eng, s->in, sizeof s->in,
 	    s->out, sizeof s->out);
+	s->server.eng.log_max_frag_len = TLS_LEAST_LIMIT;
 	if (!br_ssl_server_reset(&s->server))
 		return -1;
 	tls.busy[i] = true;

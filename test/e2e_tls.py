@@ -211,6 +211,16 @@ def test_who_resumes_may_offer_h2_alone(server):
     raw.heartbeat()
 
 
+@pytest.mark.parametrize("limit", [512, 1024, 2048, 4096])
+def test_a_limit_of_records_is_not_granted_and_then_broken(server, limit):
+    """OpenSSL ends a connection whose records are longer than agreed."""
+    page = server.ask(request("/", upgrade=False), tls=True)
+    _, said = s_client(server, "-tls1_2", "-quiet", "-maxfraglen", str(limit),
+                       stdin=request("/", upgrade=False))
+    assert len(page.body) > 4096
+    assert page.body.decode("latin-1") in said, said
+
+
 # ----- who does not fit ---------------------------------------------------
 
 @pytest.mark.parametrize("options,alert", [
