@@ -7361,8 +7361,13 @@ tls_suite_out(const br_ssl_engine_context *e)
 	    e->out.vtable == &e->igcm_out->inner ? RECORD_AES128_GCM : 0;
 }
 
+/* Both suites' contexts number their records at one place. */
+_Static_assert(offsetof(br_sslrec_gcm_context, seq) ==
+    offsetof(br_sslrec_chapol_context, seq), "records are numbered alike");
+
 /* The keys of a connection whose records are not plain any more (RFC 5246,
- * 6.3).  Finished was the first record in either direction. */
+ * 6.3), and their numbers: a client may cut its Finished into several, or send
+ * a warning before it. */
 static void
 tls_get_keys(struct record_keys *k, const br_ssl_engine_context *e)
 {
@@ -7373,7 +7378,8 @@ tls_get_keys(struct record_keys *k, const br_ssl_engine_context *e)
 	u8 block[2 * (32 + 12)], *iv;
 	size_t key_n = 32, iv_n = 12;
 
-	k->in.seq = k->out.seq = 1;
+	k->in.seq = e->in.chapol.seq;
+	k->out.seq = e->out.chapol.seq;
 	k->in.suite = k->out.suite = tls_suite_out(e);
 	if (k->out.suite == RECORD_AES128_GCM) {
 		key_n = 16;

@@ -1110,6 +1110,36 @@ a_handshake_may_come_in_any_pieces(void **state)
 	}
 }
 
+/* Then it has more than one record under the new keys: none may be missed when
+ * they are counted on. */
+static void
+finished_may_come_in_several_records(void **state)
+{
+	(void)state;
+	for (u8 suite = RECORD_CHACHA20; suite <= RECORD_AES128_GCM; suite++) {
+		br_ssl_session_parameters session;
+
+		set_up_tls("ec.crt", "ec.key");
+		prefer(suite);
+		for (int resumed = 0; resumed < 2; resumed++) {
+			struct peer c;
+
+			peer_open(&c, resumed ? &session : NULL);
+			c.ssl.eng.max_frag_len = 6; /* of its 16 bytes */
+			shake_hands(&c);
+			if (c.progress != TLS_DONE)
+				fail_msg("%s", tls_why(c.slot));
+			assert_int_equal(tls_resumed(c.slot), resumed);
+			assert_int_equal(c.keys.in.suite, suite);
+			assert_int_equal(c.keys.in.seq, 3);
+			exchange(&c);
+			br_ssl_engine_get_session_parameters(&c.ssl.eng,
+			    &session);
+			peer_close(&c);
+		}
+	}
+}
+
 /* In a resumed handshake the client speaks last, and may go on at once. */
 static void
 what_follows_finished_is_left_in_the_socket(void **state)
@@ -1641,6 +1671,7 @@ main(void)
 		cmocka_unit_test(
 		    sessions_are_forgotten_daily_and_with_a_new_certificate),
 		cmocka_unit_test(a_handshake_may_come_in_any_pieces),
+		cmocka_unit_test(finished_may_come_in_several_records),
 		cmocka_unit_test(what_follows_finished_is_left_in_the_socket),
 		cmocka_unit_test(a_slot_that_was_given_back_holds_no_secret),
 		cmocka_unit_test(
