@@ -7598,6 +7598,7 @@ tls_take(void)
 	tls_set_cert(s, certs.used);
 	s->error = 0;
 	s->answered = s->corked = s->half_sent = false;
+	s->server.client_max_version = BR_TLS12; /* until it says */
 	br_ssl_engine_set_protocol_names(&s->server.eng, protocols,
 	    COUNT(protocols));
 	br_ssl_engine_set_buffers_bidi(&s->server.eng, s->in, sizeof s->in,
@@ -7742,17 +7743,16 @@ tls_finish(struct tls_slot *s, int fd, struct record_keys *keys)
 	return TLS_DONE;
 }
 
-/* Puts the client's own version on a plain alert: OpenSSL takes no other, and
- * BearSSL always writes ours. */
+/* Puts a version on a plain alert: the client's own if it is older than ours,
+ * for OpenSSL takes no other.  BearSSL has ours there, or none yet. */
 static void
 tls_fix_alert(const struct tls_slot *s, u8 *record)
 {
 	u16 version = s->server.client_max_version;
 
 	if (record[0] == RECORD_ALERT && !s->half_sent &&
-	    tls_suite_out(&s->server.eng) == 0 && version >= BR_TLS10 &&
-	    version < BR_TLS12)
-		store16(record + 1, version);
+	    tls_suite_out(&s->server.eng) == 0)
+		store16(record + 1, version < BR_TLS12 ? version : BR_TLS12);
 }
 
 /* Sends a piece.  The kernel holds it back until the flight is complete, so

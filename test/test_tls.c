@@ -1440,6 +1440,41 @@ rubbish_gets_an_alert_and_a_reason(void **state)
 	}
 }
 
+/* Its own if it is older than ours, and nobody else's: the slot has had another
+ * client before.  BearSSL alone says 0.0. */
+static void
+an_alert_has_the_clients_version(void **state)
+{
+	static const u8 leave[] = { 21, 3, 1, 0, 2, 1, 0 };
+	struct peer c;
+
+	(void)state;
+	set_up_tls("ec.crt", "ec.key");
+	for (u8 minor = 4; minor-- > 0;) {
+		u8 hello[50] = { 22, 3, minor, 0, 45, 1, 0, 0, 41, 3, minor };
+		u8 alert[8] = { 0 };
+
+		hello[45] = 2;  /* of suites: an unknown one */
+		hello[48] = 1;  /* of compressions: none */
+		peer_open(&c, NULL);
+		assert_int_equal(sys_send(c.fd, hello, sizeof hello, 0), 50);
+		while (tls_step(c.slot, c.server_fd, &c.keys) != TLS_FAILED)
+			continue;
+		assert_int_equal(sys_recv(c.fd, alert, sizeof alert, 0), 7);
+		assert_int_equal(load16(alert + 1), 0x0300 | minor);
+		assert_int_equal(alert[6], minor == 3 ? 40 : 70);
+		peer_close(&c);
+		peer_open(&c, NULL);
+		assert_int_equal(sys_send(c.fd, leave, sizeof leave, 0), 7);
+		while (tls_step(c.slot, c.server_fd, &c.keys) != TLS_FAILED)
+			continue;
+		assert_int_equal(sys_recv(c.fd, alert, sizeof alert, 0), 7);
+		assert_int_equal(load16(alert + 1), BR_TLS12);
+		assert_int_equal(alert[6], 0);
+		peer_close(&c);
+	}
+}
+
 static void
 a_client_that_leaves_is_said_to_have_left(void **state)
 {
@@ -1682,6 +1717,7 @@ main(void)
 		cmocka_unit_test(
 		    old_versions_and_foreign_suites_get_a_proper_alert),
 		cmocka_unit_test(rubbish_gets_an_alert_and_a_reason),
+		cmocka_unit_test(an_alert_has_the_clients_version),
 		cmocka_unit_test(a_client_that_leaves_is_said_to_have_left),
 		cmocka_unit_test(a_changed_finished_is_refused),
 		cmocka_unit_test(handshakes_survive_one_reload_and_not_two),
