@@ -7396,6 +7396,20 @@ tls_get_keys(struct record_keys *k, const br_ssl_engine_context *e)
 	wipe(block, sizeof block);
 }
 
+/* The other half of the key exchange.  A client's X25519 point may be one whose
+ * every multiple is zero, a secret that everybody knows, and BearSSL 0.6 does
+ * not look (RFC 8422, 5.11).  A point of P-256 begins with 4. */
+static u32
+tls_multiply(u8 *point, size_t n, const u8 *x, size_t x_n, int curve)
+{
+	u32 good = br_ec_all_m31.mul(point, n, x, x_n, curve);
+	u8 any = 0;
+
+	for (size_t i = 0; i < n; i++)
+		any |= point[i];
+	return any != 0 ? good : 0;
+}
+
 /* Once, before all else: has BearSSL choose the ciphers that this processor
  * runs best, for it asks the processor, and checks them. */
 static int
@@ -7410,6 +7424,7 @@ tls_start(void)
 	tls.aes_first = br_aes_x86ni_ctr_get_vtable() &&
 	    br_ghash_pclmul_get();
 	tls.curves = br_ec_all_m31;
+	tls.curves.mul = tls_multiply;
 	tls.curves.supported_curves = (u32)1 << BR_EC_curve25519 |
 	    (u32)1 << BR_EC_secp256r1;
 	return record_self_test(&tls.aead) ? 0 : cert_fail("the ciphers'",

@@ -1530,6 +1530,46 @@ a_changed_finished_is_refused(void **state)
 	peer_close(&c);
 }
 
+/* Whatever it is multiplied by, it stays zero: the client need not even try. */
+static size_t
+zero_point(u8 *point, const u8 *x, size_t x_n, int curve)
+{
+	(void)x;
+	(void)x_n;
+	assert_int_equal(curve, BR_EC_curve25519);
+	memset(point, 0, 32);
+	return 32;
+}
+
+static u32
+zero_product(u8 *point, size_t n, const u8 *x, size_t x_n, int curve)
+{
+	(void)n;
+	return (u32)(zero_point(point, x, x_n, curve) == 32);
+}
+
+static void
+a_secret_that_everybody_knows_is_refused(void **state)
+{
+	br_ec_impl zero = br_ec_all_m31;
+	struct peer c;
+
+	(void)state;
+	zero.mulgen = zero_point;
+	zero.mul = zero_product;
+	for (u8 suite = RECORD_CHACHA20; suite <= RECORD_AES128_GCM; suite++) {
+		set_up_tls("ec.crt", "ec.key");
+		prefer(suite);
+		peer_open(&c, NULL);
+		br_ssl_engine_set_ec(&c.ssl.eng, &zero);
+		shake_hands(&c);
+		assert_int_equal(c.progress, TLS_FAILED);
+		assert_int_equal(br_ssl_engine_last_error(&c.ssl.eng),
+		    BR_ERR_RECV_FATAL_ALERT + 20);
+		peer_close(&c);
+	}
+}
+
 static void
 handshakes_survive_one_reload_and_not_two(void **state)
 {
@@ -1720,6 +1760,7 @@ main(void)
 		cmocka_unit_test(an_alert_has_the_clients_version),
 		cmocka_unit_test(a_client_that_leaves_is_said_to_have_left),
 		cmocka_unit_test(a_changed_finished_is_refused),
+		cmocka_unit_test(a_secret_that_everybody_knows_is_refused),
 		cmocka_unit_test(handshakes_survive_one_reload_and_not_two),
 		cmocka_unit_test(slots_are_used_again_and_again),
 	};
