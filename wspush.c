@@ -14446,6 +14446,7 @@ serve_defaults(void)
 	settings = (struct settings){ .listen[LISTEN_METRICS].fd = -1,
 		.push_path = WSP_PUSH_PATH,
 		.push_mode = 0660, .state = WSP_STATE_DIR };
+	log_to.level = LOG_LEVEL_INFO;
 	for (u32 i = 0; i < COUNT(serve_options); i++)
 		if (serve_options[i].kind == OPT_NUMBER)
 			*(u32 *)serve_options[i].to = serve_options[i].value;

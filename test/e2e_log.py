@@ -54,6 +54,16 @@ def test_a_reload_changes_the_level(serve, tmp_path):
     server.wait_log(" debug gone ")
 
 
+def test_a_level_that_the_file_has_no_more_is_the_default_again(serve,
+                                                                tmp_path):
+    file = tmp_path / "conf"
+    file.write_text("log-level error\n")
+    server = serve("--config", file)
+    file.write_text("")
+    server.kick(signal.SIGHUP)
+    server.wait_log(" info reloaded ")
+
+
 def test_what_a_reload_refuses_is_a_line_of_the_log(serve, tmp_path):
     file = tmp_path / "conf"
     file.write_text("overflow close\n")
