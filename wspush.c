@@ -6383,9 +6383,11 @@ struct settings {
 	bool token_in_url;
 	bool no_page;
 	bool no_sandbox;
+	bool syslog;
 	u32 push_mode;
 	const char *push_path, *push_group;
 	const char *state;
+	const char *user;
 	const char *token_audience;
 	u32 listeners;   /* without that of --metrics */
 	u32 services;
@@ -14225,8 +14227,7 @@ serve_failed(const char *what, const char *which)
 
 static struct {
 	const char *config;
-	const char *user;
-	bool memory, check, syslog;
+	bool memory, check;
 	int argc;
 	char **argv;
 	u32 pending;           /* connection rows beside the open ones */
@@ -14295,14 +14296,14 @@ static const struct serve_option serve_options[] = {
 	{ "token-in-url", OPT_FLAG, .to = &settings.token_in_url },
 	{ "no-page", OPT_FLAG, .to = &settings.no_page },
 	{ "wait", NUMBER(wait, 0, MAX_SECONDS, 0) },
-	{ "user", OPT_TEXT, .to = &serve.user, .shape = "USER[:GROUP]" },
+	{ "user", OPT_TEXT, .to = &settings.user, .shape = "USER[:GROUP]" },
 	{ "no-sandbox", OPT_FLAG, .to = &settings.no_sandbox },
 	{ "config", OPT_TEXT, .to = &serve.config, .shape = "FILE" },
 	{ "memory", OPT_FLAG, .to = &serve.memory },
 	{ "check", OPT_FLAG, .to = &serve.check },
 	{ "log-level", OPT_WORD, .to = &log_to.level,
 		.shape = "error|warn|info|debug" },
-	{ "syslog", OPT_FLAG, .to = &serve.syslog },
+	{ "syslog", OPT_FLAG, .to = &settings.syslog },
 #undef NUMBER
 #undef LIST
 };
@@ -15078,13 +15079,13 @@ serve_warn_unreadable(const char *path)
 	if (path && access(path, R_OK) < 0)
 		log_event(LOG_LEVEL_WARN, "key", "path=%s user=%s why=\"it "
 		    "cannot be read by this user, a reload will fail\"",
-		    log_quote(&room, text_of(path)), serve.user);
+		    log_quote(&room, text_of(path)), settings.user);
 }
 
 static int
 serve_become_user(void)
 {
-	struct str rest = text_of(serve.user), name, behind;
+	struct str rest = text_of(settings.user), name, behind;
 	u32 uid, gid;
 	int64_t number;
 
@@ -15097,14 +15098,14 @@ serve_become_user(void)
 	if (rest.p && serve_find_group(rest, &gid) != 0)
 		return 1;
 	if (setgroups(0, NULL) < 0 || setgid(gid) < 0 || setuid(uid) < 0)
-		return serve_failed("cannot become", serve.user);
+		return serve_failed("cannot become", settings.user);
 	return 0;
 }
 
 static int
 serve_drop_root(void)
 {
-	if (!serve.user)
+	if (!settings.user)
 		return 0;
 	if (serve_become_user() != 0)
 		return 1;
@@ -15135,7 +15136,7 @@ serve_start_helper(void)
 			close(manager.listen[i].fd);
 		if (manager.push > 0)
 			close(manager.push);
-		if (serve.user && serve_become_user() != 0)
+		if (settings.user && serve_become_user() != 0)
 			_exit(1);
 		helper_run(pair[1]);
 	}
@@ -15565,7 +15566,7 @@ serve_command(int argc, char **argv)
 		return serve_only_check();
 	if (serve.memory)
 		return serve_print_memory();
-	if (serve.syslog)
+	if (settings.syslog)
 		log_to.syslog = sys_unix_socket();
 	if (serve_start() == 0)
 		return serve_run();

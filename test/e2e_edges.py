@@ -374,6 +374,8 @@ def test_only_refusals_count_as_http_refused(server):
     ("duplicate", "takeover", "reject"),
     ("ack", "pong", "sent"),
     ("push-mode", "0660", "0600"),
+    pytest.param("user", "root", "nobody", marks=pytest.mark.skipif(
+        os.geteuid() != 0, reason="only root can become root")),
     ("service", "two=main,max=5", "two=main,max=7"),
     ("service", "two=main", "two=main,overflow=refuse"),
     ("service", "two=main,protocol=a", "two=main,protocol=b"),
@@ -387,6 +389,12 @@ def test_what_needs_a_restart_is_named_at_sighup(serve, conf, name, before,
     conf(f"{name} {before}")
     lines = [line for line in reload(server) if "restart" in line]
     assert not lines, "named though it is what the server runs with"
+
+
+def test_what_a_flag_says_needs_a_restart_too(serve, conf):
+    server = serve("--config", conf(""))
+    conf("syslog")
+    assert [line for line in reload(server) if "--syslog " in line]
 
 
 def test_a_new_path_of_the_certificate_is_taken_at_sighup(serve, conf,
