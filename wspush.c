@@ -6310,7 +6310,8 @@ static const char *say_verb; /* in whose name wrong usage is said */
 static int say(int status, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* Says what went wrong and returns the exit status for it. */
+/* Says what went wrong, in one line whatever the words at fault hold, and
+ * returns the exit status for it. */
 static int
 say(int status, const char *format, ...)
 {
@@ -6325,6 +6326,9 @@ say(int status, const char *format, ...)
 	va_start(ap, format);
 	out_format(&o, format, ap);
 	va_end(ap);
+	for (size_t i = 0; i < o.n; i++)
+		if ((u8)text[i] < ' ' || text[i] == 0x7f)
+			text[i] = '?';
 	text[o.n++] = '\n';
 	(void)!write(STDERR_FILENO, text, o.n);
 	return status;

@@ -420,3 +420,17 @@ def test_send_w_is_5_when_one_does_not_answer_in_time(acks, server, cli):
 def test_send_w_to_nobody_is_4(acks, server, cli):
     code, _, _ = cli("send", "-w", "1", "$absent", "hello")
     assert code == NOBODY
+
+
+@pytest.mark.parametrize("words", [
+    ("send", "a\nb\x1b[2J", "x"),
+    ("send", "-K", "a\nb", "*", "x"),
+    ("send", "-s", "/nowhere/at\nall", "*", "x"),
+    ("ver\nb",),
+    ("serve", "--a\nb"),
+    ("serve", "--service", "a=x\ny"),
+])
+def test_a_complaint_is_one_line_whatever_was_typed(words):
+    err = wspush(*words).stderr.decode()
+    complaint = err.partition("usage: ")[0]
+    assert complaint[:-1].isprintable() and complaint[-1] == "\n", err
