@@ -6255,9 +6255,8 @@ log_quote(struct log_room *room, struct str s)
 static char print_room[4096];
 static struct out print_out = { print_room, 0, sizeof print_room, false };
 static int print_fd = STDOUT_FILENO;
-static bool print_lost;
+static int print_lost; /* errno, when something that was printed is lost */
 
-/* False when something that was printed is lost. */
 static bool
 print_flush(void)
 {
@@ -6267,7 +6266,7 @@ print_flush(void)
 		if (r > 0)
 			at += (size_t)r;
 		else if (r == 0 || errno != EINTR)
-			print_lost = true;
+			print_lost = r == 0 ? EIO : errno;
 	}
 	print_out.n = 0;
 	return !print_lost;
@@ -16531,10 +16530,12 @@ main(int argc, char **argv)
 		main_explain(NULL);
 		status = CLIENT_USAGE;
 	}
-	/* A full disk or a closed pipe: what we had to say is lost. */
-	if (!print_flush() && status == CLIENT_DONE)
-		status = CLIENT_REFUSED;
-	return status;
+	/* A full disk or a closed pipe: what we had to say is lost.  Of a pipe
+	 * nobody wants to hear it. */
+	if (!print_flush() && print_lost != EPIPE)
+		say(CLIENT_REFUSED, "what this prints cannot be written: %s",
+		    strerror(print_lost));
+	return print_lost && status == CLIENT_DONE ? CLIENT_REFUSED : status;
 }
 
 #endif /* WSP_PURE_ONLY */

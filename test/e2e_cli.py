@@ -434,3 +434,14 @@ def test_a_complaint_is_one_line_whatever_was_typed(words):
     err = wspush(*words).stderr.decode()
     complaint = err.partition("usage: ")[0]
     assert complaint[:-1].isprintable() and complaint[-1] == "\n", err
+
+
+def test_what_cannot_be_printed_is_said_and_1(server):
+    with open("/dev/full", "wb") as full:
+        for verb in ("stats", "ping", "help", "version"):
+            done = subprocess.run(
+                [wsp.BINARY, verb], stdout=full, stderr=subprocess.PIPE,
+                env={**os.environ, "WSPUSH_SOCKET": server.path}, check=False)
+            assert done.returncode == REFUSED
+            check_complaint(done.stderr.decode(), "No space left")
+            assert done.stderr.count(b"\n") == 1

@@ -566,7 +566,7 @@ output_that_cannot_be_written_is_an_error_status(void **state)
 		skip();
 	old = swap(STDOUT_FILENO, fd);
 	status = wspush_main(2, argv);
-	print_lost = false;
+	print_lost = 0;
 	unswap(STDOUT_FILENO, old);
 	close(fd);
 	assert_int_equal(status, 1);
