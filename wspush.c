@@ -14855,7 +14855,8 @@ manager_take_sockets(void)
 		return serve_cannot("LISTEN_FDS is %s, which is not 0 to %d",
 		    count, MOST);
 	for (int i = 0; i < (int)v; i++) {
-		(void)split_next(&rest, ':', &name);
+		if (!split_next(&rest, ':', &name))
+			name = STR("");
 		why = manager_take_socket(FIRST + i, name);
 		if (why)
 			return serve_cannot("the socket passed as %.*s "

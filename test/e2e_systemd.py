@@ -30,7 +30,8 @@ for word in WORDS:
         s.bind(("127.0.0.1", 0))
         if kind == "listening":
             s.listen(5)
-    names.append(name)
+    if name != "nameless":
+        names.append(name)
     kept.append(os.dup2(s.detach(), 40 + len(kept)))
 if BEFORE:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -38,7 +39,7 @@ if BEFORE:
 for i, fd in enumerate(kept):
     os.dup2(fd, 3 + i)
     os.close(fd)
-os.environ["LISTEN_FDS"] = str(len(names))
+os.environ["LISTEN_FDS"] = str(len(kept))
 os.environ["LISTEN_FDNAMES"] = ":".join(names)
 os.environ["LISTEN_PID"] = str(os.getpid() + OFF)
 os.execv(BINARY, [BINARY] + sys.argv[1:])
@@ -113,6 +114,8 @@ def test_sockets_for_another_process_are_left_alone(serve, launcher):
 @pytest.mark.parametrize("words, says", [
     (["http=listening"], "passed as http is none of wss, ws and push"),
     (["=listening"], "passed as  is none of wss, ws and push"),
+    (["ws=listening", "nameless=listening"],
+     "passed as  is none of wss, ws and push"),
     (["push=listening"], "push is not a UNIX datagram socket"),
     (["wss=bound"], "wss is not a listening TCP socket"),
     (["ws=udp"], "ws is not a listening TCP socket"),
