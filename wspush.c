@@ -8782,6 +8782,14 @@ conn_wire(struct conn *c, u8 *to, const u8 *p, size_t n)
 	return total;
 }
 
+/* May n more bytes wait in the out buffer, sealed in the end? */
+static bool
+conn_may_keep(const struct conn *c, size_t n)
+{
+	return buffers[c->out].n + n + 2 * RECORD_OVERHEAD_MAX <=
+	    srv.buffer_size;
+}
+
 /* Puts bytes behind those that wait in the out buffer: ready for the wire,
  * which go before all else, or to be sealed at the next boundary. */
 static void
@@ -8789,7 +8797,7 @@ conn_keep(struct conn *c, const u8 *p, size_t n, bool ready)
 {
 	struct buffer *b = buffer_take(c, &c->out);
 
-	if (b->n + n + 2 * RECORD_OVERHEAD_MAX > srv.buffer_size) {
+	if (!conn_may_keep(c, n)) {
 		conn_kill(c, "it does not take its answers");
 		return;
 	}
@@ -9294,7 +9302,7 @@ conn_close(struct conn *c, u16 code, struct str reason)
 	bool settled;
 
 	assert(c->state == CONN_OPEN);
-	settled = conn_settle(c);
+	settled = conn_settle(c) && conn_may_keep(c, n);
 	service_ended(c, settled ? code : WSP_CLOSE_ABNORMAL);
 	conn_enter(c, settled ? CONN_CLOSING : CONN_DEAD);
 	conn_aside(c, frame, n);

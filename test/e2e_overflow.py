@@ -147,6 +147,33 @@ def test_close_cuts_the_slow_client_and_keeps_its_queue(serve):
     other.heartbeat()
 
 
+def test_an_event_names_the_code_of_a_close_that_is_written(serve):
+    server = serve("--send-buffer", 2048, "--max-message", 200000,
+                   "--queue-bytes", 200000)
+
+    def closed(n):
+        """Closes a client that has read nothing of so many bytes."""
+        with Watcher(server.path) as watcher:
+            raw = server.open(receive_buffer=2048)
+            server.ok("send *", "x" * n)
+            server.ok("close code=4000 *", "r" * 123)
+            code = watcher.events(3)[1][2]
+        written = raw.rest().endswith(b"\x0f\xa0" + b"r" * 123)
+        raw.close_socket()
+        assert code == (4000 if written else 1006), n
+        return written
+    # Where the rest and the Close just do not fit the buffer any more.
+    most, least = 2000, 190000
+    while least - most > 30:
+        n = (most + least) // 2
+        if closed(n):
+            most = n
+        else:
+            least = n
+    for n in range(most, most + 300, 30):
+        closed(n)
+
+
 def test_what_a_full_client_says_is_heard_once_its_answer_is_out(serve):
     """A send that is refused flushes the client first, and with that goes
     the answer that its next words wait for."""
