@@ -7205,9 +7205,11 @@ cert_parse_order(struct cert_order *o, char **argv)
 	int letter = 1;
 
 	while (letter > 0) {
-		if (*w.at && strcmp(*w.at, "--state") == 0 && w.at[1]) {
-			o->dir = w.at[1];
-			w.at += 2;
+		if (*w.at && strcmp(*w.at, "--state") == 0) {
+			o->dir = *++w.at;
+			if (!o->dir)
+				return say(2, "option --state needs a value");
+			w.at++;
 			continue;
 		}
 		letter = words_option(&w, "fd:");

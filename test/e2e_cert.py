@@ -125,6 +125,12 @@ def test_cert_used_wrongly_is_status_2_and_makes_nothing(tmp_path, args):
     assert os.listdir(tmp_path) == []
 
 
+def test_cert_says_that_state_lacks_its_value():
+    done = wspush("cert", "--state")
+    assert done.returncode == 2
+    assert b"--state needs a value" in done.stderr
+
+
 def test_cert_without_a_directory_it_may_write_is_status_1(tmp_path):
     (tmp_path / "file").touch()
     done = wspush("cert", "--state", str(tmp_path / "file" / "x"))
