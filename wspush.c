@@ -9165,14 +9165,16 @@ conn_offer(struct conn *c)
 }
 
 /* conn_offer() before a message that asks for room, and then follows in the
- * same turn: the kernel may send both at once.  Only every second time and
- * with little, for a client acknowledges the second piece that comes, and
- * what it has not acknowledged fills the kernel's buffer. */
+ * same turn: the kernel may send both at once.  Only every second time, with
+ * little, and while its buffer is half empty, for a client acknowledges the
+ * second piece that comes, and until then it is full of the first.  Not over
+ * TLS, where a flood loses more messages by it and gains little. */
 static void
 conn_offer_before(struct conn *c)
 {
-	c->more = !c->held &&
-	    srv.queues.queue[c->sock].bytes <= CONN_HOLD;
+	c->more = !c->tls && !c->held &&
+	    srv.queues.queue[c->sock].bytes <= CONN_HOLD &&
+	    sys_held(c->fd, TIOCOUTQ) <= (int)settings.send_buffer / 2;
 	conn_offer(c);
 	c->more = false;
 	if (c->held)
