@@ -45,13 +45,13 @@ PROGRAM = -DWSP_TEXTS='"build/texts.h"' -DWSP_BUILD_DATE=$(BUILD_DATE)
 COMPILE = $(CC) $(WSP_CPPFLAGS) $(CPPFLAGS) $(WSP_CFLAGS) $(CFLAGS)
 LINK = $(WSP_LDFLAGS) $(LDFLAGS) $(BEARSSL_LIBS) $(LDLIBS)
 
+# All of libc's functions are found at the start: found later, one by one, they
+# would bring the linker's tables back into memory.
 # Packed relocations are two pages less, for a linker and a libc (glibc 2.36)
 # that know them: another libc would not start the program.
 GLIBC_2_36 = $(shell echo __GLIBC__ __GLIBC_MINOR__ | \
 	$(CC) $(CPPFLAGS) $(CFLAGS) -include features.h -E - 2>/dev/null | \
 	awk '$$1 == 2 && $$2 >= 36')
-# All of libc's functions are found at the start: found later, one by one, they
-# would bring the linker's tables back into memory.
 WSP_LDFLAGS = -Wl,-z,now $(if $(GLIBC_2_36),$(shell $(CC) $(LDFLAGS) -Wl,--help \
 	2>/dev/null | grep -q pack-relative-relocs && \
 	echo -Wl,-z,pack-relative-relocs))

@@ -5949,8 +5949,8 @@ sys_random(void *p, size_t n)
 	}
 }
 
-/* Gives the whole pages in there, of the arena, back to the kernel: they come
- * again as zeroes. */
+/* Gives the whole pages in there back to the kernel: the arena's come again as
+ * zeroes, a file's as they are in it. */
 static void
 sys_forget(void *p, size_t n)
 {
@@ -5960,6 +5960,20 @@ sys_forget(void *p, size_t n)
 
 	if (from < to)
 		madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+#ifndef MADV_WIPEONFORK /* Linux 4.14; before, all seems to have a file */
+#define MADV_WIPEONFORK 18
+#define MADV_KEEPONFORK 19
+#endif
+
+/* Is there a file behind these pages?  Only of others can be asked that a
+ * child finds them empty. */
+static bool
+sys_has_file(void *p, size_t n)
+{
+	return madvise(p, n, MADV_WIPEONFORK) < 0 ||
+	    madvise(p, n, MADV_KEEPONFORK) < 0;
 }
 
 /* Writes what can be written without waiting: a log that nobody reads must
@@ -7282,6 +7296,8 @@ tls_cert_command(int argc, char **argv)
  *
  * BearSSL has no call that hands out the keys, so they are derived once more
  * from what its context knows, by the rule that both sides derive them by.
+ * That, and where 0.6 errs or dawdles, is the business of fields of its
+ * context that another version need not have.
  */
 
 /* The largest piece of a handshake in one record.  With BearSSL's overheads
@@ -7345,7 +7361,7 @@ static struct {
 	u32 ready; /* of them, the first so many are configured */
 	bool busy[WSP_HANDSHAKES]; /* apart: an unused slot is not touched */
 	br_ssl_session_cache_lru cache;
-	br_ssl_session_cache_class lru; /* how BearSSL saves and loads */
+	const br_ssl_session_cache_class *lru; /* how BearSSL does it */
 	br_ssl_session_cache_class sessions; /* with our load */
 	u8 *rows; /* of the cache */
 	size_t rows_n;
@@ -7448,7 +7464,7 @@ static int
 tls_load_session(const br_ssl_session_cache_class **cache,
     br_ssl_server_context *server, br_ssl_session_parameters *session)
 {
-	int found = tls.lru.load(cache, server, session);
+	int found = tls.lru->load(cache, server, session);
 
 	if (found)
 		br_ssl_engine_set_protocol_names(&server->eng, NULL, 0);
@@ -7462,7 +7478,8 @@ tls_forget(void)
 {
 	wipe(tls.rows, tls.cache.store_ptr);
 	br_ssl_session_cache_lru_init(&tls.cache, tls.rows, tls.rows_n);
-	tls.lru = tls.sessions = *tls.cache.vtable;
+	tls.lru = tls.cache.vtable;
+	tls.sessions = *tls.lru;
 	tls.sessions.load = tls_load_session;
 	tls.cache.vtable = &tls.sessions;
 }
@@ -9172,7 +9189,7 @@ conn_offer(struct conn *c)
 static void
 conn_offer_before(struct conn *c)
 {
-	c->more = !c->tls && !c->held &&
+	c->more = !c->tls && !c->held && !c->blocked &&
 	    srv.queues.queue[c->sock].bytes <= CONN_HOLD &&
 	    sys_held(c->fd, TIOCOUTQ) <= (int)settings.send_buffer / 2;
 	conn_offer(c);
@@ -15261,8 +15278,8 @@ serve_say_ready(void)
 
 /* ----- 49. Serve ---------------------------------------------------------
  *
- * The running server: ready, the loop, a reload on SIGHUP, and an end in good
- * order on SIGTERM.
+ * The running server: ready, when the code of the start leaves memory, the
+ * loop, a reload on SIGHUP, and an end in good order on SIGTERM.
  */
 
 static void
@@ -15410,20 +15427,6 @@ serve_code_is_written(const struct dl_phdr_info *object)
 	return false;
 }
 
-#ifndef MADV_WIPEONFORK /* Linux 4.14; before, all seems to have a file */
-#define MADV_WIPEONFORK 18
-#define MADV_KEEPONFORK 19
-#endif
-
-/* Is there no file behind it, as in a program that was packed?  Only of such
- * memory can be asked that a child finds it empty. */
-static bool
-serve_code_is_unpacked(const struct iovec *at)
-{
-	return madvise(at->iov_base, at->iov_len, MADV_WIPEONFORK) == 0 &&
-	    madvise(at->iov_base, at->iov_len, MADV_KEEPONFORK) == 0;
-}
-
 static int
 serve_find_code(struct dl_phdr_info *object, size_t n, void *found)
 {
@@ -15448,8 +15451,8 @@ serve_find_code(struct dl_phdr_info *object, size_t n, void *found)
  * Most code runs at the start alone and stays in memory in vain: all goes, and
  * what runs again comes back out of the page cache.  It goes when all of it is
  * found, or looking for the rest would bring libc's back.  What a file does not
- * hold would not come back: such code stays.  A breakpoint that a debugger has
- * set before is lost with its page.
+ * hold, as in a program that was packed, would not come back: it stays.  A
+ * breakpoint that a debugger has set before is lost with its page.
  */
 static void
 serve_forget_code(void)
@@ -15458,9 +15461,8 @@ serve_forget_code(void)
 
 	dl_iterate_phdr(serve_find_code, &code);
 	for (u32 i = 0; i < code.count; i++)
-		if (!serve_code_is_unpacked(&code.at[i]))
-			madvise(code.at[i].iov_base, code.at[i].iov_len,
-			    MADV_DONTNEED);
+		if (sys_has_file(code.at[i].iov_base, code.at[i].iov_len))
+			sys_forget(code.at[i].iov_base, code.at[i].iov_len);
 }
 
 /* What cannot be read keeps its old value. */

@@ -22,6 +22,12 @@ def sanitized(path):
     return b"__asan_init" in pathlib.Path(path).read_bytes()
 
 
+def is_static(path):
+    program = subprocess.run(["readelf", "-l", path], capture_output=True,
+                             check=True, timeout=60).stdout
+    return b"INTERP" not in program
+
+
 # A sanitizer has an allocator of its own: the release build speaks for both.
 BINARY = wsp.BINARY
 if os.path.exists(BINARY) and sanitized(BINARY):
@@ -32,9 +38,7 @@ if os.path.exists(BINARY) and sanitized(BINARY):
 def interposer():
     if sanitized(BINARY):
         pytest.skip("a sanitizer has an allocator of its own")
-    program = subprocess.run(["readelf", "-l", BINARY], capture_output=True,
-                             check=True, timeout=60).stdout
-    if b"INTERP" not in program:
+    if is_static(BINARY):
         pytest.skip("a static binary cannot be interposed")
     library = wsp.ARTEFACTS / "count_alloc.so"
     source = pathlib.Path(__file__).with_name("count_alloc.c")
@@ -192,9 +196,7 @@ def test_code_that_no_file_holds_is_kept(serve, tmp_path):
     """As in a program that was packed: it would come back as zeroes."""
     if sanitized(BINARY):
         pytest.skip("a sanitizer has code of its own")
-    program = subprocess.run(["readelf", "-l", BINARY], capture_output=True,
-                             check=True, timeout=60).stdout
-    if b"INTERP" not in program:
+    if is_static(BINARY):
         pytest.skip("a static binary loads no library")
     source = pathlib.Path(__file__).with_name("move_code.c")
     library = tmp_path / "move_code.so"

@@ -1003,6 +1003,20 @@ a_second_connection_resumes(void **state)
 	}
 }
 
+/* A first connection, whose session the next may resume. */
+static void
+open_session(br_ssl_session_parameters *session)
+{
+	struct peer c;
+
+	set_up_tls("ec.crt", "ec.key");
+	prefer(RECORD_CHACHA20);
+	peer_open(&c, NULL);
+	assert_shakes(&c, RECORD_CHACHA20, false);
+	br_ssl_engine_get_session_parameters(&c.ssl.eng, session);
+	peer_close(&c);
+}
+
 /* BearSSL 0.6 alone dies of the second client. */
 static void
 who_resumes_may_offer_any_protocol(void **state)
@@ -1015,12 +1029,7 @@ who_resumes_may_offer_any_protocol(void **state)
 	const char *got;
 
 	(void)state;
-	set_up_tls("ec.crt", "ec.key");
-	prefer(RECORD_CHACHA20);
-	peer_open(&c, NULL);
-	assert_shakes(&c, RECORD_CHACHA20, false);
-	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
-	peer_close(&c);
+	open_session(&session);
 	for (size_t i = 0; i < 2 * COUNT(offers); i++) {
 		bool resumes = i % 2 == 1;
 
@@ -1046,12 +1055,7 @@ a_session_whose_suite_is_not_offered_is_not_resumed(void **state)
 	br_ssl_session_parameters session;
 
 	(void)state;
-	set_up_tls("ec.crt", "ec.key");
-	prefer(RECORD_CHACHA20);
-	peer_open(&c, NULL);
-	assert_shakes(&c, RECORD_CHACHA20, false);
-	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
-	peer_close(&c);
+	open_session(&session);
 	peer_open(&c, &session);
 	br_ssl_engine_set_suites(&c.ssl.eng, gcm, COUNT(gcm));
 	assert_true(br_ssl_client_reset(&c.ssl, NULL, 1));
@@ -1152,12 +1156,7 @@ what_follows_finished_is_left_in_the_socket(void **state)
 	ssize_t got;
 
 	(void)state;
-	set_up_tls("ec.crt", "ec.key");
-	prefer(RECORD_CHACHA20);
-	peer_open(&c, NULL);
-	assert_shakes(&c, RECORD_CHACHA20, false);
-	br_ssl_engine_get_session_parameters(&c.ssl.eng, &session);
-	peer_close(&c);
+	open_session(&session);
 	peer_open(&c, &session);
 	while (peer_move(&c))
 		continue;
