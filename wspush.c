@@ -5949,8 +5949,8 @@ sys_random(void *p, size_t n)
 	}
 }
 
-/* Gives the whole pages in there back to the kernel: the arena's come again as
- * zeroes, a file's as they are in it. */
+/* Gives the whole pages in there, of the arena, back to the kernel: they come
+ * again as zeroes. */
 static void
 sys_forget(void *p, size_t n)
 {
@@ -5960,20 +5960,6 @@ sys_forget(void *p, size_t n)
 
 	if (from < to)
 		madvise((void *)from, to - from, MADV_DONTNEED);
-}
-
-#ifndef MADV_WIPEONFORK /* Linux 4.14; before, all seems to have a file */
-#define MADV_WIPEONFORK 18
-#define MADV_KEEPONFORK 19
-#endif
-
-/* Is there a file behind these pages?  Only of others can be asked that a
- * child finds them empty. */
-static bool
-sys_has_file(void *p, size_t n)
-{
-	return madvise(p, n, MADV_WIPEONFORK) < 0 ||
-	    madvise(p, n, MADV_KEEPONFORK) < 0;
 }
 
 /* Writes what can be written without waiting: a log that nobody reads must
@@ -15427,6 +15413,20 @@ serve_code_is_written(const struct dl_phdr_info *object)
 	return false;
 }
 
+#ifndef MADV_WIPEONFORK /* Linux 4.14; before, all seems to have a file */
+#define MADV_WIPEONFORK 18
+#define MADV_KEEPONFORK 19
+#endif
+
+/* Is there no file behind it, as in a program that was packed?  Only of such
+ * memory can be asked that a child finds it empty. */
+static bool
+serve_code_is_unpacked(const struct iovec *at)
+{
+	return madvise(at->iov_base, at->iov_len, MADV_WIPEONFORK) == 0 &&
+	    madvise(at->iov_base, at->iov_len, MADV_KEEPONFORK) == 0;
+}
+
 static int
 serve_find_code(struct dl_phdr_info *object, size_t n, void *found)
 {
@@ -15451,8 +15451,8 @@ serve_find_code(struct dl_phdr_info *object, size_t n, void *found)
  * Most code runs at the start alone and stays in memory in vain: all goes, and
  * what runs again comes back out of the page cache.  It goes when all of it is
  * found, or looking for the rest would bring libc's back.  What a file does not
- * hold, as in a program that was packed, would not come back: it stays.  A
- * breakpoint that a debugger has set before is lost with its page.
+ * hold would not come back: such code stays.  A breakpoint that a debugger has
+ * set before is lost with its page.
  */
 static void
 serve_forget_code(void)
@@ -15461,8 +15461,9 @@ serve_forget_code(void)
 
 	dl_iterate_phdr(serve_find_code, &code);
 	for (u32 i = 0; i < code.count; i++)
-		if (sys_has_file(code.at[i].iov_base, code.at[i].iov_len))
-			sys_forget(code.at[i].iov_base, code.at[i].iov_len);
+		if (!serve_code_is_unpacked(&code.at[i]))
+			madvise(code.at[i].iov_base, code.at[i].iov_len,
+			    MADV_DONTNEED);
 }
 
 /* What cannot be read keeps its old value. */

@@ -44,7 +44,6 @@ static int sys_epoll_wait(int ep, struct epoll_event *ev, int count,
 static int64_t sys_clock_ms(clockid_t which);
 static void sys_random(void *p, size_t n);
 static void sys_forget(void *p, size_t n);
-static bool sys_has_file(void *p, size_t n);
 static ssize_t sys_write(int fd, const void *p, size_t n);
 static ssize_t sys_read_file(const char *path, void *p, size_t cap);
 static int sys_write_file(const char *path, const void *p, size_t n,
@@ -423,14 +422,6 @@ sys_forget(void *p, size_t n)
 	to -= (uintptr_t)to % 256;
 	if (from < to)
 		memset(from, 0, (size_t)(to - from));
-}
-
-static bool
-sys_has_file(void *p, size_t n)
-{
-	(void)p;
-	(void)n;
-	return false;
 }
 
 static ssize_t
